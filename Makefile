@@ -1,0 +1,36 @@
+# Everything a newcomer needs: `make quickstart`, `make test`. Both set up .venv first, where that isn't done yet.
+
+SHELL := /bin/bash
+MAKEFLAGS += --no-builtin-rules
+.DELETE_ON_ERROR:
+.PHONY: quickstart test test-all lint types fmt .venv
+
+# Written by the very last step of the set-up, so that one that was interrupted is not taken for done.
+SET_UP := .venv/.set-up
+VSTEER := .venv/bin/vsteer
+
+quickstart: $(SET_UP)
+	$(VSTEER) models get smollm2-135m-instruct
+	$(VSTEER) quickstart
+
+test: lint types
+	.venv/bin/pytest -m "not slow"
+
+test-all: lint types
+	.venv/bin/pytest
+
+lint: $(SET_UP)
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+
+types: $(SET_UP)
+	.venv/bin/mypy
+
+fmt: $(SET_UP)
+	.venv/bin/ruff check --fix
+	.venv/bin/ruff format
+
+.venv: $(SET_UP)
+
+$(SET_UP): pyproject.toml .ci/setup
+	.ci/setup $@

@@ -1,0 +1,69 @@
+"""The command line: one file a verb, loaded only when it is called.
+
+`vsteer --help` must not pay for torch or vllm, so the group knows its verbs by name and help line alone.
+"""
+
+import importlib
+from typing import Any
+
+import click
+
+from vsteer import __version__
+from vsteer.errors import VsteerError
+
+VERBS = {
+    "models": ("vsteer.cli.models:models", "List, fetch and locate the named models that need no hub."),
+}
+"""Each verb's `module:attribute` and its line in `vsteer --help`."""
+
+
+class Failure(click.ClickException):
+    """A `VsteerError` on its way to the terminal: two lines on stderr and the error's own exit code."""
+
+    def __init__(self, error: VsteerError) -> None:
+        super().__init__(f"{error.message}\nhint: {error.hint}")
+        # click reads the code from the exception that it shows, and declares it for the whole class.
+        self.__dict__["exit_code"] = error.exit_code
+
+    def show(self, file: Any = None) -> None:
+        click.echo(f"error: {self.message}", file=file, err=file is None)
+
+
+class VerbGroup(click.Group):
+    """A click group that imports a verb's module when the verb is asked for, not before."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        module, attribute = VERBS[cmd_name][0].split(":")
+        command = getattr(importlib.import_module(module), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(verb, line) for verb, (_, line) in VERBS.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except VsteerError as error:
+            raise Failure(error) from error
+        except KeyboardInterrupt:
+            # click would turn this into "Aborted!" and exit code 1, which means "error" here.
+            click.echo("interrupted", err=True)
+            raise click.exceptions.Exit(130) from None
+
+
+@click.group(cls=VerbGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="vsteer")
+def main() -> None:
+    """Steer language models by adding vectors to the residual stream, through vLLM.
+
+    \b
+    Example:
+      vsteer models get smollm2-135m-instruct
+    """

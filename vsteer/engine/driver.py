@@ -1,0 +1,327 @@
+"""The vLLM engine: requests in, results out one by one, bounded in flight, each steered on its own.
+
+One engine a process, its model loaded once; the whole grid's table is loaded before requests run.
+A result is yielded only after the workers' record shows that its span was steered to the last position.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vsteer.engine.canary import prove_steering
+from vsteer.engine.request import (
+    Prompt,
+    Request,
+    Result,
+    Steering,
+    Vectors,
+    expected_steered_tokens,
+)
+from vsteer.engine.steered_model import CONFIG_KEY
+from vsteer.engine.step import NOT_SEEN, CellSpan
+from vsteer.engine.support import check_family, refuse_unproven
+from vsteer.engine.table import Capacity, SteeringTable
+from vsteer.errors import EngineError, SteeringFault, UnsupportedError, UsageError
+
+# Salts vLLM's compile cache: raised whenever the steered graph changes.
+GRAPH_VERSION = 1
+# How long finished results may wait for the workers' record of them, in seconds and in number.
+COLLECT_SECONDS = 0.2
+COLLECT_RESULTS = 1024
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How the engine runs. Nothing here changes what a row means."""
+
+    dtype: str = "auto"
+    max_model_len: int | None = None
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int | None = None
+    tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
+    enforce_eager: bool = False
+    prefix_caching: bool = True
+    block_size: int | None = None
+    kv_cache_gib: float | None = None
+    gpu_memory_utilization: float | None = None
+    quantization: str | None = None
+    load_format: str = "auto"
+    # any further option of vLLM's EngineArgs, by its own name
+    vllm: dict[str, Any] = field(default_factory=dict)
+
+
+class VllmEngine:
+    """Stock vLLM with the vsteer plugin, behind `load` and `run`."""
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        revision: str | None = None,
+        options: EngineOptions | None = None,
+        capacity: Capacity | None = None,
+    ) -> None:
+        options = options or EngineOptions()
+        self.capacity = capacity or Capacity()
+        _set_environment(options)
+        # vllm reads its environment at import
+        from vllm.engine.arg_utils import EngineArgs
+        from vllm.v1.engine.llm_engine import LLMEngine
+
+        try:
+            args = EngineArgs(**_engine_args(model, revision, options, self.capacity))
+        except TypeError as error:
+            raise UsageError(
+                f"vLLM does not know an engine option: {error}", hint="see vLLM's EngineArgs"
+            ) from None
+        config = args.create_engine_config()
+        check_family(config.model_config.hf_config.architectures or ())
+        refuse_unproven(config)
+        self._llm = LLMEngine.from_vllm_config(config, disable_log_stats=True)
+        self.tokenizer: Any = self._llm.get_tokenizer()
+        self.layers: int = config.model_config.hf_text_config.num_hidden_layers
+        self.hidden_size: int = config.model_config.get_hidden_size()
+        self.vocab_size: int = config.model_config.get_vocab_size()
+        self.max_model_len: int = config.model_config.max_model_len
+        self.block_size: int = config.cache_config.block_size
+        self.prefix_caching: bool = bool(config.cache_config.enable_prefix_caching)
+        self.v2_runner: bool = bool(config.use_v2_model_runner)
+        self._max_in_flight = 2 * options.max_num_seqs + 64
+        self._table: SteeringTable | None = None
+        self._in_flight: dict[str, _Flight] = {}
+        self._keys = itertools.count(1)
+        try:
+            prove_steering(self)
+        except BaseException:
+            self.close()
+            raise
+
+    def load(self, vectors: Vectors, steerings: Iterable[Steering]) -> None:
+        if self._in_flight:
+            raise SteeringFault("load() was called while requests are under way")
+        table = SteeringTable.build(vectors, steerings, self.layers, self.hidden_size, self.capacity)
+        with tempfile.TemporaryDirectory(prefix="vsteer-") as folder:
+            path = Path(folder, "table.safetensors")
+            table.save(path)
+            answers = self._llm.collective_rpc("vsteer_load_table", args=(str(path),))
+        if len({answer["sha256"] for answer in answers}) != 1:
+            raise SteeringFault("the workers hold different steering tables")
+        held = {layer for answer in answers for layer in answer["layers"]}
+        if held != set(range(self.layers)):
+            raise SteeringFault(f"no worker steers layers {sorted(set(range(self.layers)) - held)}")
+        self._table = table
+
+    def run(self, requests: Iterable[Request]) -> Iterator[Result]:
+        """Yield results as they finish. Leaving the loop early aborts what is in flight."""
+        waiting = iter(requests)
+        finished: list[tuple[_Flight, Any]] = []
+        last_collect = time.monotonic()
+        more = True
+        try:
+            while more or self._in_flight:
+                while more and len(self._in_flight) - len(finished) < self._max_in_flight:
+                    request = next(waiting, None)
+                    if request is None:
+                        more = False
+                    elif failed := self._submit(request):
+                        yield failed
+                if not self._in_flight:
+                    continue
+                if len(finished) < len(self._in_flight):
+                    finished += self._step()
+                idle = len(finished) == len(self._in_flight)
+                late = time.monotonic() - last_collect > COLLECT_SECONDS
+                if finished and (idle or late or len(finished) >= COLLECT_RESULTS):
+                    results, finished = self._collect(finished), []
+                    last_collect = time.monotonic()
+                    yield from results
+        finally:
+            self._abort()
+
+    def close(self) -> None:
+        self._llm.engine_core.shutdown()
+
+    def _submit(self, request: Request) -> Result | None:
+        """Hand a request to vLLM; a request that no engine can serve fails alone, as a result."""
+        from vllm import SamplingParams
+        from vllm.inputs import TokensPrompt
+        from vllm.sampling_params import RequestOutputKind
+
+        reason = request.invalid_because(self.vocab_size, self.max_model_len)
+        if reason:
+            return Result(request.id, "error", error=reason)
+        if request.id in self._in_flight:
+            raise SteeringFault(f"two requests under way are both named {request.id!r}")
+        span = self._cell_span(request)
+        params = SamplingParams(
+            temperature=request.temperature,
+            top_p=request.top_p,
+            seed=request.seed,
+            max_tokens=request.max_tokens,
+            stop=list(request.stop),
+            ignore_eos=request.ignore_eos,
+            logprob_token_ids=list(request.logprob_token_ids) or None,
+            logprobs=None if request.logprob_token_ids else 0,
+            detokenize=bool(request.stop),
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            extra_args=dict(span.as_extra_args()) if span else None,
+        )
+        try:
+            inside = self._llm.add_request(
+                request.id, TokensPrompt(prompt_token_ids=list(request.prompt.token_ids)), params
+            )
+        except ValueError as error:
+            return Result(request.id, "error", error=f"vLLM refuses it: {error}")
+        self._in_flight[request.id] = _Flight(request, span, inside)
+        return None
+
+    def _cell_span(self, request: Request) -> CellSpan | None:
+        if request.steering is None or not request.steering.acting_terms:
+            return None
+        if self._table is None:
+            raise SteeringFault("a steered request came before load()")
+        cell = self._table.cell_of(request.steering)
+        start, end = request.prompt.span(request.steering.positions)
+        return CellSpan(next(self._keys), cell, self._table.fingerprints[cell], start, end)
+
+    def _step(self) -> list[tuple[_Flight, Any]]:
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        try:
+            outputs = self._llm.step()
+        except EngineDeadError as error:
+            raise EngineError(
+                f"the engine died: {error}",
+                hint="its own words are above; an out-of-memory wants a smaller max_num_seqs",
+            ) from error
+        return [(self._in_flight[output.request_id], output) for output in outputs if output.finished]
+
+    def _collect(self, finished: list[tuple[_Flight, Any]]) -> list[Result]:
+        keys = [flight.span.key for flight, _ in finished if flight.span]
+        records: dict[int, list[int]] = {}
+        if keys:
+            answers = self._llm.collective_rpc("vsteer_collect", args=(keys,))
+            for answer in answers:
+                for key, (first, done) in zip(keys, answer, strict=True):
+                    # a rank of a pipeline may be a step behind: the least of all is what is sure
+                    least = records.setdefault(key, [first, done])
+                    least[1] = min(least[1], done)
+        results = []
+        for flight, output in finished:
+            del self._in_flight[flight.request.id]
+            results.append(self._result(flight, output, records))
+        return results
+
+    def _result(self, flight: _Flight, output: Any, records: dict[int, list[int]]) -> Result:
+        request, span, completion = flight.request, flight.span, output.outputs[0]
+        if completion.finish_reason not in ("stop", "length"):
+            return Result(request.id, "error", error=f"vLLM ended it with {completion.finish_reason!r}")
+        token_ids = tuple(completion.token_ids)
+        steered = 0
+        if span is not None:
+            steered = expected_steered_tokens(
+                (span.start, span.end), len(request.prompt.token_ids), len(token_ids)
+            )
+            first, done = records[span.key]
+            if steered and (first == NOT_SEEN or done < span.start + steered):
+                raise SteeringFault(
+                    f"request {request.id!r} should have been steered to position {span.start + steered}, "
+                    f"but its cells were written to {done} only"
+                )
+        return Result(
+            request.id,
+            "ok",
+            token_ids=token_ids,
+            text=completion.text if request.stop else self.decode(token_ids),
+            finish_reason=completion.finish_reason,
+            logprobs=_logprobs(request, completion.logprobs),
+            prompt_tokens=len(request.prompt.token_ids),
+            cached_tokens=output.num_cached_tokens or 0,
+            steered_tokens=steered,
+        )
+
+    def decode(self, token_ids: Iterable[int]) -> str:
+        text: str = self.tokenizer.decode(list(token_ids), skip_special_tokens=True)
+        return text
+
+    def _abort(self) -> None:
+        """Leave nothing behind in the engine, whatever ended the loop."""
+        if not self._in_flight:
+            return
+        flights, self._in_flight = list(self._in_flight.values()), {}
+        self._llm.abort_request([flight.inside for flight in flights], internal=True)
+        keys = [flight.span.key for flight in flights if flight.span]
+        if keys:
+            self._llm.collective_rpc("vsteer_collect", args=(keys,))
+
+
+@dataclass(frozen=True)
+class _Flight:
+    request: Request
+    span: CellSpan | None
+    inside: str  # vLLM's own id of it
+
+
+def _logprobs(request: Request, logprobs: Any) -> tuple[dict[int, float], ...]:
+    return tuple(
+        {token: float(entry.logprob) for token, entry in position.items()} for position in logprobs or ()
+    )
+
+
+def _engine_args(
+    model: str, revision: str | None, options: EngineOptions, capacity: Capacity
+) -> dict[str, Any]:
+    from vllm.platforms import current_platform
+
+    chosen = {
+        "max_model_len": options.max_model_len,
+        "max_num_batched_tokens": options.max_num_batched_tokens,
+        # blocks of 32 tokens are the CPU's smallest, and small blocks share more of a prefix
+        "block_size": options.block_size or (32 if current_platform.is_cpu() else None),
+        "kv_cache_memory_bytes": int(options.kv_cache_gib * 2**30) if options.kv_cache_gib else None,
+        "gpu_memory_utilization": options.gpu_memory_utilization,
+        "quantization": options.quantization,
+        "revision": revision,
+        "tokenizer_revision": revision,
+    }
+    return {
+        "model": model,
+        "dtype": options.dtype,
+        "max_num_seqs": options.max_num_seqs,
+        "tensor_parallel_size": options.tensor_parallel_size,
+        "pipeline_parallel_size": options.pipeline_parallel_size,
+        "enforce_eager": options.enforce_eager,
+        "enable_prefix_caching": options.prefix_caching,
+        "load_format": options.load_format,
+        "worker_extension_cls": "vsteer.engine.worker.SteeringWorker",
+        "additional_config": {CONFIG_KEY: {"graph": GRAPH_VERSION, "capacity": capacity.as_config()}},
+        **{name: value for name, value in chosen.items() if value is not None},
+        **options.vllm,
+    }
+
+
+def _set_environment(options: EngineOptions) -> None:
+    """What vLLM takes from the environment alone. Whatever the user set stays."""
+    plugins = os.environ.get("VLLM_PLUGINS")
+    if plugins is not None and "vsteer" not in plugins.split(","):
+        raise UnsupportedError(
+            f"VLLM_PLUGINS is {plugins!r}, so vLLM would not load vsteer's plugin",
+            hint="unset VLLM_PLUGINS or add vsteer to it",
+        )
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    ranks = options.tensor_parallel_size * options.pipeline_parallel_size
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    if ranks > 1 and len(cores) >= ranks:
+        each = len(cores) // ranks
+        shares = [cores[rank * each : (rank + 1) * each] for rank in range(ranks)]
+        # only the CPU build reads it: a rank must not share a core with another
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "|".join(",".join(map(str, s)) for s in shares))

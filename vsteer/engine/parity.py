@@ -1,0 +1,227 @@
+"""Does the vLLM engine do what the reference engine does? Mixed requests, teacher-forced, row by row.
+
+Each steered row must agree with the reference, and must differ from what the reference gives for its
+likely slips (unsteered, one layer off, one position off), so that no slip can hide within a tolerance.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from vsteer.engine.reference import ReferenceEngine
+from vsteer.engine.request import (
+    OPEN_END,
+    Engine,
+    Positions,
+    Prompt,
+    Request,
+    Result,
+    Steering,
+    Term,
+    Vectors,
+    expected_steered_tokens,
+)
+
+TOLERANCE = 1e-4
+# A greedy choice may differ where the reference's best two are this close.
+NEAR_TIE = 1e-3
+# A slip must show at least this many tolerances from the row.
+SLIP_FACTOR = 100.0
+VECTOR_NAMES = ("first", "second", "third")
+POSITION_CHOICES = (
+    "all",
+    "after_prompt",
+    "after_user_turn",
+    "generated",
+    "last_prompt_token",
+    "span",
+)
+
+
+@dataclass
+class Parity:
+    """What a comparison found; `failures` holds a line for every row that is wrong."""
+
+    rows: int = 0
+    steered_rows: int = 0
+    largest_difference: float = 0.0
+    least_slip: float = float("inf")
+    failures: list[str] = field(default_factory=list)
+
+
+def make_vectors(layers: int, hidden_size: int, strength: float, seed: int = 0) -> Vectors:
+    """Random directions of the given length, another one at every layer."""
+    rng = np.random.default_rng(seed)
+    vectors: dict[str, dict[int, np.ndarray]] = {}
+    for name in VECTOR_NAMES:
+        raw = rng.standard_normal((layers, hidden_size))
+        scaled = (strength * raw / np.linalg.norm(raw, axis=1, keepdims=True)).astype(np.float32)
+        vectors[name] = dict(enumerate(scaled))
+    return vectors
+
+
+def make_requests(
+    count: int,
+    layers: int,
+    vocab_size: int,
+    *,
+    seed: int = 0,
+    prompt_tokens: tuple[int, int] = (6, 80),
+    max_tokens: tuple[int, int] = (4, 8),
+) -> list[Request]:
+    """Requests over shared and distinct prompts, every kind of positions, one to three terms; each
+    tenth is unsteered."""
+    rng = np.random.default_rng(seed)
+    shared = tuple(int(t) for t in rng.integers(0, vocab_size, prompt_tokens[1]))
+    probes = tuple(int(t) for t in rng.choice(vocab_size, 32, replace=False))
+    requests = []
+    for index in range(count):
+        length = int(rng.integers(*prompt_tokens))
+        fresh = tuple(int(t) for t in rng.integers(0, vocab_size, length))
+        kept = int(rng.integers(0, length)) if index % 2 else 0
+        template = length - int(rng.integers(0, 3))
+        prompt = Prompt(shared[:kept] + fresh[kept:], template, template - int(rng.integers(0, 3)))
+        requests.append(
+            Request(
+                f"row {index}",
+                prompt,
+                None if index % 10 == 9 else _steering(rng, index, layers, prompt),
+                max_tokens=int(rng.integers(*max_tokens)),
+                ignore_eos=True,
+                logprob_token_ids=probes,
+            )
+        )
+    return requests
+
+
+def _steering(rng: np.random.Generator, index: int, layers: int, prompt: Prompt) -> Steering:
+    terms = [
+        Term(
+            VECTOR_NAMES[int(rng.integers(len(VECTOR_NAMES)))],
+            int(rng.integers(layers)),
+            float(rng.choice([-2.0, -1.0, -0.5, 0.7, 1.0, 2.0])),
+        )
+        for _ in range(1 + (index % 4 == 1) + (index % 4 == 3) * 2)
+    ]
+    if index % 4 == 3:  # two terms at one layer, of different vectors
+        terms[1] = Term(VECTOR_NAMES[0], terms[0].layer, 1.0)
+        terms[0] = dataclasses.replace(terms[0], vector=VECTOR_NAMES[1])
+    length = len(prompt.token_ids)
+    word = POSITION_CHOICES[index % len(POSITION_CHOICES)]
+    positions: Positions = word
+    if word == "span":
+        start = int(rng.integers(1, length))
+        positions = (start, start + int(rng.integers(1, length)))
+    if all(term.layer == layers - 1 for term in terms):
+        # behind the last block only positions that are read out can show anything
+        positions = ("last_prompt_token", "generated")[index % 2]
+    return Steering(tuple(terms), positions)
+
+
+def compare(
+    engine: Engine,
+    reference: ReferenceEngine,
+    requests: Sequence[Request],
+    vectors: Vectors,
+    tolerance: float = TOLERANCE,
+    slips: bool = True,
+) -> Parity:
+    """Run `requests` through `engine` in one batch and hold every row against the reference."""
+    steerings = [request.steering for request in requests if request.steering]
+    engine.load(vectors, steerings)
+    reference.load({**vectors, **_moved(vectors, 1), **_moved(vectors, -1)}, steerings)
+    found = Parity()
+    by_id = {request.id: request for request in requests}
+    seen = set()
+    for result in engine.run(requests):
+        seen.add(result.id)
+        found.rows += 1
+        _compare_row(by_id[result.id], result, reference, tolerance, slips, found)
+    found.failures += [f"{id_}: no result" for id_ in by_id.keys() - seen]
+    return found
+
+
+def _compare_row(
+    request: Request,
+    result: Result,
+    reference: ReferenceEngine,
+    tolerance: float,
+    slips: bool,
+    found: Parity,
+) -> None:
+    def fail(what: str) -> None:
+        found.failures.append(f"{request.id} ({request.steering}): {what}")
+
+    if result.status != "ok":
+        fail(f"failed: {result.error}")
+        return
+    forced = reference.score(request, result.token_ids)
+    difference = _distance(result, forced)
+    found.largest_difference = max(found.largest_difference, difference)
+    if not difference <= tolerance:
+        fail(f"log-probabilities are {difference:.2e} apart")
+    for position, token in enumerate(result.token_ids):
+        best = forced[position].topk(2)
+        clear = float(best.values[0] - best.values[1]) > NEAR_TIE
+        if clear and int(best.indices[0]) != token:
+            fail(f"token {position} is {token}, the reference's is {int(best.indices[0])}")
+    steering = request.steering
+    if steering is None or not steering.acting_terms:
+        if result.steered_tokens:
+            fail(f"unsteered, but {result.steered_tokens} tokens are recorded as steered")
+        return
+    found.steered_rows += 1
+    span = request.prompt.span(steering.positions)
+    expected = expected_steered_tokens(span, len(request.prompt.token_ids), len(result.token_ids))
+    if result.steered_tokens != expected:
+        fail(f"{result.steered_tokens} tokens are recorded as steered, {expected} lie in the span")
+    for name, slipped in _slips(request, reference.layers) if slips else ():
+        shown = _distance(result, reference.score(slipped, result.token_ids))
+        found.least_slip = min(found.least_slip, shown)
+        if not shown >= SLIP_FACTOR * tolerance:
+            fail(f"{name} would differ by {shown:.2e} only")
+
+
+def _slips(request: Request, layers: int) -> Iterator[tuple[str, Request]]:
+    """The request as a slip would have served it."""
+    steering = request.steering
+    assert steering is not None
+    yield "unsteered", dataclasses.replace(request, steering=None)
+    for by in (1, -1):
+        if all(0 <= term.layer + by < layers for term in steering.terms):
+            terms = tuple(
+                dataclasses.replace(term, layer=term.layer + by, vector=_moved_name(term.vector, by))
+                for term in steering.terms
+            )
+            yield f"layer {by:+d}", dataclasses.replace(request, steering=Steering(terms, steering.positions))
+    start, end = request.prompt.span(steering.positions)
+    for by in (1, -1):
+        moved_end = end if end == OPEN_END else end + by
+        if start + by >= 0:
+            moved = Steering(steering.terms, (start + by, moved_end))
+            yield f"start {by:+d}", dataclasses.replace(request, steering=moved)
+
+
+def _moved_name(vector: str, by: int) -> str:
+    return f"{vector} of layer {-by:+d}"
+
+
+def _moved(vectors: Vectors, by: int) -> Vectors:
+    """The same directions, each under the neighbouring layer."""
+    return {
+        _moved_name(name, by): {layer + by: direction for layer, direction in of_layer.items()}
+        for name, of_layer in vectors.items()
+    }
+
+
+def _distance(result: Result, forced: object) -> float:
+    """The largest gap between a result's log-probabilities and the reference's, over all positions."""
+    return max(
+        abs(value - float(forced[position][token]))  # type: ignore[index]
+        for position, of_token in enumerate(result.logprobs)
+        for token, value in of_token.items()
+    )

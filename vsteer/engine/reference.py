@@ -1,0 +1,167 @@
+"""The reference engine: Hugging Face in eager mode with plain hooks, one request at a time.
+
+The oracle of the tests and the fallback where vLLM can't run. It is written to be read: the stream
+after block L gets m times the direction of layer L, at every position in the span.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from vsteer.engine.request import Request, Result, Steering, Vectors, expected_steered_tokens
+from vsteer.engine.support import check_family
+from vsteer.engine.table import check_direction
+from vsteer.errors import SteeringFault
+
+
+class ReferenceEngine:
+    def __init__(
+        self,
+        model: str,
+        *,
+        revision: str | None = None,
+        dtype: str = "float32",
+        max_model_len: int | None = None,
+        device: str = "cpu",
+    ) -> None:
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+        config = AutoConfig.from_pretrained(model, revision=revision)
+        check_family(config.architectures or ())
+        self.model = (
+            AutoModelForCausalLM.from_pretrained(
+                model,
+                revision=revision,
+                dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+                attn_implementation="eager",
+            )
+            .to(device)
+            .eval()
+        )
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(model, revision=revision)
+        self.layers: int = config.num_hidden_layers
+        self.hidden_size: int = config.hidden_size
+        self.vocab_size: int = config.vocab_size
+        self.max_model_len: int = min(max_model_len or 2**31, config.max_position_embeddings)
+        eos = self.model.generation_config.eos_token_id
+        self.eos: set[int] = set(eos if isinstance(eos, list) else [eos]) - {None}
+        self._vectors: Vectors = {}
+
+    def load(self, vectors: Vectors, steerings: Iterable[Steering]) -> None:
+        for steering in steerings:
+            for term in steering.acting_terms:
+                check_direction(
+                    term.vector, term.layer, vectors[term.vector][term.layer], self.hidden_size
+                )
+        self._vectors = vectors
+
+    def run(self, requests: Iterable[Request]) -> Iterator[Result]:
+        for request in requests:
+            reason = request.invalid_because(self.vocab_size, self.max_model_len)
+            yield Result(request.id, "error", error=reason) if reason else self._generate(request)
+
+    def close(self) -> None:
+        return None
+
+    @torch.inference_mode()
+    def score(self, request: Request, token_ids: Iterable[int]) -> torch.Tensor:
+        """Log-probabilities over the vocabulary before each of `token_ids`, forced after the prompt."""
+        forced = list(token_ids)
+        ids = [*request.prompt.token_ids, *forced]
+        with self._hooks(request):
+            self._seen = 0
+            logits = self.model(input_ids=self._tensor(ids[:-1])).logits[0]
+        return torch.log_softmax(logits[len(ids) - len(forced) - 1 :].float(), dim=-1)
+
+    @torch.inference_mode()
+    def _generate(self, request: Request) -> Result:
+        generator = torch.Generator().manual_seed(request.seed or 0)
+        prompt = request.prompt.token_ids
+        tokens: list[int] = []
+        logprobs: list[dict[int, float]] = []
+        cache: Any = None
+        ids = list(prompt)
+        reason, text = "length", ""
+        with self._hooks(request):
+            self._seen = 0
+            while len(tokens) < request.max_tokens:
+                out = self.model(input_ids=self._tensor(ids), past_key_values=cache, use_cache=True)
+                self._seen += len(ids)
+                cache = out.past_key_values
+                logits = out.logits[0, -1].float()
+                chosen = _sample(logits, request, generator)
+                distribution = torch.log_softmax(logits, dim=-1)
+                asked = dict.fromkeys((chosen, *request.logprob_token_ids))
+                logprobs.append({token: float(distribution[token]) for token in asked})
+                tokens.append(chosen)
+                ids = [chosen]
+                text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+                cut = min((at for at in map(text.find, request.stop) if at >= 0), default=-1)
+                if cut >= 0:
+                    reason, text = "stop", text[:cut]
+                    break
+                if chosen in self.eos and not request.ignore_eos:
+                    reason = "stop"
+                    break
+        steered = 0
+        if request.steering and request.steering.acting_terms:
+            span = request.prompt.span(request.steering.positions)
+            steered = expected_steered_tokens(span, len(prompt), len(tokens))
+        return Result(
+            request.id,
+            "ok",
+            token_ids=tuple(tokens),
+            text=text,
+            finish_reason=reason,
+            logprobs=tuple(logprobs),
+            prompt_tokens=len(prompt),
+            steered_tokens=steered,
+        )
+
+    @contextlib.contextmanager
+    def _hooks(self, request: Request) -> Iterator[None]:
+        """Add the request's terms behind the decoder blocks, at the span's absolute positions."""
+        handles = []
+        if request.steering is not None:
+            start, end = request.prompt.span(request.steering.positions)
+            for layer in {term.layer for term in request.steering.acting_terms}:
+                added = np.zeros(self.hidden_size, np.float32)
+                for term in request.steering.acting_terms:
+                    if term.layer == layer:
+                        if term.vector not in self._vectors:
+                            raise SteeringFault(f"vector {term.vector!r} was not given to load()")
+                        added += np.float32(term.multiplier) * self._vectors[term.vector][layer]
+                hook = self._adder(torch.from_numpy(added), start, end)
+                handles.append(self.model.model.layers[layer].register_forward_hook(hook))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _adder(self, added: torch.Tensor, start: int, end: int) -> Any:
+        def hook(module: Any, inputs: Any, output: Any) -> Any:
+            stream = output[0] if isinstance(output, tuple) else output
+            positions = torch.arange(self._seen, self._seen + stream.shape[1], device=stream.device)
+            inside = ((positions >= start) & (positions < end)).float()[None, :, None]
+            steered = (stream.float() + inside * added.to(stream.device)).to(stream.dtype)
+            return (steered, *output[1:]) if isinstance(output, tuple) else steered
+
+        return hook
+
+    def _tensor(self, ids: list[int]) -> torch.Tensor:
+        return torch.tensor([ids], device=self.model.device)
+
+
+def _sample(logits: torch.Tensor, request: Request, generator: torch.Generator) -> int:
+    if request.temperature == 0:
+        return int(logits.argmax())
+    probs = torch.softmax(logits / request.temperature, dim=-1).cpu()
+    order = probs.argsort(descending=True)
+    kept = order[(probs[order].cumsum(0) - probs[order]) < request.top_p]
+    return int(kept[torch.multinomial(probs[kept], 1, generator=generator)])

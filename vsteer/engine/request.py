@@ -1,0 +1,169 @@
+"""What a request asks of an engine, and what comes back: plain data, no torch, no vllm.
+
+A request steers with an ordered list of terms over one span of absolute token positions. The span
+is resolved here, once, from the original prompt's layout; nothing later guesses it from a length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vsteer.errors import UsageError
+
+# Past every position a request can reach, and still an int32.
+OPEN_END = 2**31 - 1
+
+Operation = Literal["add"]
+Direction = NDArray[np.float32]
+# vector name -> layer -> direction
+Vectors = Mapping[str, Mapping[int, Direction]]
+Positions = str | tuple[int, int]
+POSITION_WORDS = ("all", "after_prompt", "after_user_turn", "last_prompt_token", "generated")
+
+
+@dataclass(frozen=True)
+class Term:
+    """At `layer`, add `multiplier` times the vector's direction of that layer."""
+
+    vector: str
+    layer: int
+    multiplier: float
+    operation: Operation = "add"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt's tokens and where its parts end.
+
+    `template_length` counts the template with its generation prompt, without any forced answer
+    prefix; `user_turn_length` counts up to the end of the user's last turn, without the generation
+    prompt. A plain text prompt has neither a header nor a prefix: both are its length.
+    """
+
+    token_ids: tuple[int, ...]
+    template_length: int
+    user_turn_length: int
+
+    @classmethod
+    def plain(cls, token_ids: Iterable[int]) -> Prompt:
+        ids = tuple(token_ids)
+        return cls(ids, len(ids), len(ids))
+
+    def span(self, positions: Positions) -> tuple[int, int]:
+        """The half-open span of absolute positions that `positions` means on this prompt."""
+        if isinstance(positions, tuple):
+            start, end = positions
+            if not 0 <= start < end:
+                raise UsageError(
+                    f"the span [{start}, {end}) is not a span of positions",
+                    hint="give [start, end) with 0 <= start < end",
+                )
+            return start, min(end, OPEN_END)
+        length = len(self.token_ids)
+        match positions:
+            case "all":
+                return 0, OPEN_END
+            case "after_prompt":
+                return max(self.template_length - 1, 0), OPEN_END
+            case "after_user_turn":
+                return max(self.user_turn_length - 1, 0), OPEN_END
+            case "last_prompt_token":
+                return max(length - 1, 0), max(length, 1)
+            case "generated":
+                return length, OPEN_END
+        near = get_close_matches(positions, POSITION_WORDS, n=1)
+        raise UsageError(
+            f"unknown positions {positions!r}",
+            hint=(f"did you mean {near[0]!r}? " if near else "")
+            + f"known: {', '.join(POSITION_WORDS)}, or a pair [start, end)",
+        )
+
+
+@dataclass(frozen=True)
+class Steering:
+    """The terms of one request and the one span of positions on which they act."""
+
+    terms: tuple[Term, ...]
+    positions: Positions = "all"
+
+    @property
+    def acting_terms(self) -> tuple[Term, ...]:
+        """The terms that do something: a multiplier of 0 is no steering."""
+        return tuple(term for term in self.terms if term.multiplier != 0)
+
+
+@dataclass(frozen=True)
+class Request:
+    id: str
+    prompt: Prompt
+    steering: Steering | None = None
+    max_tokens: int = 1
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    # log-probabilities of exactly these tokens, at every generated position
+    logprob_token_ids: tuple[int, ...] = ()
+
+    def invalid_because(self, vocab_size: int, max_model_len: int) -> str | None:
+        """Why no engine can serve this request, or None."""
+        ids = self.prompt.token_ids
+        if not ids:
+            return "the prompt is empty"
+        for token in (*ids, *self.logprob_token_ids):
+            if not 0 <= token < vocab_size:
+                return f"token id {token} is outside the vocabulary of {vocab_size}"
+        if self.max_tokens < 1:
+            return f"max_tokens is {self.max_tokens}; at least 1 is needed"
+        if len(ids) + self.max_tokens > max_model_len:
+            return (
+                f"too long: {len(ids)} prompt tokens + {self.max_tokens} to generate exceed "
+                f"max_model_len {max_model_len}"
+            )
+        return None
+
+
+@dataclass(frozen=True)
+class Result:
+    """One finished request. A failed one has status "error", a reason, and nothing else."""
+
+    id: str
+    status: Literal["ok", "error"]
+    error: str | None = None
+    token_ids: tuple[int, ...] = ()
+    text: str = ""
+    finish_reason: str | None = None
+    # one mapping a generated position: the sampled token and every requested one
+    logprobs: tuple[dict[int, float], ...] = field(default=())
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    # processed positions that lay in the span, those from blocks of the same steering included
+    steered_tokens: int = 0
+
+
+class Engine(Protocol):
+    """What a run needs of an engine; the vLLM driver and the reference engine both are one."""
+
+    layers: int
+    hidden_size: int
+    max_model_len: int
+
+    def load(self, vectors: Vectors, steerings: Iterable[Steering]) -> None:
+        """Load every vector and every list of terms that requests will ask for."""
+
+    def run(self, requests: Iterable[Request]) -> Iterator[Result]:
+        """Yield results one by one as they finish, in no promised order."""
+
+    def close(self) -> None: ...
+
+
+def expected_steered_tokens(span: tuple[int, int], prompt_tokens: int, completion_tokens: int) -> int:
+    """How many processed positions lie in the span: the last generated token is never fed back."""
+    return max(0, min(span[1], prompt_tokens + completion_tokens - 1) - span[0])

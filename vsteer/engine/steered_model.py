@@ -1,0 +1,138 @@
+"""What a steered model adds to a vLLM model class: the table's buffers, the loading of a table,
+and the filling of a step. Families mix it in; both model runners reach the step through it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from vllm.config import VllmConfig
+from vllm.model_executor.models.utils import PPMissingLayer
+
+from vsteer.engine.steering import Steering, shared_buffers
+from vsteer.engine.step import StepTable
+from vsteer.engine.support import refuse_unproven
+from vsteer.engine.table import Capacity, read_table_file
+from vsteer.errors import SteeringFault
+
+CONFIG_KEY = "vsteer"
+
+
+def steered(vllm_config: VllmConfig) -> bool:
+    """Whether this engine is one of ours: others in the same process stay as they are."""
+    return CONFIG_KEY in (vllm_config.additional_config or {})
+
+
+class SteeredModel:
+    """Mixed into a causal model whose decoder is `self.model.layers`."""
+
+    model: Any
+
+    def init_steering(self, vllm_config: VllmConfig) -> None:
+        self.step_table: StepTable | None = None
+        self._layers: dict[int, Steering] = {}
+        if not steered(vllm_config):
+            return
+        refuse_unproven(vllm_config)
+        if not vllm_config.use_v2_model_runner:
+            from vsteer.patches import v1_runner
+
+            v1_runner.apply()
+        capacity = Capacity(**vllm_config.additional_config[CONFIG_KEY]["capacity"])
+        device = torch.get_default_device()
+        self._bank, self._token_cell = shared_buffers(
+            capacity,
+            vllm_config.model_config.get_hidden_size(),
+            vllm_config.scheduler_config.max_num_batched_tokens,
+            device,
+        )
+        self._cells_now: NDArray[np.int32] = np.zeros(self._token_cell.shape[0], np.int32)
+        self._any_steered_before = False
+        for index, layer in enumerate(self.model.layers):
+            # under pipeline parallelism a rank has only some of the layers
+            if not isinstance(layer, PPMissingLayer):
+                layer.steering = self._layers[index] = Steering(self._bank, self._token_cell, capacity)
+        self.step_table = StepTable()
+
+    def get_model_state_cls(self) -> type[Any]:
+        """Model Runner V2's own place for per-step inputs."""
+        from vllm.v1.worker.gpu.model_states.default import DefaultModelState
+
+        if self.step_table is None:
+            return DefaultModelState
+        from vsteer.engine.model_state import SteeredModelState
+
+        return SteeredModelState
+
+    def load_table(self, path: Path) -> dict[str, Any]:
+        """Replace the table by the one in `path`; says what this rank now holds."""
+        if self.step_table is None:
+            raise SteeringFault("this engine was started without a steering table")
+        if self.step_table.open_keys:
+            raise SteeringFault("a table cannot be replaced while steered requests are under way")
+        arrays, fingerprints, sha = read_table_file(path)
+        _replace(self._bank, torch.from_numpy(arrays["bank"]))
+        for index, steering in self._layers.items():
+            _replace(steering.row, torch.from_numpy(arrays["row"][index]))
+            _replace(steering.scale, torch.from_numpy(arrays["scale"][index]))
+        self.step_table = StepTable(fingerprints)
+        return {"sha256": sha, "layers": sorted(self._layers)}
+
+    def fill_v1_step(
+        self,
+        request_ids: list[str],
+        requests: Mapping[str, Any],
+        computed: NDArray[np.integer[Any]],
+        scheduled: NDArray[np.integer[Any]],
+    ) -> None:
+        """The V1 runner tells nobody of arrivals and departures; its own table of requests does."""
+        assert self.step_table is not None
+        if len(self.step_table) > len(requests):
+            self.step_table.keep_only(requests)
+        for request_id in request_ids:
+            if request_id not in self.step_table:
+                params = requests[request_id].sampling_params
+                self.step_table.add(request_id, params.extra_args if params else None)
+        self.fill_step(request_ids, computed, scheduled)
+
+    def fill_step(
+        self, request_ids: list[str], computed: NDArray[np.integer[Any]], scheduled: NDArray[np.integer[Any]]
+    ) -> None:
+        """Write this step's token cells to the device, before the forward reads them."""
+        assert self.step_table is not None
+        cells = self._cells_now
+        self.step_table.fill(cells, request_ids, computed, scheduled)
+        any_steered = bool(cells.any())
+        if any_steered or self._any_steered_before:
+            source = torch.from_numpy(cells.copy())
+            if self._token_cell.device.type == "cuda":
+                # PyTorch's pinned allocator keeps the copy until the stream has read it
+                source = source.pin_memory()
+            self._token_cell.copy_(source, non_blocking=True)
+        self._any_steered_before = any_steered
+
+
+def steered_model(model: nn.Module) -> SteeredModel | None:
+    """The steered model behind whatever a runner wraps around it, None for a stock one."""
+    inner = getattr(model, "unwrap", lambda: model)()
+    if isinstance(inner, SteeredModel) and inner.step_table is not None:
+        return inner
+    return None
+
+
+def _replace(buffer: torch.Tensor, values: torch.Tensor) -> None:
+    """Put `values` at the front of `buffer`, zeros behind them, and check what the device holds."""
+    if values.shape[0] > buffer.shape[0] or values.shape[1:] != buffer.shape[1:]:
+        raise SteeringFault(
+            f"a table of shape {tuple(values.shape)} does not fit the engine's {tuple(buffer.shape)}"
+        )
+    buffer.zero_()
+    buffer[: values.shape[0]].copy_(values)
+    if not torch.equal(buffer[: values.shape[0]].cpu(), values):
+        raise SteeringFault("the device does not hold the steering table that was copied to it")

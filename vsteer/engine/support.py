@@ -1,0 +1,50 @@
+"""What vsteer works with: the families that passed the parity suite, and the vLLM options that are proven.
+
+Everything else is refused by name at start, before a row could be wrong in silence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from vsteer.errors import UnsupportedError
+
+# architecture in a model's config.json -> our class, as vLLM's registry wants it
+FAMILIES = {"LlamaForCausalLM": "vsteer.engine.llama:SteeredLlamaForCausalLM"}
+
+
+def check_family(architectures: Sequence[str]) -> None:
+    if not any(name in FAMILIES for name in architectures):
+        raise UnsupportedError(
+            f"the model family {', '.join(architectures) or 'unknown'} is not supported",
+            hint=f"a family counts once its parity suite passes; what works: {', '.join(FAMILIES)}",
+        )
+
+
+def refuse_unproven(vllm_config: Any) -> None:
+    """Raise on any option under which steering has not been shown to be right."""
+    parallel = vllm_config.parallel_config
+    v2_runner = bool(getattr(vllm_config, "use_v2_model_runner", False))
+    refused = {
+        "speculative decoding": vllm_config.speculative_config is not None,
+        "micro-batching (ubatch, enable_dbo)": bool(getattr(parallel, "use_ubatching", False))
+        or bool(getattr(parallel, "enable_dbo", False)),
+        "prefill context parallelism": getattr(parallel, "prefill_context_parallel_size", 1) > 1,
+        "decode context parallelism": getattr(parallel, "decode_context_parallel_size", 1) > 1,
+        "data parallelism inside one engine": parallel.data_parallel_size > 1,
+        "pipeline parallelism on the V1 model runner": parallel.pipeline_parallel_size > 1 and not v2_runner,
+        "kv_sharing_fast_prefill": bool(
+            getattr(vllm_config.cache_config, "kv_sharing_fast_prefill", False)
+        ),
+        "LoRA": vllm_config.lora_config is not None,
+        "a KV-transfer connector": vllm_config.kv_transfer_config is not None,
+        "prompt embeddings": bool(vllm_config.model_config.enable_prompt_embeds),
+    }
+    found = [name for name, on in refused.items() if on]
+    if found:
+        raise UnsupportedError(
+            f"steering is not proven together with {', '.join(found)}",
+            hint="turn it off; what works: tensor parallelism, pipeline parallelism on Model Runner V2, "
+            "chunked prefill, prefix caching, eager, compiled, CUDA graphs, quantised weights",
+        )

@@ -1,0 +1,199 @@
+"""The steering table: what every cell of a grid does at every layer, as four arrays.
+
+Pure numpy. A cell is a list of terms without its span. `row[layer, cell, slot]` names a direction
+in `bank`, `scale[layer, cell, slot]` is its multiplier; cell 0 and bank row 0 are unsteered. The
+multipliers of one direction share its row. Each cell has a fingerprint, the hash of what it does,
+by which prefix-cache blocks and workers know it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from vsteer.engine.request import Direction, Steering, Term, Vectors
+from vsteer.errors import EngineError, SteeringFault, UsageError, VectorError
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """The table's room on the device. Its shapes are in the compiled graph, so they are fixed at start.
+
+    Rounded up to powers of two, so that grids of like size share a compiled graph.
+    """
+
+    cells: int = 1024
+    rows: int = 1024
+    terms: int = 1
+
+    @classmethod
+    def for_grid(cls, cells: int, rows: int, terms: int) -> Capacity:
+        """Room for a grid and for the canary's own cells."""
+
+        def up(n: int) -> int:
+            return max(1024, 1 << (n - 1).bit_length())
+
+        return cls(cells=up(cells + 1), rows=up(rows + 2), terms=terms)
+
+    def as_config(self) -> dict[str, int]:
+        return asdict(self)
+
+
+def direction_sha(direction: Direction) -> str:
+    return hashlib.sha256(np.ascontiguousarray(direction, dtype="<f4").tobytes()).hexdigest()
+
+
+def check_direction(vector: str, layer: int, direction: Direction, hidden_size: int) -> Direction:
+    """The direction as float32, or an error that says what is wrong with it."""
+    array = np.asarray(direction, dtype=np.float32)
+    if array.ndim != 1 or array.shape[0] != hidden_size:
+        shape = "x".join(map(str, array.shape)) or "a scalar"
+        raise VectorError(
+            f"vector {vector!r} at layer {layer} has width {shape}, but the model's stream is {hidden_size} wide",
+            hint="was it extracted from another model?",
+        )
+    bad = int((~np.isfinite(array)).sum())
+    if bad:
+        raise VectorError(
+            f"vector {vector!r} at layer {layer} has {bad} value(s) that are not finite (NaN or infinity)",
+            hint="look at how it was made; a vector must be finite at every layer it is used on",
+        )
+    return array
+
+
+@dataclass(frozen=True)
+class SteeringTable:
+    bank: NDArray[np.float32]  # [rows, hidden]
+    row: NDArray[np.int32]  # [layers, cells, terms]
+    scale: NDArray[np.float32]  # [layers, cells, terms]
+    fingerprints: tuple[str, ...]  # one a cell; "" for the unsteered cell 0
+    cells: Mapping[tuple[Term, ...], int]  # the acting terms -> their cell
+
+    @classmethod
+    def build(
+        cls,
+        vectors: Vectors,
+        steerings: Iterable[Steering],
+        layers: int,
+        hidden_size: int,
+        capacity: Capacity,
+    ) -> SteeringTable:
+        cells: dict[tuple[Term, ...], int] = {}
+        for steering in steerings:
+            terms = steering.acting_terms
+            if terms and terms not in cells:
+                cells[terms] = len(cells) + 1
+        rows: dict[tuple[str, int], int] = {}
+        bank = [np.zeros(hidden_size, np.float32)]
+        shas: dict[tuple[str, int], str] = {}
+        for term in dict.fromkeys(term for terms in cells for term in terms):
+            key = (term.vector, term.layer)
+            _check_term(term, vectors, layers)
+            if key not in rows:
+                direction = check_direction(*key, vectors[term.vector][term.layer], hidden_size)
+                rows[key] = len(bank)
+                bank.append(direction)
+                shas[key] = direction_sha(direction)
+        slots = max((_most_terms_on_a_layer(terms) for terms in cells), default=1)
+        for what, needed, room in (
+            ("cells", len(cells) + 1, capacity.cells),
+            ("vector rows", len(bank), capacity.rows),
+            ("terms a layer", slots, capacity.terms),
+        ):
+            if needed > room:
+                raise EngineError(
+                    f"the steering table is full: {needed} {what} are needed and there is room for {room}",
+                    hint="start the engine with a larger Capacity; Capacity.for_grid computes one",
+                )
+        row = np.zeros((layers, len(cells) + 1, capacity.terms), np.int32)
+        scale = np.zeros((layers, len(cells) + 1, capacity.terms), np.float32)
+        fingerprints = [""]
+        for terms, cell in cells.items():
+            used: dict[int, int] = {}
+            for term in terms:
+                slot = used.get(term.layer, 0)
+                used[term.layer] = slot + 1
+                row[term.layer, cell, slot] = rows[term.vector, term.layer]
+                scale[term.layer, cell, slot] = term.multiplier
+            fingerprints.append(_fingerprint(terms, shas))
+        return cls(np.stack(bank), row, scale, tuple(fingerprints), cells)
+
+    def cell_of(self, steering: Steering) -> int:
+        """The cell that does what `steering` says; 0 where it says nothing."""
+        terms = steering.acting_terms
+        if not terms:
+            return 0
+        if terms not in self.cells:
+            raise SteeringFault(f"a request asks for a steering that load() was not given: {terms}")
+        return self.cells[terms]
+
+    def save(self, path: Path) -> None:
+        """Write what a worker needs, as safetensors: no pickled code ever travels."""
+        hexes = b"".join(bytes.fromhex(print_ or "00" * 32) for print_ in self.fingerprints)
+        save_file(
+            {
+                "bank": self.bank,
+                "row": self.row,
+                "scale": self.scale,
+                "fingerprint": np.frombuffer(hexes, np.uint8).reshape(-1, 32),
+            },
+            path,
+        )
+
+
+def read_table_file(path: Path) -> tuple[dict[str, NDArray[Any]], list[str], str]:
+    """A saved table's arrays, its fingerprints, and the hash of the file."""
+    arrays = load_file(path)
+    prints = ["", *(line.tobytes().hex() for line in arrays.pop("fingerprint")[1:])]
+    return arrays, prints, hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _check_term(term: Term, vectors: Vectors, layers: int) -> None:
+    if term.operation != "add":
+        raise UsageError(f"unknown operation {term.operation!r}", hint="what works: add")
+    if not np.isfinite(np.float32(term.multiplier)):
+        raise UsageError(
+            f"the multiplier {term.multiplier} is not a finite float32 number",
+            hint="give a plain number; papers use -2 to 2",
+        )
+    if term.vector not in vectors:
+        raise VectorError(
+            f"no vector is named {term.vector!r}", hint=f"known: {', '.join(vectors) or 'none'}"
+        )
+    if not 0 <= term.layer < layers:
+        raise UsageError(
+            f"layer {term.layer} does not exist",
+            hint=f"the model has layers 0 to {layers - 1}; layer L is the output of decoder block L",
+        )
+    if term.layer not in vectors[term.vector]:
+        have = sorted(vectors[term.vector])
+        raise VectorError(
+            f"vector {term.vector!r} has no direction for layer {term.layer}",
+            hint=f"it has layers {have[0]} to {have[-1]}" if have else "it has no layers at all",
+        )
+
+
+def _most_terms_on_a_layer(terms: tuple[Term, ...]) -> int:
+    layers = [term.layer for term in terms]
+    return max(layers.count(layer) for layer in set(layers))
+
+
+def _fingerprint(terms: tuple[Term, ...], shas: Mapping[tuple[str, int], str]) -> str:
+    """The hash of vector bytes, layers, operations and multipliers, in order.
+
+    The multiplier counts as the float32 that the device multiplies by.
+    """
+    digest = hashlib.sha256(b"vsteer-cell-1")
+    for term in terms:
+        multiplier = float(np.float32(term.multiplier)).hex()
+        digest.update(
+            f"|{term.layer}:{term.operation}:{multiplier}:{shas[term.vector, term.layer]}".encode()
+        )
+    return digest.hexdigest()

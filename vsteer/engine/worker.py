@@ -1,0 +1,29 @@
+"""What the driver can ask of every vLLM worker, by method name: load a table, tell how far requests
+were steered. vLLM mixes this class into its worker (`worker_extension_cls`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vsteer.engine.steered_model import SteeredModel, steered_model
+from vsteer.errors import SteeringFault
+
+
+class SteeringWorker:
+    model_runner: Any
+
+    def vsteer_load_table(self, path: str) -> dict[str, Any]:
+        return self._vsteer_model().load_table(Path(path))
+
+    def vsteer_collect(self, keys: Sequence[int]) -> list[list[int]]:
+        table = self._vsteer_model().step_table
+        assert table is not None
+        return table.collect(keys)
+
+    def _vsteer_model(self) -> SteeredModel:
+        model = steered_model(self.model_runner.get_model())
+        if model is None:
+            raise SteeringFault("this worker runs a model without steering: the plugin was not loaded in it")
+        return model

@@ -1,0 +1,1 @@
+"""Where steering directions come from: contrast data, extraction, files."""
