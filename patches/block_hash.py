@@ -17,12 +17,13 @@ from vllm.v1.core import kv_cache_utils
 
 from vsteer.engine.cache_identity import steering_key
 
+MARK = "replaced_by_vsteer"
 NAME = "generate_block_hash_extra_keys"
 
 
 def apply() -> None:
     original: Callable[..., tuple[tuple[Any, ...] | None, int]] = getattr(kv_cache_utils, NAME)
-    if hasattr(original, "replaced_by_vsteer"):
+    if hasattr(original, MARK):
         return
 
     @functools.wraps(original)
@@ -33,7 +34,7 @@ def apply() -> None:
         key = steering_key(request, end_token_idx)
         return (keys if key is None else (*(keys or ()), key)), next_mm_idx
 
-    with_steering.replaced_by_vsteer = True  # type: ignore[attr-defined]
+    setattr(with_steering, MARK, True)
     for module in list(sys.modules.values()):
         if module is not None and module.__dict__.get(NAME) is original:
             setattr(module, NAME, with_steering)

@@ -16,10 +16,12 @@ from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from vsteer.engine.steered_model import steered_model
 
+MARK = "replaced_by_vsteer"
+
 
 def apply() -> None:
     original = GPUModelRunner._prepare_inputs
-    if hasattr(original, "replaced_by_vsteer"):
+    if hasattr(original, MARK):
         return
 
     @functools.wraps(original)
@@ -38,5 +40,5 @@ def apply() -> None:
             )
         return prepared
 
-    with_token_cells.replaced_by_vsteer = True
+    setattr(with_token_cells, MARK, True)
     GPUModelRunner._prepare_inputs = with_token_cells

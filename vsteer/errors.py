@@ -47,4 +47,4 @@ class UnsupportedError(VsteerError):
 
 
 class SteeringFault(RuntimeError):
-    """A row might not have been steered as it says: a bug of ours or beneath us, so it keeps its traceback."""
+    """A row might not have been steered as it says: our bug or one beneath us, so it keeps its traceback."""

@@ -12,6 +12,12 @@ from vsteer import __version__
 from vsteer.errors import VsteerError
 
 VERBS = {
+    "quickstart": (
+        "vsteer.cli.quickstart:quickstart",
+        "Show steered beside unsteered text on a small model.",
+    ),
+    "verify": ("vsteer.cli.verify:verify", "Hold vLLM's steering of a model against Hugging Face's."),
+    "bench": ("vsteer.cli.bench:bench", "Measure vsteer on this machine."),
     "models": ("vsteer.cli.models:models", "List, fetch and locate the named models that need no hub."),
 }
 """Each verb's `module:attribute` and its line in `vsteer --help`."""

@@ -6,6 +6,7 @@ A result is yielded only after the workers' record shows that its span was steer
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import tempfile
@@ -17,7 +18,6 @@ from typing import Any
 
 from vsteer.engine.canary import prove_steering
 from vsteer.engine.request import (
-    Prompt,
     Request,
     Result,
     Steering,
@@ -71,21 +71,21 @@ class VllmEngine:
     ) -> None:
         options = options or EngineOptions()
         self.capacity = capacity or Capacity()
-        _set_environment(options)
-        # vllm reads its environment at import
-        from vllm.engine.arg_utils import EngineArgs
-        from vllm.v1.engine.llm_engine import LLMEngine
+        with _environment(options):
+            # vllm reads its environment at import
+            from vllm.engine.arg_utils import EngineArgs
+            from vllm.v1.engine.llm_engine import LLMEngine
 
-        try:
-            args = EngineArgs(**_engine_args(model, revision, options, self.capacity))
-        except TypeError as error:
-            raise UsageError(
-                f"vLLM does not know an engine option: {error}", hint="see vLLM's EngineArgs"
-            ) from None
-        config = args.create_engine_config()
-        check_family(config.model_config.hf_config.architectures or ())
-        refuse_unproven(config)
-        self._llm = LLMEngine.from_vllm_config(config, disable_log_stats=True)
+            try:
+                args = EngineArgs(**_engine_args(model, revision, options, self.capacity))
+            except TypeError as error:
+                raise UsageError(
+                    f"vLLM does not know an engine option: {error}", hint="see vLLM's EngineArgs"
+                ) from None
+            config = args.create_engine_config()
+            check_family(config.model_config.hf_config.architectures or ())
+            refuse_unproven(config)
+            self._llm = LLMEngine.from_vllm_config(config, disable_log_stats=True)
         self.tokenizer: Any = self._llm.get_tokenizer()
         self.layers: int = config.model_config.hf_text_config.num_hidden_layers
         self.hidden_size: int = config.model_config.get_hidden_size()
@@ -146,12 +146,21 @@ class VllmEngine:
         finally:
             self._abort()
 
+    def recomputed_tokens(self) -> int:
+        """Positions of steered requests computed again after preemptions, since the table was loaded.
+
+        Many of them say that the KV memory is too small for max_num_seqs.
+        """
+        counts: list[int] = self._llm.collective_rpc("vsteer_recomputed")
+        return max(counts)
+
     def close(self) -> None:
         self._llm.engine_core.shutdown()
 
     def _submit(self, request: Request) -> Result | None:
         """Hand a request to vLLM; a request that no engine can serve fails alone, as a result."""
         from vllm import SamplingParams
+        from vllm.exceptions import VLLMValidationError
         from vllm.inputs import TokensPrompt
         from vllm.sampling_params import RequestOutputKind
 
@@ -161,24 +170,25 @@ class VllmEngine:
         if request.id in self._in_flight:
             raise SteeringFault(f"two requests under way are both named {request.id!r}")
         span = self._cell_span(request)
-        params = SamplingParams(
-            temperature=request.temperature,
-            top_p=request.top_p,
-            seed=request.seed,
-            max_tokens=request.max_tokens,
-            stop=list(request.stop),
-            ignore_eos=request.ignore_eos,
-            logprob_token_ids=list(request.logprob_token_ids) or None,
-            logprobs=None if request.logprob_token_ids else 0,
-            detokenize=bool(request.stop),
-            output_kind=RequestOutputKind.FINAL_ONLY,
-            extra_args=dict(span.as_extra_args()) if span else None,
-        )
         try:
+            params = SamplingParams(
+                temperature=request.temperature,
+                top_p=request.top_p,
+                seed=request.seed,
+                max_tokens=request.max_tokens,
+                stop=list(request.stop),
+                ignore_eos=request.ignore_eos,
+                logprob_token_ids=list(request.logprob_token_ids) or None,
+                logprobs=None if request.logprob_token_ids else 0,
+                detokenize=bool(request.stop),
+                output_kind=RequestOutputKind.FINAL_ONLY,
+                extra_args=dict(span.as_extra_args()) if span else None,
+            )
             inside = self._llm.add_request(
                 request.id, TokensPrompt(prompt_token_ids=list(request.prompt.token_ids)), params
             )
-        except ValueError as error:
+        # from 0.27 on the second is no longer the first
+        except (ValueError, VLLMValidationError) as error:
             return Result(request.id, "error", error=f"vLLM refuses it: {error}")
         self._in_flight[request.id] = _Flight(request, span, inside)
         return None
@@ -308,20 +318,27 @@ def _engine_args(
     }
 
 
-def _set_environment(options: EngineOptions) -> None:
-    """What vLLM takes from the environment alone. Whatever the user set stays."""
+@contextlib.contextmanager
+def _environment(options: EngineOptions) -> Iterator[None]:
+    """What vLLM takes from the environment alone, while an engine starts. Whatever the user set stays."""
     plugins = os.environ.get("VLLM_PLUGINS")
     if plugins is not None and "vsteer" not in plugins.split(","):
         raise UnsupportedError(
             f"VLLM_PLUGINS is {plugins!r}, so vLLM would not load vsteer's plugin",
             hint="unset VLLM_PLUGINS or add vsteer to it",
         )
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    wanted = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
     ranks = options.tensor_parallel_size * options.pipeline_parallel_size
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     if ranks > 1 and len(cores) >= ranks:
-        each = len(cores) // ranks
-        shares = [cores[rank * each : (rank + 1) * each] for rank in range(ranks)]
         # only the CPU build reads it: a rank must not share a core with another
-        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "|".join(",".join(map(str, s)) for s in shares))
+        each = len(cores) // ranks
+        shares = (cores[rank * each : (rank + 1) * each] for rank in range(ranks))
+        wanted["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(",".join(map(str, share)) for share in shares)
+    before = dict(os.environ)
+    os.environ.update({name: value for name, value in wanted.items() if name not in before})
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)

@@ -17,7 +17,7 @@ from vsteer.engine.steered_model import SteeredModel, steered
 from vsteer.engine.steering import Steering
 
 
-class SteeredLlamaDecoderLayer(LlamaDecoderLayer):  # type: ignore[misc]
+class SteeredLlamaDecoderLayer(LlamaDecoderLayer):
     steering: Steering
 
     def forward(
@@ -27,7 +27,7 @@ class SteeredLlamaDecoderLayer(LlamaDecoderLayer):  # type: ignore[misc]
         return hidden_states, self.steering(residual)
 
 
-class SteeredLlamaForCausalLM(SteeredModel, LlamaForCausalLM):  # type: ignore[misc]
+class SteeredLlamaForCausalLM(SteeredModel, LlamaForCausalLM):
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "", **kwargs: Any) -> None:
         if steered(vllm_config):
             kwargs["layer_type"] = SteeredLlamaDecoderLayer

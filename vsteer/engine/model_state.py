@@ -10,7 +10,7 @@ from vsteer.engine.steered_model import steered_model
 from vsteer.errors import SteeringFault
 
 
-class SteeredModelState(DefaultModelState):  # type: ignore[misc]
+class SteeredModelState(DefaultModelState):
     def add_request(self, req_index: int, new_req_data: Any) -> None:
         super().add_request(req_index, new_req_data)
         params = new_req_data.sampling_params
@@ -21,9 +21,12 @@ class SteeredModelState(DefaultModelState):  # type: ignore[misc]
         self._steered_model.step_table.remove(req_id)
 
     def prepare_inputs(self, input_batch: Any, req_states: Any) -> dict[str, Any]:
-        self._steered_model.fill_step(
-            input_batch.req_ids, input_batch.num_computed_tokens_np, input_batch.num_scheduled_tokens
-        )
+        # profiling and warm-up run made-up requests, which add_request never saw; a real batch is filled
+        # whole, and an unknown request in it is an error
+        if input_batch.req_ids[0] in req_states.req_id_to_index:
+            self._steered_model.fill_step(
+                input_batch.req_ids, input_batch.num_computed_tokens_np, input_batch.num_scheduled_tokens
+            )
         inputs: dict[str, Any] = super().prepare_inputs(input_batch, req_states)
         return inputs
 

@@ -55,9 +55,7 @@ class ReferenceEngine:
     def load(self, vectors: Vectors, steerings: Iterable[Steering]) -> None:
         for steering in steerings:
             for term in steering.acting_terms:
-                check_direction(
-                    term.vector, term.layer, vectors[term.vector][term.layer], self.hidden_size
-                )
+                check_direction(term.vector, term.layer, vectors[term.vector][term.layer], self.hidden_size)
         self._vectors = vectors
 
     def run(self, requests: Iterable[Request]) -> Iterator[Result]:

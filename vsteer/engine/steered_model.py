@@ -60,7 +60,7 @@ class SteeredModel:
                 layer.steering = self._layers[index] = Steering(self._bank, self._token_cell, capacity)
         self.step_table = StepTable()
 
-    def get_model_state_cls(self) -> type[Any]:
+    def get_model_state_cls(self) -> Any:
         """Model Runner V2's own place for per-step inputs."""
         from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 

@@ -77,6 +77,8 @@ class StepTable:
         self._end = np.zeros(1, np.int64)
         self._first = np.full(1, NOT_SEEN, np.int64)
         self._done = np.zeros(1, np.int64)
+        # positions of steered requests that were computed again after a preemption
+        self.recomputed = 0
 
     @property
     def open_keys(self) -> int:
@@ -133,20 +135,20 @@ class StepTable:
         count = len(request_ids)
         of = self._slot_of_request
         slots = np.fromiter((of[id_] for id_ in request_ids), np.intp, count)
-        computed = np.asarray(computed[:count], np.int64)
-        scheduled = np.asarray(scheduled[:count], np.int64)
-        total = int(scheduled.sum())
+        first = np.asarray(computed[:count], np.int64)
+        tokens = np.asarray(scheduled[:count], np.int64)
+        total = int(tokens.sum())
         out[total:] = 0
         if not slots.any():
             out[:total] = 0
             return total
-        ends = np.cumsum(scheduled)
-        index = np.repeat(np.arange(count), scheduled)
-        position = np.arange(total) - np.repeat(ends - scheduled - computed, scheduled)
+        ends = np.cumsum(tokens)
+        index = np.repeat(np.arange(count), tokens)
+        position = np.arange(total) - np.repeat(ends - tokens - first, tokens)
         slot = slots[index]
         inside = (position >= self._start[slot]) & (position < self._end[slot])
         out[:total] = np.where(inside, self._cell[slot], 0)
-        self._record(slots, computed, computed + scheduled)
+        self._record(slots, first, first + tokens)
         return total
 
     def _record(self, slots: NDArray[np.intp], lo: NDArray[np.int64], hi: NDArray[np.int64]) -> None:
@@ -157,6 +159,7 @@ class StepTable:
         self._done[slots[new]] = lo[new]
         if (lo > self._done[slots]).any():
             raise SteeringFault("a request skipped positions between two steps: they may be unsteered")
+        self.recomputed += int((np.minimum(hi, self._done[slots]) - lo).clip(min=0).sum())
         self._done[slots] = np.maximum(self._done[slots], hi)
 
     def collect(self, keys: Sequence[int]) -> list[list[int]]:

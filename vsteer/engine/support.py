@@ -34,9 +34,7 @@ def refuse_unproven(vllm_config: Any) -> None:
         "decode context parallelism": getattr(parallel, "decode_context_parallel_size", 1) > 1,
         "data parallelism inside one engine": parallel.data_parallel_size > 1,
         "pipeline parallelism on the V1 model runner": parallel.pipeline_parallel_size > 1 and not v2_runner,
-        "kv_sharing_fast_prefill": bool(
-            getattr(vllm_config.cache_config, "kv_sharing_fast_prefill", False)
-        ),
+        "kv_sharing_fast_prefill": bool(getattr(vllm_config.cache_config, "kv_sharing_fast_prefill", False)),
         "LoRA": vllm_config.lora_config is not None,
         "a KV-transfer connector": vllm_config.kv_transfer_config is not None,
         "prompt embeddings": bool(vllm_config.model_config.enable_prompt_embeds),

@@ -56,7 +56,8 @@ def check_direction(vector: str, layer: int, direction: Direction, hidden_size: 
     if array.ndim != 1 or array.shape[0] != hidden_size:
         shape = "x".join(map(str, array.shape)) or "a scalar"
         raise VectorError(
-            f"vector {vector!r} at layer {layer} has width {shape}, but the model's stream is {hidden_size} wide",
+            f"vector {vector!r} at layer {layer} has width {shape}, but the model's stream is "
+            f"{hidden_size} wide",
             hint="was it extracted from another model?",
         )
     bad = int((~np.isfinite(array)).sum())
@@ -193,7 +194,5 @@ def _fingerprint(terms: tuple[Term, ...], shas: Mapping[tuple[str, int], str]) -
     digest = hashlib.sha256(b"vsteer-cell-1")
     for term in terms:
         multiplier = float(np.float32(term.multiplier)).hex()
-        digest.update(
-            f"|{term.layer}:{term.operation}:{multiplier}:{shas[term.vector, term.layer]}".encode()
-        )
+        digest.update(f"|{term.layer}:{term.operation}:{multiplier}:{shas[term.vector, term.layer]}".encode())
     return digest.hexdigest()

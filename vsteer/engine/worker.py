@@ -22,6 +22,11 @@ class SteeringWorker:
         assert table is not None
         return table.collect(keys)
 
+    def vsteer_recomputed(self) -> int:
+        table = self._vsteer_model().step_table
+        assert table is not None
+        return table.recomputed
+
     def _vsteer_model(self) -> SteeredModel:
         model = steered_model(self.model_runner.get_model())
         if model is None:
