@@ -7,11 +7,12 @@ after block L gets m times the direction of layer L, at every position in the sp
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from vsteer.engine.request import Request, Result, Steering, Vectors, expected_steered_tokens
 from vsteer.engine.support import check_family
@@ -66,15 +67,37 @@ class ReferenceEngine:
     def close(self) -> None:
         return None
 
-    @torch.inference_mode()
     def score(self, request: Request, token_ids: Iterable[int]) -> torch.Tensor:
         """Log-probabilities over the vocabulary before each of `token_ids`, forced after the prompt."""
+        return self.score_together([request], token_ids)[0]
+
+    @torch.inference_mode()
+    def score_together(self, requests: Sequence[Request], token_ids: Iterable[int]) -> torch.Tensor:
+        """The same for requests of one prompt that differ in steering only: [request, token, vocabulary]."""
         forced = list(token_ids)
-        ids = [*request.prompt.token_ids, *forced]
-        with self._hooks(request):
+        (prompt,) = {request.prompt.token_ids for request in requests}
+        ids = self._tensor([*prompt, *forced[:-1]]).expand(len(requests), -1)
+        with self._hooks(*requests):
             self._seen = 0
-            logits = self.model(input_ids=self._tensor(ids[:-1])).logits[0]
-        return torch.log_softmax(logits[len(ids) - len(forced) - 1 :].float(), dim=-1)
+            logits = self.model(input_ids=ids, logits_to_keep=len(forced), use_cache=False).logits
+        return torch.log_softmax(logits.float(), dim=-1)
+
+    @torch.inference_mode()
+    def streams(self, token_ids: Iterable[int]) -> NDArray[np.float32]:
+        """The residual stream after every decoder block: [layer, token, hidden]."""
+        seen: list[torch.Tensor] = []
+
+        def keep(module: Any, inputs: Any, output: Any) -> None:
+            seen.append((output[0] if isinstance(output, tuple) else output)[0])
+
+        handles = [block.register_forward_hook(keep) for block in self.model.model.layers]
+        try:
+            self.model(input_ids=self._tensor(list(token_ids)))
+        finally:
+            for handle in handles:
+                handle.remove()
+        streams: NDArray[np.float32] = torch.stack(seen).float().cpu().numpy()
+        return streams
 
     @torch.inference_mode()
     def _generate(self, request: Request) -> Result:
@@ -122,32 +145,40 @@ class ReferenceEngine:
         )
 
     @contextlib.contextmanager
-    def _hooks(self, request: Request) -> Iterator[None]:
-        """Add the request's terms behind the decoder blocks, at the span's absolute positions."""
+    def _hooks(self, *requests: Request) -> Iterator[None]:
+        """Add each request's terms behind the decoder blocks, at its span's absolute positions.
+
+        Row i of the batch belongs to request i.
+        """
         handles = []
-        if request.steering is not None:
-            start, end = request.prompt.span(request.steering.positions)
-            for layer in {term.layer for term in request.steering.acting_terms}:
-                added = np.zeros(self.hidden_size, np.float32)
-                for term in request.steering.acting_terms:
+        steerings = [request.steering or Steering(()) for request in requests]
+        spans = [
+            request.prompt.span(steering.positions)
+            for request, steering in zip(requests, steerings, strict=True)
+        ]
+        for layer in {term.layer for steering in steerings for term in steering.acting_terms}:
+            added = np.zeros((len(requests), self.hidden_size), np.float32)
+            for row, steering in enumerate(steerings):
+                for term in steering.acting_terms:
                     if term.layer == layer:
                         if term.vector not in self._vectors:
                             raise SteeringFault(f"vector {term.vector!r} was not given to load()")
-                        added += np.float32(term.multiplier) * self._vectors[term.vector][layer]
-                hook = self._adder(torch.from_numpy(added), start, end)
-                handles.append(self.model.model.layers[layer].register_forward_hook(hook))
+                        added[row] += np.float32(term.multiplier) * self._vectors[term.vector][layer]
+            hook = self._adder(torch.from_numpy(added), torch.tensor(spans))
+            handles.append(self.model.model.layers[layer].register_forward_hook(hook))
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _adder(self, added: torch.Tensor, start: int, end: int) -> Any:
+    def _adder(self, added: torch.Tensor, spans: torch.Tensor) -> Any:
         def hook(module: Any, inputs: Any, output: Any) -> Any:
             stream = output[0] if isinstance(output, tuple) else output
-            positions = torch.arange(self._seen, self._seen + stream.shape[1], device=stream.device)
-            inside = ((positions >= start) & (positions < end)).float()[None, :, None]
-            steered = (stream.float() + inside * added.to(stream.device)).to(stream.dtype)
+            positions = torch.arange(self._seen, self._seen + stream.shape[1])
+            inside = (positions >= spans[:, :1]) & (positions < spans[:, 1:])
+            addition = inside[:, :, None].float() * added[:, None, :]
+            steered = (stream.float() + addition.to(stream.device)).to(stream.dtype)
             return (steered, *output[1:]) if isinstance(output, tuple) else steered
 
         return hook

@@ -46,7 +46,7 @@ def listed_choices(question: str) -> tuple[Listed, ...]:
         if not headings and label in {"A", "a", "1"}:
             break
     tail.reverse()
-    ends = [mark.start() for mark in tail[1:]] + [len(question)]
+    ends = [*(mark.start() for mark in tail), len(question)][1:]
     return tuple(_listed(question, mark, end) for mark, end in zip(tail, ends, strict=True))
 
 
