@@ -6,18 +6,16 @@ stock vLLM without our plugin and without a prefix cache; then a Hugging Face lo
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from vsteer.bench.figures import Figure, median_ratio, rates_in_turn
-from vsteer.engine.driver import EngineOptions, VllmEngine
+from vsteer.bench.figures import Figure, as_lines, median_ratio, rates_in_turn
+from vsteer.engine.driver import EngineOptions, VllmEngine, engine_environment
 from vsteer.engine.reference import ReferenceEngine
 from vsteer.engine.request import Positions, Prompt, Request, Steering, Term, Vectors
 from vsteer.engine.table import Capacity
@@ -43,7 +41,7 @@ class Size:
 
 
 FULL = Size(rounds=5, decode_tokens=64, shared_prompts=40, plain_prompts=4, all_prompts=4, hf_prompts=8)
-QUICK = Size(rounds=3, decode_tokens=24, shared_prompts=8, plain_prompts=1, all_prompts=1, hf_prompts=2)
+QUICK = Size(rounds=3, decode_tokens=12, shared_prompts=6, plain_prompts=1, all_prompts=1, hf_prompts=2)
 
 
 @dataclass(frozen=True)
@@ -77,12 +75,14 @@ def bench_engine(model: str, quick: bool, tell: Callable[[str], None]) -> list[F
         rng = np.random.default_rng(0)
         directions = rng.standard_normal((ours.layers, ours.hidden_size)).astype(np.float32)
         vectors: Vectors = {VECTOR: dict(enumerate(directions))}
-        figures = []
         tell("decode throughput")
-        figures += _decode(ours, stock, vectors, size)
+        figures = _decode(ours, stock, vectors, size)
+        tell(as_lines(figures))
         for scenario in SCENARIOS:
             tell(scenario.name)
-            figures += _sharing(scenario, ours, unshared, stock, vectors, size)
+            new = _sharing(scenario, ours, unshared, stock, vectors, size)
+            tell(as_lines(new))
+            figures += new
     finally:
         for engine in (ours, unshared, stock):
             engine.close()
@@ -99,7 +99,7 @@ class StockEngine:
 
     def __init__(self, model: str, options: EngineOptions) -> None:
         # the plugin stays out of every process of this engine
-        with _environment_variable("VLLM_PLUGINS", ""):
+        with engine_environment(options, plugins=""):
             from vllm import LLM
 
             self._llm: Any = LLM(
@@ -279,16 +279,3 @@ def _steering(index: int, layers: int, positions: Positions = "all") -> Steering
 
 def _configurations(count: int, layers: int, positions: Positions = "all") -> list[Steering]:
     return [_steering(index, layers, positions) for index in range(count)]
-
-
-@contextmanager
-def _environment_variable(name: str, value: str) -> Iterator[None]:
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before

@@ -41,6 +41,14 @@ def as_table(figures: Sequence[Figure]) -> str:
     )
 
 
+def as_lines(figures: Sequence[Figure]) -> str:
+    """The figures while the rest is still being measured."""
+    return "; ".join(
+        f"{figure.name} {figure.value:.3g}" + (f" ({figure.note})" if figure.note else "")
+        for figure in figures
+    )
+
+
 def rates_in_turn(rounds: int, *measures: Callable[[int], float]) -> list[list[float]]:
     """Call the measures in turn, round by round, the order reversed every other round.
 

@@ -35,6 +35,8 @@ GRAPH_VERSION = 1
 # How long finished results may wait for the workers' record of them, in seconds and in number.
 COLLECT_SECONDS = 0.2
 COLLECT_RESULTS = 1024
+# Up to here a CPU's cores are all given to the workers; larger machines are left to vLLM's own choice.
+FEW_CORES = 8
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,8 @@ class VllmEngine:
     ) -> None:
         options = options or EngineOptions()
         self.capacity = capacity or Capacity()
-        with _environment(options):
+        _check_plugin_is_allowed()
+        with engine_environment(options):
             # vllm reads its environment at import
             from vllm.engine.arg_utils import EngineArgs
             from vllm.v1.engine.llm_engine import LLMEngine
@@ -319,26 +322,32 @@ def _engine_args(
 
 
 @contextlib.contextmanager
-def _environment(options: EngineOptions) -> Iterator[None]:
+def engine_environment(options: EngineOptions, plugins: str | None = None) -> Iterator[None]:
     """What vLLM takes from the environment alone, while an engine starts. Whatever the user set stays."""
+    wanted = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
+    ranks = options.tensor_parallel_size * options.pipeline_parallel_size
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    if ranks <= len(cores) <= FEW_CORES:
+        # Only the CPU build reads it. By itself it keeps a core free for its own process, which is half
+        # of a machine with two; and a rank must not share a core with another.
+        each = len(cores) // ranks
+        shares = (cores[rank * each : (rank + 1) * each] for rank in range(ranks))
+        wanted["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(",".join(map(str, share)) for share in shares)
+    before = dict(os.environ)
+    os.environ.update({name: value for name, value in wanted.items() if name not in before})
+    if plugins is not None:
+        os.environ["VLLM_PLUGINS"] = plugins
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _check_plugin_is_allowed() -> None:
     plugins = os.environ.get("VLLM_PLUGINS")
     if plugins is not None and "vsteer" not in plugins.split(","):
         raise UnsupportedError(
             f"VLLM_PLUGINS is {plugins!r}, so vLLM would not load vsteer's plugin",
             hint="unset VLLM_PLUGINS or add vsteer to it",
         )
-    wanted = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
-    ranks = options.tensor_parallel_size * options.pipeline_parallel_size
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    if ranks > 1 and len(cores) >= ranks:
-        # only the CPU build reads it: a rank must not share a core with another
-        each = len(cores) // ranks
-        shares = (cores[rank * each : (rank + 1) * each] for rank in range(ranks))
-        wanted["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(",".join(map(str, share)) for share in shares)
-    before = dict(os.environ)
-    os.environ.update({name: value for name, value in wanted.items() if name not in before})
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)

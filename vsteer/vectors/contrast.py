@@ -1,4 +1,4 @@
-"""Reads contrast data: what a vector is made from, and the questions it is tested on. Forms are told by content.
+"""Reads contrast data: what a vector is made from, and what it is tested on. Forms are told by content.
 
     read_contrast(path)    pairs (CAA's JSON, JSONL of prompt, positive, negative) or two unpaired sets
     read_questions(path)   questions with choices: the same forms, and MMLU's two

@@ -1,7 +1,7 @@
 """What a data file holds once it was read: items with choices, prompts without, and sets of them.
 
-An item is one question with its choices; a contrast pair is an item answered in two ways. Items and prompts are
-named by the hash of their content, so the same question has the same name wherever it came from.
+An item is one question with its choices; a contrast pair is an item answered in two ways. Items and prompts
+are named by the hash of their content, so the same question has the same name wherever it came from.
 """
 
 import hashlib
@@ -27,8 +27,8 @@ class Choice:
 class Item:
     """One question, its choices, and which of them matches the behaviour (or is correct).
 
-    `not_matching` is the one choice that the file sets against it, None where the file names none; an item with
-    more than two choices has others besides (`others`).
+    `not_matching` is the one choice that the file sets against it, None where the file names none; an item
+    with more than two choices has others besides (`others`).
     """
 
     item_id: str

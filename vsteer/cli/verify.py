@@ -1,0 +1,85 @@
+"""`vsteer verify MODEL`: does vLLM steer the user's own model as plain Hugging Face hooks do?"""
+
+import json
+
+import click
+
+
+@click.command()
+@click.argument("model")
+@click.option("--revision", help="Revision of a hub model.")
+@click.option("--rows", default=40, show_default=True, help="How many mixed requests to compare.")
+@click.option("--tensor-parallel-size", "tensor_parallel_size", default=1, show_default=True)
+@click.option("--eager", is_flag=True, help="Without compilation: a quicker start.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+def verify(
+    model: str, revision: str | None, rows: int, tensor_parallel_size: int, eager: bool, as_json: bool
+) -> None:
+    """Hold vLLM's steering of MODEL against Hugging Face's, in float32.
+
+    First the canary: every layer must steer, an unsteered batch mate must stay as it is, and cache blocks of
+    different steerings must be told apart. Then mixed requests in one batch (layers, vectors, several terms,
+    all kinds of positions), their log-probabilities teacher-forced through the reference engine. A row must
+    agree to 1e-4, and a slip by one layer or one position would have shown at 100 times that. Exits 1 when
+    a row is wrong. Both engines hold the model at once, so there must be memory for two.
+
+    \b
+    Example:
+      vsteer verify smollm2-135m-instruct --rows 40
+    """
+    from vsteer.engine.driver import EngineOptions, VllmEngine
+    from vsteer.engine.parity import SLIP_FACTOR, TOLERANCE, compare, make_requests, make_vectors
+    from vsteer.engine.reference import ReferenceEngine
+    from vsteer.engine.table import Capacity
+    from vsteer.models import resolve
+
+    source = resolve(model, revision)
+    click.echo("... loading the reference (Hugging Face, float32)", err=True)
+    reference = ReferenceEngine(source.model, revision=source.revision)
+    click.echo("... starting vLLM (float32) and its canary", err=True)
+    options = EngineOptions(
+        dtype="float32",
+        max_model_len=min(512, reference.max_model_len),
+        max_num_seqs=64,
+        tensor_parallel_size=tensor_parallel_size,
+        enforce_eager=eager,
+        kv_cache_gib=1 if not _has_gpu() else None,
+    )
+    engine = VllmEngine(source.model, revision=source.revision, options=options, capacity=Capacity(terms=3))
+    try:
+        click.echo(f"... comparing {rows} rows", err=True)
+        vectors = make_vectors(reference)
+        found = compare(engine, reference, make_requests(rows, engine.layers, engine.vocab_size), vectors)
+    finally:
+        engine.close()
+    least = SLIP_FACTOR * TOLERANCE
+    if as_json:
+        figures = {
+            "canary": {"value": True, "target": True, "ok": True},
+            "largest_difference": {
+                "value": found.largest_difference,
+                "target": TOLERANCE,
+                "ok": found.largest_difference <= TOLERANCE,
+            },
+            "least_slip": {"value": found.least_slip, "target": least, "ok": found.least_slip >= least},
+            "wrong_rows": {"value": len(found.failures), "target": 0, "ok": not found.failures},
+        }
+        click.echo(json.dumps(figures, indent=2))
+    else:
+        click.echo("canary              every layer steers, the batch mate is untouched, cache blocks differ")
+        click.echo(f"rows                {found.rows}, {found.steered_rows} of them steered")
+        click.echo(f"largest difference  {found.largest_difference:.1e}   (at most {TOLERANCE:.0e})")
+        click.echo(f"smallest slip       {found.least_slip:.1e}   (at least {least:.0e})")
+        for failure in found.failures[:10]:
+            click.echo(f"WRONG  {failure}")
+        if len(found.failures) > 10:
+            click.echo(f"... and {len(found.failures) - 10} more")
+        click.echo("verified" if not found.failures else "NOT verified")
+    if found.failures:
+        raise click.exceptions.Exit(1)
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
