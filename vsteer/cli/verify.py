@@ -27,13 +27,14 @@ def verify(
     Example:
       vsteer verify smollm2-135m-instruct --rows 40
     """
+    from vsteer.models import resolve
+
+    source = resolve(model, revision)
     from vsteer.engine.driver import EngineOptions, VllmEngine
     from vsteer.engine.parity import SLIP_FACTOR, TOLERANCE, compare, make_requests, make_vectors
     from vsteer.engine.reference import ReferenceEngine
     from vsteer.engine.table import Capacity
-    from vsteer.models import resolve
 
-    source = resolve(model, revision)
     click.echo("... loading the reference (Hugging Face, float32)", err=True)
     reference = ReferenceEngine(source.model, revision=source.revision)
     click.echo("... starting vLLM (float32) and its canary", err=True)

@@ -24,9 +24,8 @@ from vsteer.engine.request import (
     Vectors,
     expected_steered_tokens,
 )
-from vsteer.engine.steered_model import CONFIG_KEY
 from vsteer.engine.step import NOT_SEEN, CellSpan
-from vsteer.engine.support import check_family, refuse_unproven
+from vsteer.engine.support import CONFIG_KEY, check_family, refuse_unproven
 from vsteer.engine.table import Capacity, SteeringTable
 from vsteer.errors import EngineError, SteeringFault, UnsupportedError, UsageError
 

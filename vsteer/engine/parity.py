@@ -50,6 +50,7 @@ class Parity:
 
     rows: int = 0
     steered_rows: int = 0
+    cached_tokens: int = 0
     largest_difference: float = 0.0
     least_slip: float = float("inf")
     failures: list[str] = field(default_factory=list)
@@ -150,13 +151,12 @@ def compare(
     seen = set()
     for result in engine.run(requests):
         seen.add(result.id)
-        found.rows += 1
-        _compare_row(by_id[result.id], result, reference, tolerance, slips, found)
+        compare_row(by_id[result.id], result, reference, tolerance, slips, found)
     found.failures += [f"{id_}: no result" for id_ in by_id.keys() - seen]
     return found
 
 
-def _compare_row(
+def compare_row(
     request: Request,
     result: Result,
     reference: ReferenceEngine,
@@ -164,9 +164,13 @@ def _compare_row(
     slips: bool,
     found: Parity,
 ) -> None:
+    """Hold one result against the reference, teacher-forced, and add what is found to `found`."""
+
     def fail(what: str) -> None:
         found.failures.append(f"{request.id} ({request.steering}): {what}")
 
+    found.rows += 1
+    found.cached_tokens += result.cached_tokens
     if result.status != "ok":
         fail(f"failed: {result.error}")
         return

@@ -17,11 +17,9 @@ from vllm.model_executor.models.utils import PPMissingLayer
 
 from vsteer.engine.steering import Steering, shared_buffers
 from vsteer.engine.step import StepTable
-from vsteer.engine.support import refuse_unproven
+from vsteer.engine.support import CONFIG_KEY, refuse_unproven
 from vsteer.engine.table import Capacity, read_table_file
 from vsteer.errors import SteeringFault
-
-CONFIG_KEY = "vsteer"
 
 
 def steered(vllm_config: VllmConfig) -> bool:

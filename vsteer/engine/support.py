@@ -10,6 +10,8 @@ from typing import Any
 
 from vsteer.errors import UnsupportedError
 
+# our section of vLLM's additional_config; an engine without it is not ours
+CONFIG_KEY = "vsteer"
 # architecture in a model's config.json -> our class, as vLLM's registry wants it
 FAMILIES = {"LlamaForCausalLM": "vsteer.engine.llama:SteeredLlamaForCausalLM"}
 
