@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vsteer.engine.canary import prove_steering
+from vsteer.engine.plugin import OURS
 from vsteer.engine.request import (
     Request,
     Result,
@@ -323,7 +324,7 @@ def _engine_args(
 @contextlib.contextmanager
 def engine_environment(options: EngineOptions, plugins: str | None = None) -> Iterator[None]:
     """What vLLM takes from the environment alone, while an engine starts. Whatever the user set stays."""
-    wanted = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
+    wanted = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", OURS: "1"}
     ranks = options.tensor_parallel_size * options.pipeline_parallel_size
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     if ranks <= len(cores) <= FEW_CORES:

@@ -6,6 +6,15 @@ configuration behaves as stock vLLM does.
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+import threading
+import time
+
+# Set by the driver while it starts an engine, so that processes know whose they are.
+OURS = "VSTEER_ENGINE"
+
 
 def register() -> None:
     from vllm import ModelRegistry
@@ -16,3 +25,12 @@ def register() -> None:
     for architecture, qualified_name in FAMILIES.items():
         ModelRegistry.register_model(architecture, qualified_name)
     block_hash.apply()
+    if os.environ.get(OURS) and multiprocessing.parent_process() is not None:
+        threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with_parent(parent: int) -> None:
+    """A killed driver must not leave an engine behind that holds the device's memory."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGKILL)
