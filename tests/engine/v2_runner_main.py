@@ -17,22 +17,32 @@ from triton.backends import backends
 # vLLM asks for nothing but whether the driver is active; no kernel is compiled.
 backends["cpu"] = SimpleNamespace(compiler=None, driver=SimpleNamespace(is_active=lambda: True))
 
+# Prompts longer than this are prefilled in chunks.
+BATCHED_TOKENS = 64
 
-def main(model: str, rows: int, tensor_parallel: int, pipeline_parallel: int, kv_blocks: int) -> None:
+
+def main(
+    model: str, rows: int, most_tokens: int, kv_blocks: int, tensor_parallel: int, pipeline_parallel: int
+) -> None:
+    """Print what the comparison found, and what the engine says of itself, as one line of JSON."""
+    import torch
+
     from vsteer.engine.driver import EngineOptions, VllmEngine
     from vsteer.engine.parity import compare, make_requests, make_vectors
     from vsteer.engine.reference import ReferenceEngine
     from vsteer.engine.table import Capacity
 
     began = time.monotonic()
+    # so small a model is no faster on more threads, and far slower where the engine's workers spin on them
+    torch.set_num_threads(1)
+    reference = ReferenceEngine(model)
     engine = VllmEngine(
         model,
         options=EngineOptions(
             dtype="float32",
-            max_model_len=512,
+            max_model_len=128,
             max_num_seqs=64,
-            # prompts have up to 80 tokens, so they are prefilled in chunks
-            max_num_batched_tokens=64,
+            max_num_batched_tokens=BATCHED_TOKENS,
             kv_cache_gib=0.1,
             tensor_parallel_size=tensor_parallel,
             pipeline_parallel_size=pipeline_parallel,
@@ -43,29 +53,22 @@ def main(model: str, rows: int, tensor_parallel: int, pipeline_parallel: int, kv
     )
     started = time.monotonic()
     try:
-        found = compare(
-            engine,
-            ReferenceEngine(model),
-            make_requests(rows, engine.layers, engine.vocab_size),
-            make_vectors(engine.layers, engine.hidden_size, strength=5.0),
-        )
-        print(
-            json.dumps(
-                {
-                    "v2_runner": engine.v2_runner,
-                    "recomputed": engine.recomputed_tokens(),
-                    "rows": found.rows,
-                    "steered_rows": found.steered_rows,
-                    "largest_difference": found.largest_difference,
-                    "least_slip": found.least_slip,
-                    "failures": found.failures,
-                    "start_seconds": started - began,
-                    "seconds": time.monotonic() - started,
-                }
-            )
-        )
+        requests = make_requests(rows, engine.layers, engine.vocab_size, max_tokens=(4, most_tokens))
+        found = compare(engine, reference, requests, make_vectors(reference))
+        parallel = engine._llm.vllm_config.parallel_config
+        answer = {
+            "v2_runner": engine.v2_runner,
+            "tensor_parallel": parallel.tensor_parallel_size,
+            "pipeline_parallel": parallel.pipeline_parallel_size,
+            "chunked": sum(len(request.prompt.token_ids) > BATCHED_TOKENS for request in requests),
+            "recomputed": engine.recomputed_tokens(),
+            **vars(found),
+            "start_seconds": started - began,
+            "seconds": time.monotonic() - started,
+        }
     finally:
         engine.close()
+    print(json.dumps(answer))
 
 
 if __name__ == "__main__":

@@ -65,10 +65,11 @@ SCENARIOS = (
 def bench_engine(model: str, quick: bool, tell: Callable[[str], None]) -> list[Figure]:
     size = QUICK if quick else FULL
     options = EngineOptions(dtype="bfloat16", max_model_len=512, max_num_seqs=MANY, kv_cache_gib=2)
+    capacity = Capacity.for_grid(cells=MANY, rows=128, terms=1)
     tell("starting vsteer's engine (the first start compiles, about 75 s)")
-    ours = VllmEngine(model, options=options, capacity=Capacity())
+    ours = VllmEngine(model, options=options, capacity=capacity)
     tell("starting it without prefix sharing")
-    unshared = VllmEngine(model, options=replace(options, prefix_caching=False), capacity=Capacity())
+    unshared = VllmEngine(model, options=replace(options, prefix_caching=False), capacity=capacity)
     tell("starting stock vLLM")
     stock = StockEngine(model, replace(options, prefix_caching=False))
     try:

@@ -31,7 +31,14 @@ def verify(
 
     source = resolve(model, revision)
     from vsteer.engine.driver import EngineOptions, VllmEngine
-    from vsteer.engine.parity import SLIP_FACTOR, TOLERANCE, compare, make_requests, make_vectors
+    from vsteer.engine.parity import (
+        SLIP_FACTOR,
+        TOLERANCE,
+        VECTOR_NAMES,
+        compare,
+        make_requests,
+        make_vectors,
+    )
     from vsteer.engine.reference import ReferenceEngine
     from vsteer.engine.table import Capacity
 
@@ -46,7 +53,12 @@ def verify(
         enforce_eager=eager,
         kv_cache_gib=1 if not _has_gpu() else None,
     )
-    engine = VllmEngine(source.model, revision=source.revision, options=options, capacity=Capacity(terms=3))
+    engine = VllmEngine(
+        source.model,
+        revision=source.revision,
+        options=options,
+        capacity=Capacity.for_grid(rows, len(VECTOR_NAMES) * reference.layers, terms=3),
+    )
     try:
         click.echo(f"... comparing {rows} rows", err=True)
         vectors = make_vectors(reference)

@@ -35,12 +35,12 @@ class Capacity:
 
     @classmethod
     def for_grid(cls, cells: int, rows: int, terms: int) -> Capacity:
-        """Room for a grid and for the canary's own cells."""
+        """Room for a grid, and never too little for the canary, which has a cell and a row a layer."""
 
         def up(n: int) -> int:
             return max(1024, 1 << (n - 1).bit_length())
 
-        return cls(cells=up(cells + 1), rows=up(rows + 2), terms=terms)
+        return cls(cells=up(cells + 1), rows=up(rows + 1), terms=terms)
 
     def as_config(self) -> dict[str, int]:
         return asdict(self)
