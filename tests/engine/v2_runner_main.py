@@ -12,7 +12,7 @@ import sys
 import time
 from types import SimpleNamespace
 
-from triton.backends import backends
+from triton.backends import backends  # type: ignore[import-untyped]
 
 # vLLM asks for nothing but whether the driver is active; no kernel is compiled.
 backends["cpu"] = SimpleNamespace(compiler=None, driver=SimpleNamespace(is_active=lambda: True))

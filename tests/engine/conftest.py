@@ -1,0 +1,80 @@
+"""The engines that the tests of the V1 runner share: one at a time, each started once a session.
+
+pytest groups tests by a session-wide parameter, across files, so every test that asks for the same
+setup runs on the same engine before the next one is started.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from vsteer import models
+from vsteer.engine.driver import EngineOptions, VllmEngine
+from vsteer.engine.reference import ReferenceEngine
+from vsteer.engine.table import Capacity
+
+# The smallest on a CPU; prefixes are shared in whole blocks.
+BLOCK = 32
+MAX_MODEL_LEN = 256
+# Prompts longer than this are prefilled in chunks.
+BATCHED_TOKENS = 64
+# Of 32 tokens each, one of which vLLM keeps for itself: a dozen running requests fill them, so that growing
+# ones preempt each other.
+KV_BLOCKS = 20
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A way to run the engine under which steering must come out the same."""
+
+    eager: bool = True
+    tensor_parallel: int = 1
+    caching: bool = True
+    model: str = "tiny-llama"
+    max_num_seqs: int = 64
+    batched_tokens: int = BATCHED_TOKENS
+    kv_blocks: int = KV_BLOCKS
+
+    def __str__(self) -> str:
+        return (
+            f"{'eager' if self.eager else 'compiled'}-tp{self.tensor_parallel}-"
+            f"{'cache' if self.caching else 'no_cache'}"
+        )
+
+    def start(self) -> VllmEngine:
+        return VllmEngine(
+            models.resolve(self.model).model,
+            options=EngineOptions(
+                dtype="float32",
+                max_model_len=MAX_MODEL_LEN,
+                max_num_seqs=self.max_num_seqs,
+                max_num_batched_tokens=self.batched_tokens,
+                kv_cache_gib=0.25,
+                tensor_parallel_size=self.tensor_parallel,
+                enforce_eager=self.eager,
+                prefix_caching=self.caching,
+                block_size=BLOCK,
+                vllm={"num_gpu_blocks_override": self.kv_blocks},
+            ),
+            capacity=Capacity(terms=3),
+        )
+
+
+@pytest.fixture(scope="session")
+def engine(request: pytest.FixtureRequest) -> Iterator[VllmEngine]:
+    """A running engine of the Setup that the test's parameter names."""
+    engine = request.param.start()
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="session")
+def reference() -> ReferenceEngine:
+    """The oracle on tiny-llama."""
+    # so small a model is no faster on more threads, and far slower where the engine's workers spin on them
+    torch.set_num_threads(1)
+    return ReferenceEngine(models.resolve("tiny-llama").model)

@@ -1,0 +1,104 @@
+"""Parity of the vLLM engine with Hugging Face, in float32, however the engine is run.
+
+Every start serves some 240 mixed rows in one batch whose prompts do not fit a step and whose growing
+requests do not fit the KV memory, so prefills are chunked and requests preempted and resumed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from tests.engine.conftest import BATCHED_TOKENS, Setup
+from vsteer import models
+from vsteer.engine.driver import VllmEngine
+from vsteer.engine.parity import SLIP_FACTOR, TOLERANCE, compare, make_requests, make_vectors
+from vsteer.engine.reference import ReferenceEngine
+
+ROWS = 240
+SETUPS = [
+    Setup(eager, tensor_parallel, caching)
+    for eager in (True, False)
+    for tensor_parallel in (1, 2)
+    for caching in (True, False)
+]
+
+
+def check(
+    engine: VllmEngine,
+    reference: ReferenceEngine,
+    *,
+    rows: int = ROWS,
+    seed: int = 0,
+    prompt_tokens: tuple[int, int] = (6, 80),
+    max_tokens: tuple[int, int] = (4, 40),
+) -> None:
+    requests = make_requests(
+        rows,
+        engine.layers,
+        engine.vocab_size,
+        seed=seed,
+        prompt_tokens=prompt_tokens,
+        max_tokens=max_tokens,
+    )
+    steerings = {request.steering for request in requests if request.steering}
+    # no step can take these prompts whole
+    assert sum(len(request.prompt.token_ids) > BATCHED_TOKENS for request in requests) > rows // 20
+
+    found = compare(engine, reference, requests, make_vectors(reference, seed=seed))
+
+    print(
+        f"largest difference {found.largest_difference:.2e}, least slip {found.least_slip:.3f}, "
+        f"{found.cached_tokens} tokens cached, {engine.recomputed_tokens()} computed again"
+    )
+    assert not found.failures
+    assert found.rows == rows
+    assert found.steered_rows >= 0.85 * rows
+    assert len(steerings) > 0.8 * rows
+    assert found.largest_difference <= TOLERANCE
+    assert found.least_slip >= SLIP_FACTOR * TOLERANCE
+    assert engine.recomputed_tokens() > 0, "no request was preempted"
+    assert (found.cached_tokens > 0) == engine.prefix_caching
+
+
+@pytest.mark.parametrize("engine", SETUPS, indirect=True, ids=str)
+def test_parity(engine: VllmEngine, reference: ReferenceEngine) -> None:
+    check(engine, reference)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("engine", SETUPS, indirect=True, ids=str)
+def test_parity_of_other_rows(engine: VllmEngine, reference: ReferenceEngine, seed: int) -> None:
+    check(engine, reference, seed=seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", SETUPS, indirect=True, ids=str)
+def test_parity_of_long_prompts(engine: VllmEngine, reference: ReferenceEngine) -> None:
+    check(engine, reference, seed=3, prompt_tokens=(60, 200), max_tokens=(4, 50))
+
+
+# Graphs and buffers are sized by the batch, so a small one and one that is no power of two are tried too.
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "engine",
+    [dataclasses.replace(setup, max_num_seqs=seqs) for setup in SETUPS for seqs in (7, 100)],
+    indirect=True,
+    ids=lambda setup: f"{setup}-{setup.max_num_seqs}",
+)
+def test_parity_in_other_batches(engine: VllmEngine, reference: ReferenceEngine) -> None:
+    check(engine, reference, seed=4)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    "engine",
+    [Setup(eager, model="smollm2-135m-instruct") for eager in (True, False)],
+    indirect=True,
+    ids=str,
+)
+def test_parity_of_a_real_model(engine: VllmEngine) -> None:
+    check(engine, ReferenceEngine(models.resolve("smollm2-135m-instruct").model), max_tokens=(4, 24))

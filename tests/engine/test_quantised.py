@@ -1,0 +1,111 @@
+"""Quantised checkpoints: tiny-llama in 8-bit weights and activations (compressed-tensors) is steered as well.
+
+The reference holds the same weights, dequantised. Activations are rounded in the one and not in the
+other, so a row can't agree to 1e-4; it must be far nearer to its own steering than to none.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from vsteer.engine import parity
+from vsteer.engine.driver import EngineOptions, VllmEngine
+from vsteer.engine.reference import ReferenceEngine
+from vsteer.engine.request import Result
+from vsteer.engine.table import Capacity
+from vsteer.models import resolve
+
+SCHEME = {
+    "quant_method": "compressed-tensors",
+    "format": "int-quantized",
+    "quantization_status": "compressed",
+    "ignore": ["lm_head"],
+    "config_groups": {
+        "group_0": {
+            "targets": ["Linear"],
+            "weights": {
+                "num_bits": 8,
+                "type": "int",
+                "symmetric": True,
+                "strategy": "channel",
+                "dynamic": False,
+            },
+            "input_activations": {
+                "num_bits": 8,
+                "type": "int",
+                "symmetric": True,
+                "strategy": "token",
+                "dynamic": True,
+            },
+        }
+    },
+}
+
+
+def write_model(folder: Path, tensors: dict[str, NDArray[np.generic]], quantised: bool) -> Path:
+    source = Path(resolve("tiny-llama").model)
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    if quantised:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "quantization_config": SCHEME}))
+    return folder
+
+
+@pytest.mark.slow
+def test_a_quantised_checkpoint_is_steered(tmp_path: Path) -> None:
+    quantised: dict[str, NDArray[np.generic]] = {}
+    plain: dict[str, NDArray[np.generic]] = {}
+    for file in Path(resolve("tiny-llama").model).glob("*.safetensors"):
+        for name, weight in load_file(file).items():
+            if not name.endswith("_proj.weight"):
+                quantised[name] = plain[name] = weight
+                continue
+            scale = np.abs(weight).max(axis=1, keepdims=True) / 127
+            rounded = np.round(weight / scale).astype(np.int8)
+            quantised[name], quantised[f"{name}_scale"] = rounded, scale.astype(np.float32)
+            plain[name] = rounded.astype(np.float32) * scale.astype(np.float32)
+    reference = ReferenceEngine(str(write_model(tmp_path / "plain", plain, quantised=False)))
+    engine = VllmEngine(
+        str(write_model(tmp_path / "quantised", quantised, quantised=True)),
+        options=EngineOptions(dtype="bfloat16", max_model_len=256, kv_cache_gib=0.25, enforce_eager=True),
+        capacity=Capacity(terms=3),
+    )
+    try:
+        vectors = parity.make_vectors(reference, relative=2.0)
+        requests = {r.id: r for r in parity.make_requests(60, engine.layers, engine.vocab_size)}
+        steerings = [r.steering for r in requests.values() if r.steering]
+        engine.load(vectors, steerings)
+        reference.load(vectors, steerings)
+        ratios = []
+        for result in engine.run(requests.values()):
+            request = requests[result.id]
+            own = distance(result, reference.score(request, result.token_ids))
+            if request.steering is None or not request.steering.acting_terms:
+                continue
+            assert result.steered_tokens
+            unsteered = dataclasses.replace(request, steering=None)
+            ratios.append(own / distance(result, reference.score(unsteered, result.token_ids)))
+    finally:
+        engine.close()
+    assert len(ratios) == 54
+    # random weights are touchy, so rounding shows; an unsteered row would give 1
+    assert max(ratios) < 0.5, sorted(ratios)[-5:]
+    assert np.median(ratios) < 0.1
+
+
+def distance(result: Result, scores: torch.Tensor) -> float:
+    return max(
+        abs(value - float(scores[position, token]))
+        for position, of_token in enumerate(result.logprobs)
+        for token, value in of_token.items()
+    )
