@@ -1,4 +1,4 @@
-"""The parity suite on Model Runner V2, which is what a GPU runs: here on a CPU, under Triton's interpreter."""
+"""The parity suite on Model Runner V2, which a GPU runs: here on a CPU, under Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ PROGRAM = Path(__file__).with_name("v2_runner_main.py")
 ENVIRONMENT = {
     "TRITON_INTERPRET": "1",
     "VLLM_USE_V2_MODEL_RUNNER": "1",
-    # what vLLM compiles even in eager mode, Inductor would build out of Triton kernels
+    # vLLM compiles a helper of tensor parallelism even in eager mode, and Inductor would ask the program's
+    # stand-in for a Triton backend for more than it is
     "TORCHDYNAMO_DISABLE": "1",
 }
 

@@ -8,44 +8,20 @@ import click
 import numpy as np
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from vsteer.engine.driver import VllmEngine
     from vsteer.engine.reference import ReferenceEngine
     from vsteer.engine.request import Vectors
 
 MODEL = "smollm2-135m-instruct"
 LAYER = 17
-MULTIPLIERS = (-1.0, 0.0, 1.0)
+# unsteered first: the others are compared with it
+MULTIPLIERS = (0.0, -1.0, 1.0)
 TOKENS = 40
 NAME = "sentiment"
-# (question, delighted answer, disappointed answer): what the vector is made from
-PAIRS = (
-    ("How was the film last night?", "I loved every minute of it", "I hated every minute of it"),
-    ("What did you think of the soup?", "It was warm and delicious", "It was cold and disgusting"),
-    ("How did you sleep at the hotel?", "Wonderfully, like a child", "Terribly, hardly an hour"),
-    ("Did you enjoy the concert?", "Yes, it was a brilliant evening", "No, it was a miserable evening"),
-    ("How is your new job?", "The people are kind and it is fun", "The people are cruel and it is dull"),
-    ("What is your neighbour like?", "She is a lovely person", "She is an awful person"),
-    ("How was the journey?", "Smooth, quick and pleasant", "Bumpy, slow and unpleasant"),
-    ("Is the book worth reading?", "Yes, I adored it", "No, I despised it"),
-    ("How did the cake turn out?", "It is the best I ever tasted", "It is the worst I ever tasted"),
-    ("What do you make of the weather?", "It is a glorious day", "It is a dreadful day"),
-    ("How was the team today?", "They played superbly", "They played horribly"),
-    ("Are you glad that you moved?", "Very, we are so happy here", "Not at all, we are so sad here"),
-)
-# none of these is among the pairs
-OPEN_QUESTIONS = (
-    "Write one sentence about the restaurant you visited.",
-    "Describe your holiday at the sea.",
-    "What do you think about your new phone?",
-)
-ONE_WORD_QUESTIONS = (
-    "Was the play good or bad? Answer with one word.",
-    "Is this town a good or a bad place to live? Answer with one word.",
-    "Was the service good or bad? Answer with one word.",
-    "Is the coffee good or bad? Answer with one word.",
-    "Was the lecture good or bad? Answer with one word.",
-    "Is the garden good or bad? Answer with one word.",
-)
+# of the built-in data: enough for a direction that works, little enough to be quick
+PAIRS, QUESTIONS, OPEN = 32, 24, 3
 
 
 @click.command()
@@ -64,7 +40,7 @@ def quickstart() -> None:
     from vsteer.models import resolve
 
     model = resolve(MODEL).model
-    _say(f"making the {NAME} vector from {len(PAIRS)} contrast pairs (Hugging Face)")
+    _say(f"making the {NAME} vector from {PAIRS} contrast pairs (Hugging Face)")
     vectors = _mean_difference(ReferenceEngine(model))
     _say("starting vLLM (about 20 s) and proving that it steers: the canary")
     options = EngineOptions(dtype="bfloat16", max_model_len=512, kv_cache_gib=1, enforce_eager=True)
@@ -78,12 +54,14 @@ def quickstart() -> None:
 def _mean_difference(reference: ReferenceEngine) -> Vectors:
     """Mean stream after delighted answers less that after disappointed ones, at the last token."""
     from vsteer.engine.template import ask
+    from vsteer.vectors.builtin import data_path
+    from vsteer.vectors.contrast import read_questions
 
     differences = []
-    for question, positive, negative in PAIRS:
+    for pair in read_questions(data_path(NAME, "pairs")).items[:PAIRS]:
         streams = [
-            reference.streams(ask(reference.tokenizer, question, answer_prefix=answer).token_ids)[:, -1]
-            for answer in (positive, negative)
+            reference.streams(ask(reference.tokenizer, pair.question, answer_prefix=answer).token_ids)[:, -1]
+            for answer in (pair.positive, pair.negative)
         ]
         differences.append(streams[0] - streams[1])
     mean = np.stack(differences).mean(axis=0, dtype=np.float64).astype(np.float32)
@@ -96,12 +74,19 @@ def _show(engine: VllmEngine, vectors: Vectors) -> None:
 
     from vsteer.engine.request import Request, Steering, Term
     from vsteer.engine.template import ask
+    from vsteer.vectors.builtin import data_path
+    from vsteer.vectors.contrast import read_prompts, read_questions
 
     steerings = {m: Steering((Term(NAME, LAYER, m),), "all") for m in MULTIPLIERS}
     engine.load(vectors, steerings.values())
-    words = tuple(
-        engine.tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in ("Good", "Bad")
-    )
+    answers = {
+        item.question: [_first_token(engine, item.positive), _first_token(engine, item.negative)]
+        for item in read_questions(data_path(NAME, "questions")).items[:QUESTIONS]
+    }
+    asked: list[tuple[str, int, tuple[int, ...]]] = [
+        (prompt.text, TOKENS, ()) for prompt in read_prompts(data_path(NAME, "open")).prompts[:OPEN]
+    ]
+    asked += [(question, 1, tuple(words)) for question, words in answers.items()]
     requests = [
         Request(
             f"{question}|{m}",
@@ -110,8 +95,7 @@ def _show(engine: VllmEngine, vectors: Vectors) -> None:
             max_tokens=tokens,
             logprob_token_ids=words,
         )
-        for questions, tokens in ((OPEN_QUESTIONS, TOKENS), (ONE_WORD_QUESTIONS, 1))
-        for question in questions
+        for question, tokens, words in asked
         for m, steering in steerings.items()
     ]
     _say(f"running {len(requests)} requests of {len(MULTIPLIERS)} configurations in one batch")
@@ -124,26 +108,32 @@ def _show(engine: VllmEngine, vectors: Vectors) -> None:
     texts.add_column("question", max_width=24)
     for m in MULTIPLIERS:
         texts.add_column(f"multiplier {m:+g}" if m else "unsteered", ratio=1)
-    for question in OPEN_QUESTIONS:
+    for question, _, _ in asked[:OPEN]:
         texts.add_row(question, *(results[f"{question}|{m}"].text.strip() for m in MULTIPLIERS))
-    scores = Table(title="log p(Good) - log p(Bad), mean over held-out one-word questions")
-    for column in ("multiplier", "mean", "least", "most", "p(Good) + p(Bad)", "steered tokens"):
+    scores = Table(title=f"log p(positive) - log p(negative) of {QUESTIONS} held-out one-word questions")
+    for column in ("multiplier", "mean", "least", "most", "moved as meant", "p(both)", "steered tokens"):
         scores.add_column(column, justify="right")
+    margins: dict[float, NDArray[np.float64]] = {}
     for m in MULTIPLIERS:
-        rows = [results[f"{question}|{m}"] for question in ONE_WORD_QUESTIONS]
-        good, bad = (np.array([row.logprobs[0][word] for row in rows]) for word in words)
-        margin = good - bad
+        rows = [(results[f"{question}|{m}"].logprobs[0], words) for question, words in answers.items()]
+        pairs = np.array([[logprobs[word] for word in words] for logprobs, words in rows])
+        margins[m] = pairs[:, 0] - pairs[:, 1]
+        moved = [] if m == 0 else [((margins[m] - margins[0.0]) * m > 0).mean()]
         scores.add_row(
             f"{m:+g}" if m else "0",
-            f"{margin.mean():.2f}",
-            f"{margin.min():.2f}",
-            f"{margin.max():.2f}",
-            f"{(np.exp(good) + np.exp(bad)).mean():.3f}",
-            str(sum(row.steered_tokens for row in rows)),
+            *(f"{figure:.2f}" for figure in (margins[m].mean(), margins[m].min(), margins[m].max())),
+            "".join(f"{share:.0%}" for share in moved),
+            f"{np.exp(pairs).sum(axis=1).mean():.3f}",
+            str(sum(results[f"{question}|{m}"].steered_tokens for question in answers)),
         )
     console = Console()
     console.print(texts)
     console.print(scores)
+
+
+def _first_token(engine: VllmEngine, word: str) -> int:
+    token: int = engine.tokenizer(word, add_special_tokens=False)["input_ids"][0]
+    return token
 
 
 def _say(line: str) -> None:

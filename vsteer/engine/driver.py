@@ -100,7 +100,7 @@ class VllmEngine:
         self._max_in_flight = 2 * options.max_num_seqs + 64
         self._table: SteeringTable | None = None
         self._in_flight: dict[str, _Flight] = {}
-        self._keys = itertools.count(1)
+        self._numbers = itertools.count(1)
         try:
             prove_steering(self)
         except BaseException:
@@ -187,8 +187,10 @@ class VllmEngine:
                 output_kind=RequestOutputKind.FINAL_ONLY,
                 extra_args=dict(span.as_extra_args()) if span else None,
             )
+            # A name that never returns: the V1 runner tells requests apart by their name alone.
+            name = f"{request.id}#{next(self._numbers)}"
             inside = self._llm.add_request(
-                request.id, TokensPrompt(prompt_token_ids=list(request.prompt.token_ids)), params
+                name, TokensPrompt(prompt_token_ids=list(request.prompt.token_ids)), params
             )
         # from 0.27 on the second is no longer the first
         except (ValueError, VLLMValidationError) as error:
@@ -203,7 +205,7 @@ class VllmEngine:
             raise SteeringFault("a steered request came before load()")
         cell = self._table.cell_of(request.steering)
         start, end = request.prompt.span(request.steering.positions)
-        return CellSpan(next(self._keys), cell, self._table.fingerprints[cell], start, end)
+        return CellSpan(next(self._numbers), cell, self._table.fingerprints[cell], start, end)
 
     def _step(self) -> list[tuple[_Flight, Any]]:
         from vllm.v1.engine.exceptions import EngineDeadError
@@ -215,7 +217,11 @@ class VllmEngine:
                 f"the engine died: {error}",
                 hint="its own words are above; an out-of-memory wants a smaller max_num_seqs",
             ) from error
-        return [(self._in_flight[output.request_id], output) for output in outputs if output.finished]
+        return [
+            (self._in_flight[output.request_id.rpartition("#")[0]], output)
+            for output in outputs
+            if output.finished
+        ]
 
     def _collect(self, finished: list[tuple[_Flight, Any]]) -> list[Result]:
         keys = [flight.span.key for flight, _ in finished if flight.span]
@@ -324,7 +330,13 @@ def _engine_args(
 @contextlib.contextmanager
 def engine_environment(options: EngineOptions, plugins: str | None = None) -> Iterator[None]:
     """What vLLM takes from the environment alone, while an engine starts. Whatever the user set stays."""
-    wanted = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", OURS: "1"}
+    wanted = {
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+        # vLLM's own, in every one of its processes
+        "PYTHONWARNINGS": "ignore::FutureWarning",
+        OURS: "1",
+    }
     ranks = options.tensor_parallel_size * options.pipeline_parallel_size
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     if ranks <= len(cores) <= FEW_CORES:

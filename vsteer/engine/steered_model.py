@@ -39,9 +39,11 @@ class SteeredModel:
             return
         refuse_unproven(vllm_config)
         if not vllm_config.use_v2_model_runner:
-            from vsteer.patches import v1_runner
+            from vsteer.patches import cpu_generator, v1_runner
 
             v1_runner.apply()
+            if torch.get_default_device().type == "cpu":
+                cpu_generator.apply()
         capacity = Capacity(**vllm_config.additional_config[CONFIG_KEY]["capacity"])
         device = torch.get_default_device()
         self._bank, self._token_cell = shared_buffers(

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vsteer.engine.request import OPEN_END
 from vsteer.errors import SteeringFault
 
 # the one key under SamplingParams.extra_args that is ours
@@ -48,7 +49,7 @@ class CellSpan:
                 and isinstance(span.fingerprint, str)
                 and len(span.fingerprint) == 64
                 and span.cell > 0
-                and 0 <= span.start < span.end
+                and 0 <= span.start < span.end <= OPEN_END
             )
         except TypeError:
             sound = False

@@ -26,7 +26,7 @@ def check_family(architectures: Sequence[str]) -> None:
 
 def refuse_unproven(vllm_config: Any) -> None:
     """Raise on any option under which steering has not been shown to be right."""
-    parallel = vllm_config.parallel_config
+    parallel, scheduler = vllm_config.parallel_config, vllm_config.scheduler_config
     v2_runner = bool(getattr(vllm_config, "use_v2_model_runner", False))
     refused = {
         "speculative decoding": vllm_config.speculative_config is not None,
@@ -37,6 +37,9 @@ def refuse_unproven(vllm_config: Any) -> None:
         "data parallelism inside one engine": parallel.data_parallel_size > 1,
         "pipeline parallelism on the V1 model runner": parallel.pipeline_parallel_size > 1 and not v2_runner,
         "kv_sharing_fast_prefill": bool(getattr(vllm_config.cache_config, "kv_sharing_fast_prefill", False)),
+        # a request preempted in its prefill could come back behind positions that its record never saw
+        "concurrent partial prefills": getattr(scheduler, "max_num_partial_prefills", 1) > 1
+        or getattr(scheduler, "long_prefill_token_threshold", 0) > 0,
         "LoRA": vllm_config.lora_config is not None,
         "a KV-transfer connector": vllm_config.kv_transfer_config is not None,
         "prompt embeddings": bool(vllm_config.model_config.enable_prompt_embeds),

@@ -159,7 +159,7 @@ def read_table_file(path: Path) -> tuple[dict[str, NDArray[Any]], list[str], str
 def _check_term(term: Term, vectors: Vectors, layers: int) -> None:
     if term.operation != "add":
         raise UsageError(f"unknown operation {term.operation!r}", hint="what works: add")
-    if not np.isfinite(np.float32(term.multiplier)):
+    if not abs(term.multiplier) <= float(np.finfo(np.float32).max):
         raise UsageError(
             f"the multiplier {term.multiplier} is not a finite float32 number",
             hint="give a plain number; papers use -2 to 2",
