@@ -164,7 +164,10 @@ def test_a_forced_answer_prefix(tokenizer: Any) -> None:
 def test_a_prefix_that_merges_with_the_header_belongs_to_the_prefix() -> None:
     # "t" ends this template's header, and the tokenizer knows "ta"
     merging = AutoTokenizer.from_pretrained(models.resolve("tiny-llama").model)
-    merging.chat_template = "{% for message in messages %}Q{{ message['content'] }}{% endfor %}{% if add_generation_prompt %}At{% endif %}"
+    merging.chat_template = (
+        "{% for message in messages %}Q{{ message['content'] }}{% endfor %}"
+        "{% if add_generation_prompt %}At{% endif %}"
+    )
     bare, forced = ask(merging, "xyz"), ask(merging, "xyz", answer_prefix="a")
     assert pieces(merging, bare, -2) == "At"
     assert pieces(merging, forced, -1) == "ta"

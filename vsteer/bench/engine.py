@@ -40,7 +40,7 @@ class Size:
     hf_prompts: int
 
 
-FULL = Size(rounds=5, decode_tokens=64, shared_prompts=40, plain_prompts=4, all_prompts=4, hf_prompts=8)
+FULL = Size(rounds=5, decode_tokens=32, shared_prompts=40, plain_prompts=4, all_prompts=4, hf_prompts=8)
 QUICK = Size(rounds=3, decode_tokens=12, shared_prompts=6, plain_prompts=1, all_prompts=1, hf_prompts=2)
 
 
