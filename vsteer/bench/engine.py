@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from vsteer.bench.figures import Figure, as_lines, median_ratio, rates_in_turn
-from vsteer.engine.driver import EngineOptions, VllmEngine, engine_environment
+from vsteer.engine.driver import EngineOptions, VllmEngine
 from vsteer.engine.reference import ReferenceEngine
 from vsteer.engine.request import Positions, Prompt, Request, Steering, Term, Vectors
+from vsteer.engine.stock import StockEngine
 from vsteer.engine.table import Capacity
 
 VECTOR = "random"
@@ -93,47 +94,6 @@ def bench_engine(model: str, quick: bool, tell: Callable[[str], None]) -> list[F
     for scenario in SCENARIOS:
         figures += _hugging_face(scenario, reference, figures, size)
     return figures
-
-
-class StockEngine:
-    """vLLM as it comes: no plugin, no prefix cache, no steering."""
-
-    def __init__(self, model: str, options: EngineOptions) -> None:
-        # the plugin stays out of every process of this engine
-        with engine_environment(options, plugins=""):
-            from vllm import LLM
-
-            self._llm: Any = LLM(
-                model,
-                dtype=options.dtype,
-                max_model_len=options.max_model_len,
-                max_num_seqs=options.max_num_seqs,
-                block_size=32,
-                kv_cache_memory_bytes=int((options.kv_cache_gib or 1) * 2**30),
-                enable_prefix_caching=False,
-                disable_log_stats=True,
-            )
-
-    def run(self, requests: Sequence[Request]) -> Iterator[Any]:
-        from vllm import SamplingParams
-        from vllm.inputs import TokensPrompt
-
-        prompts = [TokensPrompt(prompt_token_ids=list(r.prompt.token_ids)) for r in requests]
-        params = [
-            SamplingParams(
-                temperature=0,
-                max_tokens=r.max_tokens,
-                ignore_eos=r.ignore_eos,
-                detokenize=False,
-                logprob_token_ids=list(r.logprob_token_ids) or None,
-                logprobs=None if r.logprob_token_ids else 0,
-            )
-            for r in requests
-        ]
-        yield from self._llm.generate(prompts, params, use_tqdm=False)
-
-    def close(self) -> None:
-        self._llm.llm_engine.engine_core.shutdown()
 
 
 def _decode(ours: VllmEngine, stock: StockEngine, vectors: Vectors, size: Size) -> list[Figure]:
