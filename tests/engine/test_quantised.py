@@ -1,7 +1,8 @@
 """Quantised checkpoints: tiny-llama in 8-bit weights and activations (compressed-tensors) is steered as well.
 
 The reference holds the same weights, dequantised. Activations are rounded in the one and not in the
-other, so a row can't agree to 1e-4; it must be far nearer to its own steering than to none.
+other, so a row can't agree to 1e-4. It must be as near to its own steering as unsteered rows are to theirs, and far
+from none.
 """
 
 from __future__ import annotations
@@ -86,21 +87,29 @@ def test_a_quantised_checkpoint_is_steered(tmp_path: Path) -> None:
         steerings = [r.steering for r in requests.values() if r.steering]
         engine.load(vectors, steerings)
         reference.load(vectors, steerings)
-        ratios = []
+        noise, own, effect = [], [], []
         for result in engine.run(requests.values()):
             request = requests[result.id]
-            own = distance(result, reference.score(request, result.token_ids))
+            gap = distance(result, reference.score(request, result.token_ids))
             if request.steering is None or not request.steering.acting_terms:
+                noise.append(gap)
                 continue
             assert result.steered_tokens
             unsteered = dataclasses.replace(request, steering=None)
-            ratios.append(own / distance(result, reference.score(unsteered, result.token_ids)))
+            own.append(gap)
+            effect.append(distance(result, reference.score(unsteered, result.token_ids)))
     finally:
         engine.close()
-    assert len(ratios) == 54
-    # random weights are touchy, so rounding shows; an unsteered row would give 1
-    assert max(ratios) < 0.5, sorted(ratios)[-5:]
-    assert np.median(ratios) < 0.1
+    clear = sum(e > 5 * gap for e, gap in zip(effect, own, strict=True))
+    print(
+        f"rounding alone {max(noise):.2f}; steered rows from their own steering {max(own):.2f} at most, "
+        f"from none {np.median(effect):.1f} in the median; {clear} of {len(own)} tell the two apart"
+    )
+    assert (len(noise), len(own)) == (6, 54)
+    # steering adds no error to what rounding alone makes of unsteered rows
+    assert max(own) < 1.5 * max(noise)
+    # a small multiplier on two early tokens can drown in the rounding, so not every row can tell
+    assert clear >= 50
 
 
 def distance(result: Result, scores: torch.Tensor) -> float:

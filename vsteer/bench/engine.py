@@ -1,7 +1,8 @@
 """`vsteer bench engine`: what steering costs, and what sharing prefixes gives.
 
-Three engines stand beside each other and are measured in turn: ours, ours without prefix sharing, and
-stock vLLM without our plugin and without a prefix cache; then a Hugging Face loop on the same prompts.
+Four stand beside each other and are measured in turn: ours, ours without prefix sharing, stock vLLM
+without our plugin and without a prefix cache, and a Hugging Face loop on the same prompts. The loop has a
+process of its own: vLLM leaves its caller with one thread of torch's.
 """
 
 from __future__ import annotations
@@ -9,12 +10,14 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from vsteer.bench.figures import Figure, as_lines, median_ratio, rates_in_turn
+from vsteer.bench.hugging_face import HuggingFaceProcess
 from vsteer.engine.driver import EngineOptions, VllmEngine
 from vsteer.engine.reference import ReferenceEngine
 from vsteer.engine.request import Positions, Prompt, Request, Steering, Term, Vectors
@@ -29,9 +32,10 @@ ANSWERS = (10, 11)  # any two tokens: an evaluation reads two log-probabilities
 
 @dataclass(frozen=True)
 class Size:
-    """How much is measured: all of it, or about a minute's worth."""
+    """How much is measured: all of it, or a minute or two's worth."""
 
     rounds: int
+    decode_requests: int
     decode_tokens: int
     # prompts a round, with sharing and without
     shared_prompts: int
@@ -41,8 +45,8 @@ class Size:
     hf_prompts: int
 
 
-FULL = Size(rounds=5, decode_tokens=32, shared_prompts=40, plain_prompts=4, all_prompts=4, hf_prompts=8)
-QUICK = Size(rounds=3, decode_tokens=12, shared_prompts=6, plain_prompts=1, all_prompts=1, hf_prompts=2)
+FULL = Size(5, 128, 32, shared_prompts=40, plain_prompts=4, all_prompts=4, hf_prompts=4)
+QUICK = Size(3, 128, 8, shared_prompts=4, plain_prompts=1, all_prompts=1, hf_prompts=2)
 
 
 @dataclass(frozen=True)
@@ -67,32 +71,27 @@ def bench_engine(model: str, quick: bool, tell: Callable[[str], None]) -> list[F
     size = QUICK if quick else FULL
     options = EngineOptions(dtype="bfloat16", max_model_len=512, max_num_seqs=MANY, kv_cache_gib=2)
     capacity = Capacity.for_grid(cells=MANY, rows=128, terms=1)
-    tell("starting vsteer's engine (the first start compiles, about 75 s)")
-    ours = VllmEngine(model, options=options, capacity=capacity)
-    tell("starting it without prefix sharing")
-    unshared = VllmEngine(model, options=replace(options, prefix_caching=False), capacity=capacity)
-    tell("starting stock vLLM")
-    stock = StockEngine(model, replace(options, prefix_caching=False))
-    try:
+    with ExitStack() as engines:
+        tell("starting vsteer's engine (the first start compiles, about 75 s)")
+        ours = engines.enter_context(closing(VllmEngine(model, options=options, capacity=capacity)))
+        tell("starting it without prefix sharing")
+        options = replace(options, prefix_caching=False)
+        unshared = engines.enter_context(closing(VllmEngine(model, options=options, capacity=capacity)))
+        tell("starting stock vLLM")
+        stock = engines.enter_context(closing(StockEngine(model, options)))
         rng = np.random.default_rng(0)
         directions = rng.standard_normal((ours.layers, ours.hidden_size)).astype(np.float32)
         vectors: Vectors = {VECTOR: dict(enumerate(directions))}
-        tell("decode throughput")
+        tell("starting the Hugging Face loop")
+        loop = engines.enter_context(closing(HuggingFaceProcess(model, vectors)))
+        tell(f"it is faster in {loop.dtype} here; decode throughput")
         figures = _decode(ours, stock, vectors, size)
         tell(as_lines(figures))
         for scenario in SCENARIOS:
             tell(scenario.name)
-            new = _sharing(scenario, ours, unshared, stock, vectors, size)
+            new = _sharing(scenario, ours, unshared, stock, loop, vectors, size)
             tell(as_lines(new))
             figures += new
-    finally:
-        for engine in (ours, unshared, stock):
-            engine.close()
-    tell("the Hugging Face loop")
-    reference = ReferenceEngine(model, dtype="bfloat16")
-    reference.load(vectors, [])
-    for scenario in SCENARIOS:
-        figures += _hugging_face(scenario, reference, figures, size)
     return figures
 
 
@@ -123,9 +122,10 @@ def _decode(ours: VllmEngine, stock: StockEngine, vectors: Vectors, size: Size) 
 
         return measure
 
-    batch = 128
     steered, plain = rates_in_turn(
-        size.rounds + 1, tokens_per_second(ours, batch, one), tokens_per_second(stock, batch, [None])
+        size.rounds + 1,
+        tokens_per_second(ours, size.decode_requests, one),
+        tokens_per_second(stock, size.decode_requests, [None]),
     )
     distinct, same = rates_in_turn(
         size.rounds, tokens_per_second(ours, MANY, many), tokens_per_second(ours, MANY, one)
@@ -153,62 +153,53 @@ def _sharing(
     ours: VllmEngine,
     unshared: VllmEngine,
     stock: StockEngine,
+    loop: HuggingFaceProcess,
     vectors: Vectors,
     size: Size,
 ) -> list[Figure]:
+    """Evaluations a second: ours, without sharing, and one by one through Hugging Face."""
     steerings = _configurations(CONFIGURATIONS, ours.layers, scenario.positions)
     ours.load(vectors, steerings)
     unshared.load(vectors, steerings)
     everywhere = scenario.positions == "all"
     shared_prompts = size.all_prompts if everywhere else size.shared_prompts
 
-    def evaluations(engine: Any, count: int, steered: bool) -> Callable[[int], float]:
-        def measure(round_: int) -> float:
-            # fresh prompts every round: nothing may be found from the round before
-            prompts = _prompts(
-                shared_prompts, scenario.lengths, seed=100 * SCENARIOS.index(scenario) + round_
-            )
-            return _rate(engine, _evaluations(prompts[:count], steerings if steered else None))
+    def requests(round_: int, count: int, of: Sequence[Steering | None]) -> list[Request]:
+        # fresh prompts every round: nothing may be found from the round before
+        seed = 100 * SCENARIOS.index(scenario) + round_
+        return _evaluations(_prompts(shared_prompts, scenario.lengths, seed)[:count], of)
 
-        return measure
+    def with_sharing(round_: int) -> float:
+        return _rate(ours, requests(round_, shared_prompts, steerings))
 
-    measures = [
-        evaluations(ours, shared_prompts, True),
-        evaluations(stock if everywhere else unshared, size.plain_prompts, not everywhere),
-    ]
-    with_sharing, without = rates_in_turn(size.rounds, *measures)
-    rival = "stock vLLM without cache" if everywhere else "no sharing"
+    def without(round_: int) -> float:
+        if everywhere:
+            return _rate(stock, requests(round_, size.plain_prompts, [None] * CONFIGURATIONS))
+        return _rate(unshared, requests(round_, size.plain_prompts, steerings))
+
+    def one_by_one(round_: int) -> float:
+        # the same time for every configuration, so that one is enough
+        return loop(_rate, requests(round_, size.hf_prompts, steerings[:1]))
+
+    shared, plain, single = rates_in_turn(size.rounds, with_sharing, without, one_by_one)
+    rate = statistics.median(shared)
     return [
         Figure(
-            f"{scenario.name}: over {rival}",
-            median_ratio(with_sharing, without),
+            f"{scenario.name}: over {'stock vLLM without cache' if everywhere else 'no sharing'}",
+            median_ratio(shared, plain),
             scenario.sharing_target,
-            note=f"{statistics.median(with_sharing):.1f} and {statistics.median(without):.1f} evaluations/s",
+            note=f"{rate:.1f} and {statistics.median(plain):.1f} evaluations/s",
         ),
-        Figure(f"{scenario.name}: evaluations/s", statistics.median(with_sharing)),
-    ]
-
-
-def _hugging_face(
-    scenario: Scenario, reference: ReferenceEngine, figures: Sequence[Figure], size: Size
-) -> list[Figure]:
-    prompts = _prompts(size.hf_prompts, scenario.lengths, seed=100 * SCENARIOS.index(scenario))
-    steering = _steering(0, reference.layers, scenario.positions)
-    requests = _evaluations(prompts, [steering])
-    _rate(reference, requests[:1])
-    rate = _rate(reference, requests)
-    ours = next(f.value for f in figures if f.name == f"{scenario.name}: evaluations/s")
-    return [
         Figure(
             f"{scenario.name}: over a Hugging Face loop",
-            ours / rate,
+            median_ratio(shared, single),
             scenario.hf_target,
-            note=f"{rate:.1f} evaluations/s one by one",
-        )
+            note=f"{rate:.1f} and {statistics.median(single):.2f} evaluations/s",
+        ),
     ]
 
 
-def _rate(engine: Any, requests: Sequence[Request]) -> float:
+def _rate(engine: VllmEngine | StockEngine | ReferenceEngine, requests: Sequence[Request]) -> float:
     start = time.perf_counter()
     done = sum(1 for _ in engine.run(requests))
     assert done == len(requests)
@@ -224,12 +215,12 @@ def _prompts(count: int, lengths: tuple[int, int], seed: int) -> list[Prompt]:
     ]
 
 
-def _evaluations(prompts: Sequence[Prompt], steerings: Sequence[Steering] | None) -> list[Request]:
+def _evaluations(prompts: Sequence[Prompt], steerings: Sequence[Steering | None]) -> list[Request]:
     """Every configuration of a prompt, prompt by prompt."""
     return [
         Request(f"{p}/{s}", prompt, steering, logprob_token_ids=ANSWERS)
         for p, prompt in enumerate(prompts)
-        for s, steering in enumerate(steerings or [None] * CONFIGURATIONS)
+        for s, steering in enumerate(steerings)
     ]
 
 

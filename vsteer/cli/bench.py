@@ -17,7 +17,7 @@ def bench() -> None:
 
 @bench.command()
 @click.argument("model", default="smollm2-135m-instruct")
-@click.option("--quick", is_flag=True, help="About a minute of measuring after the engines' start.")
+@click.option("--quick", is_flag=True, help="Two or three minutes of measuring after the engines' start.")
 @click.option("--json", "as_json_", is_flag=True, help="Print one JSON object instead of a table.")
 def engine(model: str, quick: bool, as_json_: bool) -> None:
     """What steering costs and what sharing prefixes gives, on MODEL.
