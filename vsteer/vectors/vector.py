@@ -1,0 +1,48 @@
+"""A steering vector as it is stored: one direction a layer, for one behaviour, after its norm was applied.
+
+With it goes where it came from (`Origin`) and how long the stream is at each layer where that was measured,
+so that sizes can be compared and norms changed without the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from vsteer.engine.request import Direction
+
+
+@dataclass(frozen=True)
+class Origin:
+    """How a vector was made, in words that a file's metadata can hold. Empty: not known."""
+
+    model: str = ""  # as the user named it
+    revision: str = ""
+    model_sha256: str = ""  # of config.json and the weights' index or names and sizes
+    data: str = ""  # a built-in behaviour's name, or file names
+    data_sha256: str = ""  # of the file; of two unpaired files both, joined by "+"
+    method: str = ""  # mean_diff, dim, pca, or what derived it: random, shuffled, sum, ...
+    token: str = ""  # answer, last, or an offset such as -2
+    template: str = ""  # chat or plain
+    system: str = ""
+    dtype: str = ""
+    pairs: int = 0  # how many pairs; of unpaired sets the smaller one's size
+    norm: str = "raw"  # raw, unit, caa, residual:0.1
+    derived: tuple[str, ...] = ()  # what was done afterwards, in order
+
+
+@dataclass(frozen=True)
+class SteeringVector:
+    name: str
+    directions: Mapping[int, Direction]
+    # layer -> mean norm of the stream at the extracted tokens; empty where it was never measured
+    stream_norms: Mapping[int, float] = field(default_factory=dict)
+    origin: Origin = field(default_factory=Origin)
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return tuple(sorted(self.directions))
+
+    @property
+    def hidden_size(self) -> int:
+        return len(next(iter(self.directions.values())))
