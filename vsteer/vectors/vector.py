@@ -18,6 +18,8 @@ class Origin:
 
     model: str = ""  # as the user named it
     revision: str = ""
+    model_type: str = ""  # config.json's model_type, such as llama; what GGUF calls the model hint
+    model_layers: int = 0  # how many decoder blocks the model has; 0: not known
     model_sha256: str = ""  # of config.json and the weights' index or names and sizes
     data: str = ""  # a built-in behaviour's name, or file names
     data_sha256: str = ""  # of the file; of two unpaired files both, joined by "+"
@@ -27,7 +29,8 @@ class Origin:
     system: str = ""
     dtype: str = ""
     pairs: int = 0  # how many pairs; of unpaired sets the smaller one's size
-    norm: str = "raw"  # raw, unit, caa, residual:0.1
+    # raw, unit, caa, residual:0.1; or "derived": none of these any more, by what is listed below
+    norm: str = "raw"
     derived: tuple[str, ...] = ()  # what was done afterwards, in order
 
 
