@@ -15,7 +15,7 @@ from typing import Any
 
 from vllm.v1.core import kv_cache_utils
 
-from vsteer.engine.cache_identity import steering_key
+from vsteer.engine.cache_identity import block_keys
 
 MARK = "replaced_by_vsteer"
 NAME = "generate_block_hash_extra_keys"
@@ -31,8 +31,8 @@ def apply() -> None:
         request: Any, start_token_idx: int, end_token_idx: int, start_mm_idx: int
     ) -> tuple[tuple[Any, ...] | None, int]:
         keys, next_mm_idx = original(request, start_token_idx, end_token_idx, start_mm_idx)
-        key = steering_key(request, end_token_idx)
-        return (keys if key is None else (*(keys or ()), key)), next_mm_idx
+        ours = block_keys(request, end_token_idx)
+        return ((*(keys or ()), *ours) if ours else keys), next_mm_idx
 
     setattr(with_steering, MARK, True)
     for module in list(sys.modules.values()):

@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
+MARK = "replaced_by_vsteer"
+
 
 def apply() -> None:
     original = GPUModelRunner.sample_tokens
-    if hasattr(original, "replaced_by_vsteer"):
+    if hasattr(original, MARK):
         return
 
     @functools.wraps(original)
@@ -30,5 +32,5 @@ def apply() -> None:
         finally:
             generators.update(aside)
 
-    without_unfinished_prompts.replaced_by_vsteer = True  # type: ignore[attr-defined]
+    setattr(without_unfinished_prompts, MARK, True)
     GPUModelRunner.sample_tokens = without_unfinished_prompts

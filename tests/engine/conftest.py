@@ -20,6 +20,7 @@ from vsteer.engine.table import Capacity
 # The smallest on a CPU; prefixes are shared in whole blocks.
 BLOCK = 32
 MAX_MODEL_LEN = 256
+CAPTURES = 24
 # Prompts longer than this are prefilled in chunks.
 BATCHED_TOKENS = 64
 # Of 32 tokens each, one of which vLLM keeps for itself: a dozen running requests fill them, so that growing
@@ -60,7 +61,8 @@ class Setup:
                 block_size=BLOCK,
                 vllm={"num_gpu_blocks_override": self.kv_blocks},
             ),
-            capacity=Capacity(terms=3),
+            # so that both graphs are tried, with capture and without
+            capacity=Capacity(terms=3, captures=CAPTURES if self.caching else 0),
         )
 
 

@@ -179,7 +179,7 @@ def test_without_our_block_keys_it_shows(
     # vLLM spawns its engine core, and a new Python imports this module first
     (tmp_path / "sitecustomize.py").write_text(
         "from vsteer.engine import cache_identity\n"
-        "cache_identity.steering_key = lambda request, block_end: None\n"
+        "cache_identity.block_keys = lambda request, block_end: ()\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(driver, "prove_steering", refuse)

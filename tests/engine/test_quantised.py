@@ -1,8 +1,8 @@
 """Quantised checkpoints: tiny-llama in 8-bit weights and activations (compressed-tensors) is steered as well.
 
 The reference holds the same weights, dequantised. Activations are rounded in the one and not in the
-other, so a row can't agree to 1e-4. It must be as near to its own steering as unsteered rows are to theirs, and far
-from none.
+other, so a row can't agree to 1e-4. It must be as near to its own steering as unsteered rows are to theirs,
+and far from none.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The proof at start: every layer steers, a batch mate is untouched, no cache block crosses over.
+"""The proof at start: every layer steers, a batch mate is untouched, no cache block crosses over, and what is
+captured is the stream of that layer and that token.
 
 It runs on the engine itself, on the user's own model, before the first row.
 """
@@ -13,6 +14,8 @@ from vsteer.engine.request import Prompt, Request, Result, Steering, Term
 from vsteer.errors import EngineError
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from vsteer.engine.driver import VllmEngine
 
 NAME = "canary"
@@ -20,6 +23,8 @@ NAME = "canary"
 STRENGTH = 1000.0
 # How much smaller than the least steered change the mate's must be.
 MARGIN = 10.0
+# What was added must be captured to this share of its length: bfloat16 rounds to some thousandths.
+CAPTURE_TOLERANCE = 0.05
 
 
 def prove_steering(engine: VllmEngine) -> None:
@@ -51,6 +56,40 @@ def prove_steering(engine: VllmEngine) -> None:
         )
     if engine.prefix_caching:
         _prove_cache_identity(engine, steerings)
+    if engine.capacity.captures > 1:
+        _prove_capture(engine, prompt, steerings, STRENGTH * direction)
+
+
+def _prove_capture(
+    engine: VllmEngine, prompt: Prompt, steerings: list[Steering], added: NDArray[np.float32]
+) -> None:
+    """What is added to one token at one layer must be captured there, and not before, neither in depth nor
+    in the prompt."""
+    last = len(prompt.token_ids) - 1
+    requests = [Request("alone", prompt, capture=(last - 1, last))] + [
+        Request(str(layer), prompt, Steering(steering.terms, (last, last + 1)), capture=(last - 1, last))
+        for layer, steering in enumerate(steerings)
+    ]
+    streams = {result.id: result.captured for result in engine.run(requests)}
+    plain = streams["alone"]
+    wrong = []
+    for layer in range(engine.layers):
+        steered = streams[str(layer)]
+        if steered is None or plain is None:
+            raise EngineError("the canary failed: nothing was captured", hint="`vsteer verify` tells more")
+        moved = steered - plain
+        elsewhere = np.concatenate([moved[0], moved[1, :layer]])
+        least = float(np.linalg.norm(added))
+        if not (
+            np.linalg.norm(moved[1, layer] - added) < CAPTURE_TOLERANCE * least
+            and np.linalg.norm(elsewhere, axis=1).max() < CAPTURE_TOLERANCE * least
+        ):
+            wrong.append(layer)
+    if wrong:
+        raise EngineError(
+            f"the canary failed: what is captured at layers {wrong} is not the stream there",
+            hint="this engine does not capture as it should; `vsteer verify` tells more",
+        )
 
 
 def _prove_cache_identity(engine: VllmEngine, steerings: list[Steering]) -> None:

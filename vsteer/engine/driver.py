@@ -16,7 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from vsteer.engine.canary import prove_steering
+from vsteer.engine.capture import CaptureSpec
 from vsteer.engine.plugin import OURS
 from vsteer.engine.request import (
     Request,
@@ -31,7 +35,7 @@ from vsteer.engine.table import Capacity, SteeringTable
 from vsteer.errors import EngineError, SteeringFault, UnsupportedError, UsageError
 
 # Salts vLLM's compile cache: raised whenever the steered graph changes.
-GRAPH_VERSION = 1
+GRAPH_VERSION = 2
 # How long finished results may wait for the workers' record of them, in seconds and in number.
 COLLECT_SECONDS = 0.2
 COLLECT_RESULTS = 1024
@@ -94,12 +98,14 @@ class VllmEngine:
         self.hidden_size: int = config.model_config.get_hidden_size()
         self.vocab_size: int = config.model_config.get_vocab_size()
         self.max_model_len: int = config.model_config.max_model_len
+        self.dtype: str = str(config.model_config.dtype).removeprefix("torch.")
         self.block_size: int = config.cache_config.block_size
         self.prefix_caching: bool = bool(config.cache_config.enable_prefix_caching)
         self.v2_runner: bool = bool(config.use_v2_model_runner)
         self._max_in_flight = 2 * options.max_num_seqs + 64
         self._table: SteeringTable | None = None
         self._in_flight: dict[str, _Flight] = {}
+        self._captures_under_way = 0
         self._numbers = itertools.count(1)
         try:
             prove_steering(self)
@@ -125,15 +131,19 @@ class VllmEngine:
     def run(self, requests: Iterable[Request]) -> Iterator[Result]:
         """Yield results as they finish. Leaving the loop early aborts what is in flight."""
         waiting = iter(requests)
+        held: Request | None = None
         finished: list[tuple[_Flight, Any]] = []
         last_collect = time.monotonic()
         more = True
         try:
             while more or self._in_flight:
                 while more and len(self._in_flight) - len(finished) < self._max_in_flight:
-                    request = next(waiting, None)
+                    request, held = held or next(waiting, None), None
                     if request is None:
                         more = False
+                    elif not self._can_capture(request):
+                        held = request
+                        break
                     elif failed := self._submit(request):
                         yield failed
                 if not self._in_flight:
@@ -142,7 +152,12 @@ class VllmEngine:
                     finished += self._step()
                 idle = len(finished) == len(self._in_flight)
                 late = time.monotonic() - last_collect > COLLECT_SECONDS
-                if finished and (idle or late or len(finished) >= COLLECT_RESULTS):
+                many = len(finished) >= COLLECT_RESULTS
+                # what was captured waits in the workers' memory
+                full = (
+                    sum(len(flight.request.capture) for flight, _ in finished) >= self.capacity.captures > 0
+                )
+                if finished and (idle or late or many or full):
                     results, finished = self._collect(finished), []
                     last_collect = time.monotonic()
                     yield from results
@@ -170,9 +185,21 @@ class VllmEngine:
         reason = request.invalid_because(self.vocab_size, self.max_model_len)
         if reason:
             return Result(request.id, "error", error=reason)
+        if len(request.capture) > self.capacity.captures:
+            return Result(
+                request.id,
+                "error",
+                error=f"{len(request.capture)} positions to capture, the engine has room for "
+                f"{self.capacity.captures}",
+            )
         if request.id in self._in_flight:
             raise SteeringFault(f"two requests under way are both named {request.id!r}")
         span = self._cell_span(request)
+        capture = CaptureSpec(next(self._numbers), request.capture) if request.capture else None
+        extra_args = {
+            **(span.as_extra_args() if span else {}),
+            **(capture.as_extra_args() if capture else {}),
+        }
         try:
             params = SamplingParams(
                 temperature=request.temperature,
@@ -185,7 +212,7 @@ class VllmEngine:
                 logprobs=None if request.logprob_token_ids else 0,
                 detokenize=bool(request.stop),
                 output_kind=RequestOutputKind.FINAL_ONLY,
-                extra_args=dict(span.as_extra_args()) if span else None,
+                extra_args=extra_args or None,
             )
             # A name that never returns: the V1 runner tells requests apart by their name alone.
             name = f"{request.id}#{next(self._numbers)}"
@@ -195,8 +222,16 @@ class VllmEngine:
         # from 0.27 on the second is no longer the first
         except (ValueError, VLLMValidationError) as error:
             return Result(request.id, "error", error=f"vLLM refuses it: {error}")
-        self._in_flight[request.id] = _Flight(request, span, inside)
+        self._in_flight[request.id] = _Flight(request, span, capture, inside)
+        self._captures_under_way += len(request.capture)
         return None
+
+    def _can_capture(self, request: Request) -> bool:
+        """Whether no step could get more captures than it has slots."""
+        return not request.capture or (
+            not self._captures_under_way
+            or self._captures_under_way + len(request.capture) <= self.capacity.captures
+        )
 
     def _cell_span(self, request: Request) -> CellSpan | None:
         if request.steering is None or not request.steering.acting_terms:
@@ -217,11 +252,13 @@ class VllmEngine:
                 f"the engine died: {error}",
                 hint="its own words are above; an out-of-memory wants a smaller max_num_seqs",
             ) from error
-        return [
+        finished = [
             (self._in_flight[output.request_id.rpartition("#")[0]], output)
             for output in outputs
             if output.finished
         ]
+        self._captures_under_way -= sum(len(flight.request.capture) for flight, _ in finished)
+        return finished
 
     def _collect(self, finished: list[tuple[_Flight, Any]]) -> list[Result]:
         keys = [flight.span.key for flight, _ in finished if flight.span]
@@ -233,13 +270,43 @@ class VllmEngine:
                     # a rank of a pipeline may be a step behind: the least of all is what is sure
                     least = records.setdefault(key, [first, done])
                     least[1] = min(least[1], done)
+        captured = self._captured([flight.capture for flight, _ in finished if flight.capture])
         results = []
         for flight, output in finished:
             del self._in_flight[flight.request.id]
-            results.append(self._result(flight, output, records))
+            results.append(self._result(flight, output, records, captured))
         return results
 
-    def _result(self, flight: _Flight, output: Any, records: dict[int, list[int]]) -> Result:
+    def _captured(self, specs: list[CaptureSpec]) -> dict[int, NDArray[np.float32]]:
+        """What was captured of each, [position, layer, hidden], put together from the ranks' layers."""
+        if not specs:
+            return {}
+        streams = {
+            spec.key: np.full((len(spec.positions), self.layers, self.hidden_size), np.nan, np.float32)
+            for spec in specs
+        }
+        for answer in self._llm.collective_rpc("vsteer_captured", args=([spec.key for spec in specs],)):
+            layers = answer["layers"]
+            if not layers:
+                continue
+            rows = np.frombuffer(answer["streams"], np.float32).reshape(-1, len(layers), self.hidden_size)
+            at = 0
+            for spec, positions in zip(specs, answer["positions"], strict=True):
+                if tuple(positions) != spec.positions:
+                    raise SteeringFault(f"captured the positions {positions} instead of {spec.positions}")
+                streams[spec.key][:, layers] = rows[at : at + len(positions)]
+                at += len(positions)
+        if any(np.isnan(stream).any() for stream in streams.values()):
+            raise SteeringFault("no worker captured some of the layers")
+        return streams
+
+    def _result(
+        self,
+        flight: _Flight,
+        output: Any,
+        records: dict[int, list[int]],
+        captured: dict[int, NDArray[np.float32]],
+    ) -> Result:
         request, span, completion = flight.request, flight.span, output.outputs[0]
         if completion.finish_reason not in ("stop", "length"):
             return Result(request.id, "error", error=f"vLLM ended it with {completion.finish_reason!r}")
@@ -265,6 +332,7 @@ class VllmEngine:
             prompt_tokens=len(request.prompt.token_ids),
             cached_tokens=output.num_cached_tokens or 0,
             steered_tokens=steered,
+            captured=captured[flight.capture.key] if flight.capture else None,
         )
 
     def decode(self, token_ids: Iterable[int]) -> str:
@@ -277,15 +345,20 @@ class VllmEngine:
             return
         flights, self._in_flight = list(self._in_flight.values()), {}
         self._llm.abort_request([flight.inside for flight in flights], internal=True)
+        self._captures_under_way = 0
         keys = [flight.span.key for flight in flights if flight.span]
         if keys:
             self._llm.collective_rpc("vsteer_collect", args=(keys,))
+        keys = [flight.capture.key for flight in flights if flight.capture]
+        if keys:
+            self._llm.collective_rpc("vsteer_captured", args=(keys,))
 
 
 @dataclass(frozen=True)
 class _Flight:
     request: Request
     span: CellSpan | None
+    capture: CaptureSpec | None
     inside: str  # vLLM's own id of it
 
 

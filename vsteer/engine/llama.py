@@ -14,17 +14,21 @@ from vllm.config import VllmConfig
 from vllm.model_executor.models.llama import LlamaDecoderLayer, LlamaForCausalLM
 
 from vsteer.engine.steered_model import SteeredModel, steered
-from vsteer.engine.steering import Steering
+from vsteer.engine.steering import Capture, Steering
 
 
 class SteeredLlamaDecoderLayer(LlamaDecoderLayer):
     steering: Steering
+    capture: Capture | None
 
     def forward(
         self, positions: torch.Tensor, hidden_states: torch.Tensor, residual: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         hidden_states, residual = super().forward(positions, hidden_states, residual)
-        return hidden_states, self.steering(residual)
+        residual = self.steering(residual)
+        if self.capture is not None:
+            self.capture(hidden_states, residual)
+        return hidden_states, residual
 
 
 class SteeredLlamaForCausalLM(SteeredModel, LlamaForCausalLM):

@@ -14,11 +14,11 @@ class SteeredModelState(DefaultModelState):
     def add_request(self, req_index: int, new_req_data: Any) -> None:
         super().add_request(req_index, new_req_data)
         params = new_req_data.sampling_params
-        self._steered_model.step_table.add(new_req_data.req_id, params.extra_args if params else None)
+        self._steered_model.add_request(new_req_data.req_id, params.extra_args if params else None)
 
     def remove_request(self, req_id: str) -> None:
         super().remove_request(req_id)
-        self._steered_model.step_table.remove(req_id)
+        self._steered_model.remove_request(req_id)
 
     def prepare_inputs(self, input_batch: Any, req_states: Any) -> dict[str, Any]:
         # profiling and warm-up run made-up requests, which add_request never saw; a real batch is filled

@@ -83,19 +83,22 @@ class ReferenceEngine:
         return torch.log_softmax(logits.float(), dim=-1)
 
     @torch.inference_mode()
-    def streams(self, token_ids: Iterable[int]) -> NDArray[np.float32]:
-        """The residual stream after every decoder block: [layer, token, hidden]."""
+    def streams(self, token_ids: Iterable[int], steered_as: Request | None = None) -> NDArray[np.float32]:
+        """The residual stream after every decoder block, steered as the request: [layer, token, hidden]."""
         seen: list[torch.Tensor] = []
 
         def keep(module: Any, inputs: Any, output: Any) -> None:
             seen.append((output[0] if isinstance(output, tuple) else output)[0])
 
-        handles = [block.register_forward_hook(keep) for block in self.model.model.layers]
-        try:
-            self.model(input_ids=self._tensor(list(token_ids)))
-        finally:
-            for handle in handles:
-                handle.remove()
+        with self._hooks(*([steered_as] if steered_as else [])):
+            self._seen = 0
+            # behind the steering hooks, which were registered before
+            handles = [block.register_forward_hook(keep) for block in self.model.model.layers]
+            try:
+                self.model.model(input_ids=self._tensor(list(token_ids)), use_cache=False)
+            finally:
+                for handle in handles:
+                    handle.remove()
         streams: NDArray[np.float32] = torch.stack(seen).float().cpu().numpy()
         return streams
 
@@ -142,7 +145,12 @@ class ReferenceEngine:
             logprobs=tuple(logprobs),
             prompt_tokens=len(prompt),
             steered_tokens=steered,
+            captured=self._captured(request) if request.capture else None,
         )
+
+    def _captured(self, request: Request) -> NDArray[np.float32]:
+        streams = self.streams(request.prompt.token_ids, request)
+        return np.ascontiguousarray(streams[:, list(request.capture)].swapaxes(0, 1))
 
     @contextlib.contextmanager
     def _hooks(self, *requests: Request) -> Iterator[None]:

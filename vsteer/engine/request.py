@@ -111,6 +111,8 @@ class Request:
     ignore_eos: bool = False
     # log-probabilities of exactly these tokens, at every generated position
     logprob_token_ids: tuple[int, ...] = ()
+    # positions of the prompt whose stream is wanted after every layer, increasing
+    capture: tuple[int, ...] = ()
 
     def invalid_because(self, vocab_size: int, max_model_len: int) -> str | None:
         """Why no engine can serve this request, or None."""
@@ -122,6 +124,10 @@ class Request:
                 return f"token id {token} is outside the vocabulary of {vocab_size}"
         if self.max_tokens < 1:
             return f"max_tokens is {self.max_tokens}; at least 1 is needed"
+        if any(not 0 <= position < len(ids) for position in self.capture) or any(
+            a >= b for a, b in zip(self.capture, self.capture[1:], strict=False)
+        ):
+            return f"cannot capture the positions {self.capture} of a prompt of {len(ids)} tokens"
         if len(ids) + self.max_tokens > max_model_len:
             return (
                 f"too long: {len(ids)} prompt tokens + {self.max_tokens} to generate exceed "
@@ -146,6 +152,8 @@ class Result:
     cached_tokens: int = 0
     # processed positions that lay in the span, those from blocks of the same steering included
     steered_tokens: int = 0
+    # the stream at the captured positions, [position, layer, hidden]; steering included
+    captured: NDArray[np.float32] | None = None
 
 
 class Engine(Protocol):

@@ -15,7 +15,8 @@ from torch import nn
 from vllm.config import VllmConfig
 from vllm.model_executor.models.utils import PPMissingLayer
 
-from vsteer.engine.steering import Steering, shared_buffers
+from vsteer.engine.capture import CaptureTable
+from vsteer.engine.steering import Capture, Steering, shared_buffers
 from vsteer.engine.step import StepTable
 from vsteer.engine.support import CONFIG_KEY, refuse_unproven
 from vsteer.engine.table import Capacity, read_table_file
@@ -35,6 +36,7 @@ class SteeredModel:
     def init_steering(self, vllm_config: VllmConfig) -> None:
         self.step_table: StepTable | None = None
         self._layers: dict[int, Steering] = {}
+        self._captures: dict[int, Capture] = {}
         if not steered(vllm_config):
             return
         refuse_unproven(vllm_config)
@@ -54,10 +56,16 @@ class SteeredModel:
         )
         self._cells_now: NDArray[np.int32] = np.zeros(self._token_cell.shape[0], np.int32)
         self._any_steered_before = False
+        self._any_chosen_before = False
+        self.captures = CaptureTable(capacity.captures)
+        self._chosen = torch.zeros(capacity.captures, dtype=torch.int32, device=device)
         for index, layer in enumerate(self.model.layers):
             # under pipeline parallelism a rank has only some of the layers
             if not isinstance(layer, PPMissingLayer):
                 layer.steering = self._layers[index] = Steering(self._bank, self._token_cell, capacity)
+                layer.capture = None
+                if capacity.captures:
+                    layer.capture = self._captures[index] = Capture(self._chosen, self._bank.shape[1])
         self.step_table = StepTable()
 
     def get_model_state_cls(self) -> Any:
@@ -84,6 +92,16 @@ class SteeredModel:
         self.step_table = StepTable(fingerprints)
         return {"sha256": sha, "layers": sorted(self._layers)}
 
+    def add_request(self, request_id: str, extra_args: Mapping[str, Any] | None) -> None:
+        assert self.step_table is not None
+        self.step_table.add(request_id, extra_args)
+        self.captures.add(request_id, extra_args)
+
+    def remove_request(self, request_id: str) -> None:
+        assert self.step_table is not None
+        self.step_table.remove(request_id)
+        self.captures.remove(request_id)
+
     def fill_v1_step(
         self,
         request_ids: list[str],
@@ -95,10 +113,11 @@ class SteeredModel:
         assert self.step_table is not None
         if len(self.step_table) > len(requests):
             self.step_table.keep_only(requests)
+            self.captures.keep_only(requests)
         for request_id in request_ids:
             if request_id not in self.step_table:
                 params = requests[request_id].sampling_params
-                self.step_table.add(request_id, params.extra_args if params else None)
+                self.add_request(request_id, params.extra_args if params else None)
         self.fill_step(request_ids, computed, scheduled)
 
     def fill_step(
@@ -106,6 +125,13 @@ class SteeredModel:
     ) -> None:
         """Write this step's token cells to the device, before the forward reads them."""
         assert self.step_table is not None
+        self.take_captured()
+        chosen = self.captures.choose(request_ids, computed, scheduled)
+        if chosen or self._any_chosen_before:
+            # an unused slot copies token 0, which every step has
+            chosen_or_first = chosen + [0] * (len(self._chosen) - len(chosen))
+            self._chosen.copy_(torch.tensor(chosen_or_first, dtype=torch.int32))
+        self._any_chosen_before = bool(chosen)
         cells = self._cells_now
         self.step_table.fill(cells, request_ids, computed, scheduled)
         any_steered = bool(cells.any())
@@ -116,6 +142,21 @@ class SteeredModel:
                 source = source.pin_memory()
             self._token_cell.copy_(source, non_blocking=True)
         self._any_steered_before = any_steered
+
+    def take_captured(self) -> None:
+        """Fetch what the last step captured, before another one writes over it."""
+        used = self.captures.used
+        if not used:
+            return
+        slots = [capture.streams[:used] for _, capture in sorted(self._captures.items())]
+        self.captures.take(torch.stack(slots).cpu().numpy())
+        for capture in self._captures.values():
+            # a layer that does not write is found out
+            capture.streams.fill_(torch.nan)
+
+    @property
+    def captured_layers(self) -> list[int]:
+        return sorted(self._captures)
 
 
 def steered_model(model: nn.Module) -> SteeredModel | None:

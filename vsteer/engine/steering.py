@@ -1,4 +1,4 @@
-"""The steered forward of one decoder layer: x += sum over slots of scale * direction.
+"""The steered forward of one decoder layer: x += sum over slots of scale * direction; and its capture.
 
 The arrays are non-persistent buffers of a module on the layer: no globals, and nothing in the graph
 tells one layer from another, so the compiler still sees identical layers. `bank` and `token_cell`
@@ -39,6 +39,27 @@ class Steering(nn.Module):
         added = self.bank.index_select(0, row) * scale.unsqueeze(-1)
         added = added.view(tokens, -1, stream.shape[-1]).sum(dim=1)
         return (stream.float() + added).to(stream.dtype)
+
+
+class Capture(nn.Module):
+    """Copies the stream of the step's chosen tokens into the layer's slots.
+
+    Only in the graph of an engine that was started to capture: reading the sum of hidden and residual keeps
+    `hidden` alive past vLLM's fusion of all-reduce and RMSNorm.
+    """
+
+    chosen: torch.Tensor
+    streams: torch.Tensor
+
+    def __init__(self, chosen: torch.Tensor, hidden_size: int) -> None:
+        super().__init__()
+        streams = torch.zeros((len(chosen), hidden_size), dtype=torch.float32, device=chosen.device)
+        self.register_buffer("chosen", chosen, persistent=False)
+        self.register_buffer("streams", streams, persistent=False)
+
+    def forward(self, hidden: torch.Tensor, residual: torch.Tensor) -> None:
+        hidden, residual = (x.index_select(0, self.chosen).float() for x in (hidden, residual))
+        self.streams.copy_(hidden + residual)
 
 
 def shared_buffers(

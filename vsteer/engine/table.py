@@ -32,15 +32,17 @@ class Capacity:
     cells: int = 1024
     rows: int = 1024
     terms: int = 1
+    # how many tokens of a step can be captured; with 0 the graph has no capture in it
+    captures: int = 0
 
     @classmethod
-    def for_grid(cls, cells: int, rows: int, terms: int) -> Capacity:
+    def for_grid(cls, cells: int, rows: int, terms: int, captures: int = 0) -> Capacity:
         """Room for a grid, and never too little for the canary, which has a cell and a row a layer."""
 
         def up(n: int) -> int:
             return max(1024, 1 << (n - 1).bit_length())
 
-        return cls(cells=up(cells + 1), rows=up(rows + 1), terms=terms)
+        return cls(cells=up(cells + 1), rows=up(rows + 1), terms=terms, captures=captures)
 
     def as_config(self) -> dict[str, int]:
         return asdict(self)

@@ -1,4 +1,4 @@
-"""A chat turned into a Prompt: its tokens, and where the user's turn and the header end.
+"""A question turned into a Prompt: its tokens, and where the user's turn and the header end.
 
 Lengths come from the characters that each token covers, so a forced answer prefix that merges with
 the header's last token belongs to the prefix, whatever the tokenizer does.
@@ -22,7 +22,7 @@ def render_text(tokenizer: Any, text: str) -> Prompt:
 
 def render_chat(tokenizer: Any, messages: Sequence[Message], answer_prefix: str = "") -> Prompt:
     """`messages` in the model's own chat template, with the start of the answer forced."""
-    if not getattr(tokenizer, "chat_template", None):
+    if not is_chat(tokenizer):
         raise ModelError(
             "the model's tokenizer has no chat template",
             hint="it is a base model: give plain text prompts",
@@ -34,16 +34,54 @@ def render_chat(tokenizer: Any, messages: Sequence[Message], answer_prefix: str 
             "the chat template changes the user's turn when it adds its generation prompt",
             hint="after_user_turn cannot be told for such a template; give an explicit span",
         )
-    encoded = tokenizer(header + answer_prefix, add_special_tokens=False, return_offsets_mapping=True)
+    return _encode(tokenizer, turn, header, answer_prefix, add_special_tokens=False)
+
+
+def is_chat(tokenizer: Any) -> bool:
+    return bool(getattr(tokenizer, "chat_template", None))
+
+
+def render_plain(tokenizer: Any, question: str, system: str | None = None, answer_prefix: str = "") -> Prompt:
+    """One question to a base model, which has no template: Input, Response."""
+    turn = (f"{system}\n\n" if system else "") + f"Input: {question}"
+    return _encode(tokenizer, turn, f"{turn}\nResponse:", answer_prefix, add_special_tokens=True)
+
+
+def with_gap(tokenizer: Any, question: str, answer: str, system: str | None = None) -> str:
+    """The answer as it follows the prompt: behind a space, where the prompt ends in a word or a bracket.
+
+    Llama 2's header ends in `[/INST]`, a base model's prompt in `Response:`, ChatML's in a line break.
+    """
+    if not is_chat(tokenizer):
+        return f" {answer.lstrip()}"
+    messages = [{"role": "system", "content": system}] if system else []
+    header = tokenizer.apply_chat_template(
+        [*messages, {"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
+    )
+    ends_clear = header[-1:].isspace() or any(
+        header.endswith(token) for token in tokenizer.all_special_tokens
+    )
+    return answer if ends_clear else f" {answer.lstrip()}"
+
+
+def ask(tokenizer: Any, question: str, system: str | None = None, answer_prefix: str = "") -> Prompt:
+    """One question: in the chat template where the model has one, plainly to a base model."""
+    if not is_chat(tokenizer):
+        return render_plain(tokenizer, question, system, answer_prefix)
+    messages = [{"role": "system", "content": system}] if system else []
+    return render_chat(tokenizer, [*messages, {"role": "user", "content": question}], answer_prefix)
+
+
+def _encode(
+    tokenizer: Any, turn: str, header: str, answer_prefix: str, *, add_special_tokens: bool
+) -> Prompt:
+    """`turn` is the start of `header`; a token that reaches into the prefix belongs to the prefix."""
+    encoded = tokenizer(
+        header + answer_prefix, add_special_tokens=add_special_tokens, return_offsets_mapping=True
+    )
     ends = [end for _, end in encoded["offset_mapping"]]
     return Prompt(
         tuple(encoded["input_ids"]),
         template_length=sum(end <= len(header) for end in ends),
         user_turn_length=sum(end <= len(turn) for end in ends),
     )
-
-
-def ask(tokenizer: Any, question: str, system: str | None = None, answer_prefix: str = "") -> Prompt:
-    """One question to a chat model."""
-    messages = [{"role": "system", "content": system}] if system else []
-    return render_chat(tokenizer, [*messages, {"role": "user", "content": question}], answer_prefix)

@@ -1,0 +1,109 @@
+"""Contrast data as texts to read activations from: rendered, tokenised, with the position that is read.
+
+A pair gives two members that share a prompt and differ in the answer; unpaired sets give one member a prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from vsteer.engine.request import Prompt
+from vsteer.engine.template import ask, with_gap
+from vsteer.errors import DataError, UsageError
+from vsteer.vectors.items import Item, ItemSet, UnpairedSets
+
+# "answer", "last", or an offset from the end such as -2
+Token = Literal["answer", "last"] | int
+
+
+@dataclass(frozen=True)
+class Member:
+    item_id: str
+    positive: bool
+    letter: str  # of its answer; empty where that is in words, or there is none
+    prompt: Prompt
+    position: int  # whose activations are read
+
+
+def parse_token(text: str) -> Token:
+    """What a user writes for the token: answer, last, or a negative offset."""
+    if text in ("answer", "last"):
+        return "answer" if text == "answer" else "last"
+    try:
+        offset = int(text)
+    except ValueError:
+        offset = 0
+    if offset >= 0:
+        raise UsageError(
+            f"unknown token {text!r}", "give answer, last, or an offset from the end such as -2 (-1 is last)"
+        )
+    return offset
+
+
+def members(
+    tokenizer: Any, data: ItemSet | UnpairedSets, token: Token, system: str | None = None
+) -> Iterator[Member]:
+    """Every member, in the file's order: of a pair the positive one first, of two sets the positive one."""
+    if isinstance(data, ItemSet):
+        for item in data.items:
+            yield from pair_members(tokenizer, data.source.path, item, token, system)
+        return
+    if token == "answer":
+        raise UsageError(
+            "instructions without answers have no answer token", "give --token last or an offset such as -2"
+        )
+    for prompts, positive in ((data.positive, True), (data.negative, False)):
+        for prompt in prompts.prompts:
+            rendered = ask(tokenizer, prompt.text, system)
+            where = f"{prompts.source.path}, line {prompt.line}"
+            position = _from_end(rendered, token, where)
+            yield Member(prompt.item_id, positive, "", rendered, position)
+
+
+def pair_members(
+    tokenizer: Any, path: str, item: Item, token: Token, system: str | None = None
+) -> tuple[Member, Member]:
+    where = f"{path}, line {item.line}"
+    rendered = [
+        ask(tokenizer, item.question, system, with_gap(tokenizer, item.question, answer, system))
+        for answer in (item.positive, item.negative)
+    ]
+    if token == "answer":
+        positions = [_answer_position(*rendered, where)] * 2
+    else:
+        positions = [_from_end(prompt, token, where) for prompt in rendered]
+    assert item.not_matching is not None
+    letters = [item.choices[index].label for index in (item.matching, item.not_matching)]
+    positive, negative = (
+        Member(item.item_id, positive, letter, prompt, position)
+        for positive, letter, prompt, position in zip(
+            (True, False), letters, rendered, positions, strict=True
+        )
+    )
+    return positive, negative
+
+
+def _answer_position(positive: Prompt, negative: Prompt, where: str) -> int:
+    """The one token in which the members differ."""
+    pairs = list(zip(positive.token_ids, negative.token_ids, strict=False))
+    differing = [position for position, (a, b) in enumerate(pairs) if a != b]
+    if len(positive.token_ids) != len(negative.token_ids) or len(differing) != 1:
+        raise DataError(
+            f"{where}: the two answers do not differ in one token "
+            f"(first at token {differing[0] if differing else len(pairs)})",
+            "the token `answer` is for letters and single words; give --token last for longer answers",
+        )
+    return differing[0]
+
+
+def _from_end(prompt: Prompt, token: Token, where: str) -> int:
+    offset = token if isinstance(token, int) else -1
+    position = len(prompt.token_ids) + offset
+    if position < 0:
+        raise DataError(
+            f"{where}: the text has {len(prompt.token_ids)} tokens, so none at {offset}",
+            "give an offset nearer to the end",
+        )
+    return position
