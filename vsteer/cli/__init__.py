@@ -16,7 +16,9 @@ VERBS = {
         "vsteer.cli.quickstart:quickstart",
         "Show steered beside unsteered text on a small model.",
     ),
+    "plan": ("vsteer.cli.plan:plan", "Say what a grid comes to, before it is run."),
     "verify": ("vsteer.cli.verify:verify", "Hold vLLM's steering of a model against Hugging Face's."),
+    "vectors": ("vsteer.cli.vectors:vectors", "Look at steering vectors, compare them, make others of them."),
     "bench": ("vsteer.cli.bench:bench", "Measure vsteer on this machine."),
     "models": ("vsteer.cli.models:models", "List, fetch and locate the named models that need no hub."),
 }

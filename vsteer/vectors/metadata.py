@@ -1,0 +1,58 @@
+"""What a file says of its vector beside the numbers: name, origin, what a layer is. One JSON text.
+
+One text rather than a key a field: safetensors writes its keys in random order, and equal vectors must make
+equal files.
+"""
+
+import json
+from dataclasses import asdict, fields
+
+from vsteer import __version__
+from vsteer.errors import VectorError
+from vsteer.vectors.vector import Origin
+
+FORMAT = "vsteer vector"
+VERSION = 1
+LAYERS = "layer L is the output of decoder block L, counted from 0"
+
+
+def to_text(name: str, origin: Origin) -> str:
+    return json.dumps(
+        {
+            "format": FORMAT,
+            "format_version": VERSION,
+            "vsteer_version": __version__,
+            "layers": LAYERS,
+            "name": name,
+            "origin": asdict(origin),
+        }
+    )
+
+
+def from_text(text: str, source: str) -> tuple[str, Origin]:
+    """Name and origin. A field that this version doesn't know is left out; one that is missing is unknown."""
+    try:
+        said = json.loads(text)
+        version, name, origin = said["format_version"], said["name"], said["origin"]
+        known = {field.name: origin[field.name] for field in fields(Origin) if field.name in origin}
+    except (ValueError, TypeError, KeyError) as error:
+        raise VectorError(
+            f"{source}: its metadata can't be read: {error!r}", "write it again from where it came"
+        ) from error
+    if version != VERSION:
+        raise VectorError(
+            f"{source} has format version {version!r}, this vsteer reads {VERSION}", "use a newer vsteer"
+        )
+    for key, value in known.items():
+        empty = getattr(Origin(), key)
+        if isinstance(empty, tuple) and isinstance(value, list) and all(isinstance(v, str) for v in value):
+            known[key] = tuple(value)
+        elif type(value) is not type(empty):
+            raise VectorError(
+                f"{source}: its metadata says {key} is {value!r}", "write it again from where it came"
+            )
+    if not isinstance(name, str):
+        raise VectorError(
+            f"{source}: its metadata says its name is {name!r}", "write it again from where it came"
+        )
+    return name, Origin(**known)
