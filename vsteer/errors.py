@@ -46,5 +46,9 @@ class UnsupportedError(VsteerError):
     """A model family or an option that vsteer has not been proven to steer; the message lists what works."""
 
 
+class StoreError(VsteerError):
+    """A run folder that can't be written or read: no space, read-only, in use, damaged."""
+
+
 class SteeringFault(RuntimeError):
     """A row might not have been steered as it says: our bug or one beneath us, so it keeps its traceback."""

@@ -71,3 +71,5 @@ def test_parity_on_model_runner_v2(tensor_parallel: int, pipeline_parallel: int)
     assert found["chunked"] > ROWS // 20
     assert found["recomputed"] > 0, "no request was preempted"
     assert found["cached_tokens"] > 0
+    assert found["captured"] == 2 * sum(index % 7 < 2 for index in range(ROWS))
+    assert found["largest_capture_difference"] <= 1e-5

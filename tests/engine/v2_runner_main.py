@@ -49,11 +49,13 @@ def main(
             enforce_eager=True,
             vllm={"num_gpu_blocks_override": kv_blocks},
         ),
-        capacity=Capacity(terms=3),
+        capacity=Capacity(terms=3, captures=16),
     )
     started = time.monotonic()
     try:
-        requests = make_requests(rows, engine.layers, engine.vocab_size, max_tokens=(4, most_tokens))
+        requests = make_requests(
+            rows, engine.layers, engine.vocab_size, max_tokens=(4, most_tokens), captures=True
+        )
         found = compare(engine, reference, requests, make_vectors(reference))
         parallel = engine._llm.vllm_config.parallel_config
         answer = {

@@ -19,9 +19,10 @@ def verify(
 
     First the canary: every layer must steer, an unsteered batch mate must stay as it is, and cache blocks of
     different steerings must be told apart. Then mixed requests in one batch (layers, vectors, several terms,
-    all kinds of positions), their log-probabilities teacher-forced through the reference engine. A row must
-    agree to 1e-4, and a slip by one layer or one position would have shown at 100 times that. Exits 1 when
-    a row is wrong. Both engines hold the model at once, so there must be memory for two.
+    all kinds of positions), their log-probabilities teacher-forced through the reference engine, and streams
+    captured at every layer. A row must agree to 1e-4, and a slip by one layer or one position would have shown
+    at 100 times that. Exits 1 when a row is wrong. Both engines hold the model at once, so there must be memory
+    for two.
 
     \b
     Example:
@@ -32,6 +33,7 @@ def verify(
     source = resolve(model, revision)
     from vsteer.engine.driver import EngineOptions, VllmEngine
     from vsteer.engine.parity import (
+        CAPTURE_TOLERANCE,
         SLIP_FACTOR,
         TOLERANCE,
         VECTOR_NAMES,
@@ -57,12 +59,13 @@ def verify(
         source.model,
         revision=source.revision,
         options=options,
-        capacity=Capacity.for_grid(rows, len(VECTOR_NAMES) * reference.layers, terms=3),
+        capacity=Capacity.for_grid(rows, len(VECTOR_NAMES) * reference.layers, terms=3, captures=16),
     )
     try:
         click.echo(f"... comparing {rows} rows", err=True)
         vectors = make_vectors(reference)
-        found = compare(engine, reference, make_requests(rows, engine.layers, engine.vocab_size), vectors)
+        requests = make_requests(rows, engine.layers, engine.vocab_size, captures=True)
+        found = compare(engine, reference, requests, vectors)
     finally:
         engine.close()
     least = SLIP_FACTOR * TOLERANCE
@@ -74,6 +77,11 @@ def verify(
                 "target": TOLERANCE,
                 "ok": found.largest_difference <= TOLERANCE,
             },
+            "largest_capture_difference": {
+                "value": found.largest_capture_difference,
+                "target": CAPTURE_TOLERANCE,
+                "ok": found.largest_capture_difference <= CAPTURE_TOLERANCE,
+            },
             "least_slip": {"value": found.least_slip, "target": least, "ok": found.least_slip >= least},
             "wrong_rows": {"value": len(found.failures), "target": 0, "ok": not found.failures},
         }
@@ -82,6 +90,10 @@ def verify(
         click.echo("canary              every layer steers, the batch mate is untouched, cache blocks differ")
         click.echo(f"rows                {found.rows}, {found.steered_rows} of them steered")
         click.echo(f"largest difference  {found.largest_difference:.1e}   (at most {TOLERANCE:.0e})")
+        click.echo(
+            f"captured streams    {found.largest_capture_difference:.1e}   "
+            f"(at most {CAPTURE_TOLERANCE:.0e} of their length; {found.captured} of them)"
+        )
         click.echo(f"smallest slip       {found.least_slip:.1e}   (at least {least:.0e})")
         for failure in found.failures[:10]:
             click.echo(f"WRONG  {failure}")

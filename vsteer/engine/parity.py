@@ -7,7 +7,7 @@ likely slips (unsteered, one layer off, one position off), so that no slip can h
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -33,6 +33,8 @@ TOLERANCE = 1e-4
 NEAR_TIE = 1e-3
 # A slip must show at least this many tolerances from the row.
 SLIP_FACTOR = 100.0
+# Of what a captured stream measures, at its largest component.
+CAPTURE_TOLERANCE = 1e-4
 VECTOR_NAMES = ("first", "second", "third")
 POSITION_CHOICES = (
     "all",
@@ -53,6 +55,9 @@ class Parity:
     cached_tokens: int = 0
     largest_difference: float = 0.0
     least_slip: float = float("inf")
+    captured: int = 0
+    # over the stream's length
+    largest_capture_difference: float = 0.0
     failures: list[str] = field(default_factory=list)
 
 
@@ -81,9 +86,11 @@ def make_requests(
     seed: int = 0,
     prompt_tokens: tuple[int, int] = (6, 80),
     max_tokens: tuple[int, int] = (4, 8),
+    captures: bool = False,
 ) -> list[Request]:
     """Requests over shared and distinct prompts, every kind of positions, one to three terms; each
-    tenth is unsteered, every other one of these by a multiplier of 0."""
+    tenth is unsteered, every other one of these by a multiplier of 0. With `captures` two of seven
+    capture the stream, at a place on the way and at the prompt's end."""
     rng = np.random.default_rng(seed)
     shared = tuple(int(t) for t in rng.integers(0, vocab_size, prompt_tokens[1]))
     probes = tuple(int(t) for t in rng.choice(vocab_size, 32, replace=False))
@@ -105,6 +112,7 @@ def make_requests(
                 max_tokens=int(rng.integers(*max_tokens)),
                 ignore_eos=True,
                 logprob_token_ids=probes,
+                capture=(length // 2, length - 1) if captures and index % 7 < 2 else (),
             )
         )
     return requests
@@ -178,6 +186,8 @@ def compare_row(
     if len(result.logprobs) != len(result.token_ids) or not all(asked <= at.keys() for at in result.logprobs):
         fail("log-probabilities are missing")
         return
+    if request.capture:
+        _compare_captured(request, result, reference, found, fail)
     forced = reference.score(request, result.token_ids)
     difference = _distance(result, forced)
     found.largest_difference = max(found.largest_difference, difference)
@@ -207,6 +217,24 @@ def compare_row(
         found.least_slip = min(found.least_slip, shown)
         if not shown >= SLIP_FACTOR * tolerance:
             fail(f"{name} would differ by {shown:.2e} only")
+
+
+def _compare_captured(
+    request: Request,
+    result: Result,
+    reference: ReferenceEngine,
+    found: Parity,
+    fail: Callable[[str], None],
+) -> None:
+    expected = reference.streams(request.prompt.token_ids, request)[:, list(request.capture)].swapaxes(0, 1)
+    if result.captured is None or result.captured.shape != expected.shape:
+        fail("its stream was not captured")
+        return
+    gap = np.abs(result.captured - expected).max(axis=2) / np.linalg.norm(expected, axis=2)
+    found.captured += len(request.capture)
+    found.largest_capture_difference = max(found.largest_capture_difference, float(gap.max()))
+    if not gap.max() <= CAPTURE_TOLERANCE:
+        fail(f"the captured stream is {gap.max():.2e} of its length apart")
 
 
 def _slips(request: Request, layers: int) -> Iterator[tuple[str, Request]]:
