@@ -1,0 +1,165 @@
+"""Is a run whole: every planned row once, no other, every file readable, and all of one making?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vsteer.store import schema as s
+from vsteer.store import shards as sh
+from vsteer.store.files import TEMPORARY
+from vsteer.store.ids import PACKED, RowIds, packed_in_chunks
+from vsteer.store.manifest import Manifest, read_manifest
+from vsteer.store.status import require_run, steadily
+from vsteer.store.views import CONFIGS, PROMPTS, file_list
+
+EXAMPLES = 5
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something about a run that isn't as it should be, or that one should know."""
+
+    what: str  # a word to sort findings by: missing, unplanned, errors, unreadable, ...
+    count: int
+    message: str
+    fault: bool = True  # False: the run is whole all the same
+    examples: tuple[str, ...] = ()
+
+
+def check(folder: Path, planned: Iterable[str]) -> list[Finding]:
+    """Hold a run's folder against its plan's row ids; usable while the run goes on.
+
+    Whole is a run without a fault among its findings.
+    """
+    manifest = read_manifest(require_run(folder))
+    ids = np.concatenate([np.empty(0, PACKED), *packed_in_chunks(planned)])
+    plan = RowIds.of_packed([ids])
+    findings = []
+    if len(ids) != len(plan):
+        findings.append(Finding("planned_twice", len(ids) - len(plan), "row ids stand twice in the plan"))
+    findings += _manifest_findings(folder, manifest, len(plan))
+    findings += steadily(folder, lambda rows: _rows_findings(folder, rows, plan))
+    aside = folder / sh.SET_ASIDE
+    if aside.is_dir():
+        names = sorted(path.name for path in aside.iterdir())
+        message = f"files were set aside in {aside}; rows that only they had are missing or computed anew"
+        findings.append(replace(_named("set_aside", names, message), fault=False))
+    return findings
+
+
+def _manifest_findings(folder: Path, manifest: Manifest | None, planned: int) -> list[Finding]:
+    if manifest is None:
+        return [Finding("no_manifest", 1, f"{folder} has no manifest.json: the plan was never written")]
+    findings = []
+    if manifest["rows"] != planned:
+        message = f"the manifest plans {manifest['rows']} rows, and {planned} were given to check"
+        findings.append(Finding("plan_differs", abs(manifest["rows"] - planned), message))
+    for name, schema in ((CONFIGS, s.CONFIGS_SCHEMA), (PROMPTS, s.PROMPTS_SCHEMA)):
+        if why := _table_fault(folder / name, schema, manifest.get(Path(name).stem)):
+            findings.append(Finding("unreadable", 1, f"{folder / name}: {why}", examples=(name,)))
+    return findings
+
+
+def _table_fault(path: Path, schema: pa.Schema, count: int | None) -> str | None:
+    try:
+        table = pq.read_table(path, page_checksum_verification=True)
+    except FileNotFoundError:
+        return "it is not there"
+    except (pa.ArrowException, OSError) as error:
+        return f"it can't be read: {str(error).splitlines()[0][:120]}"
+    if not table.schema.equals(schema):
+        return "it has other columns than it should"
+    if len(table) != count:
+        return f"it has {len(table)} lines, and the manifest says {count}"
+    return None
+
+
+def _rows_findings(folder: Path, rows: Path, plan: RowIds) -> list[Finding]:
+    findings = []
+    names = sorted(path.name for path in rows.iterdir())
+    if strange := [name for name in names if not sh.NAME.fullmatch(name) and not name.endswith(TEMPORARY)]:
+        findings.append(_named("foreign", strange, f"files in {rows} are not vsteer's"))
+    faults = {shard: sh.fault_of(shard) for shard in sh.list_shards(rows)}
+    if bad := [f"{shard.name}: {why}" for shard, why in faults.items() if why]:
+        findings.append(_named("unreadable", bad, f"shards in {rows} can't be read"))
+    shards = [shard for shard, why in faults.items() if not why]
+    done = sh.read_done(shards)
+    standing = RowIds.of_packed([done.good.packed, done.errors.packed])
+    for what, ids, message in (
+        ("missing", plan - standing, "planned rows are not there"),
+        ("unplanned", standing - plan, "rows are not in the plan"),
+        ("errors", done.errors, "rows failed at every attempt"),
+    ):
+        if len(ids):
+            findings.append(Finding(what, len(ids), message, examples=tuple(islice(ids, EXAMPLES))))
+    findings += _doubled(shards, len(standing))
+    return findings + _related(folder, shards)
+
+
+def _named(what: str, names: Sequence[str], message: str) -> Finding:
+    return Finding(what, len(names), message, examples=tuple(names[:EXAMPLES]))
+
+
+def _doubled(shards: Sequence[Path], standing: int) -> list[Finding]:
+    more = sh.row_count(shards) - standing
+    if not more:
+        return []
+    if sh.is_compact(shards):
+        return [Finding("doubled", more, "rows stand more than once in the compacted file")]
+    message = "attempts were followed by another of the same row, which counts; compaction drops them"
+    return [Finding("superseded", more, message, fault=False)]
+
+
+def _related(folder: Path, shards: Sequence[Path]) -> list[Finding]:
+    if not sh.row_count(shards):
+        return []
+    rows = f"read_parquet({file_list(shards)})"
+    with duckdb.connect() as database:
+        return [
+            *_unknown(database, rows, "config_id", folder / CONFIGS),
+            *_unknown(database, rows, "prompt_id", folder / PROMPTS),
+            *_mixed(database, rows),
+        ]
+
+
+def _unknown(database: duckdb.DuckDBPyConnection, rows: str, key: str, table: Path) -> list[Finding]:
+    """Rows whose configuration or prompt nobody can look up."""
+    try:
+        pq.read_schema(table)
+    except (pa.ArrowException, OSError):  # a finding of its own
+        return []
+    known = f"read_parquet({file_list([table])})"
+    lost = _column(
+        database, f"select distinct {key} from {rows} anti join {known} using ({key}) order by {key}"
+    )
+    return [_named(f"unknown_{key}", lost, f"{key}s of rows are not in {table.name}")] if lost else []
+
+
+def _mixed(database: duckdb.DuckDBPyConnection, rows: str) -> list[Finding]:
+    """Rows of one run that were made differently, as after an upgrade between two starts."""
+    findings = []
+    engines = _column(
+        database, f"select distinct trim(engine || ' ' || vllm_version) as e from {rows} order by e"
+    )
+    if len(engines) > 1:
+        findings.append(_named("mixed_engines", engines, "engines computed the rows"))
+    vectors = _column(
+        database,
+        f"select distinct vector as v from {rows} group by model, vector, norm, control, control_index"
+        " having count(distinct vector_file_sha256) > 1 order by v",
+    )
+    if vectors:
+        findings.append(_named("mixed_vectors", vectors, "vectors were read from more than one file each"))
+    return [replace(finding, fault=False) for finding in findings]
+
+
+def _column(database: duckdb.DuckDBPyConnection, query: str) -> list[str]:
+    return [value for (value,) in database.sql(query).fetchall()]

@@ -1,0 +1,79 @@
+"""Files that are whole or not there, whenever we are killed; every fault of the disk as one clear error."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vsteer.errors import StoreError
+
+# Hidden, and without .parquet at the end: no glob of a reader's finds one.
+TEMPORARY = ".tmp"
+
+FULL = "free some space on that disk and give the same command again: what was written is kept"
+READ_ONLY = "make the folder writable and give the same command again: what was written is kept"
+HINTS = {
+    errno.ENOSPC: FULL,
+    errno.EDQUOT: FULL,
+    errno.EFBIG: FULL,
+    errno.EROFS: READ_ONLY,
+    errno.EACCES: READ_ONLY,
+    errno.EPERM: READ_ONLY,
+}
+
+
+@contextmanager
+def disk_errors(doing: str) -> Iterator[None]:
+    """Turn what the disk says into a StoreError that names what was being done."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"{doing} failed: {error.strerror or error}",
+            hint=HINTS.get(error.errno or 0, "look at that disk; what was written is kept"),
+        ) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the folder's list of names as durable as its files."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_file(path: Path, content: bytes | memoryview) -> None:
+    """Put `content` at `path`, whole or not at all."""
+    temporary = path.with_name(f".{path.name}{TEMPORARY}")
+    with disk_errors(f"writing {path}"):
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            sync_folder(path.parent)
+        except OSError:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Put a table of moderate size at `path`, whole or not at all."""
+    sink = pa.BufferOutputStream()
+    with parquet_writer(sink, table.schema) as writer:
+        writer.write_table(table, row_group_size=max(1, len(table)))
+    write_file(path, memoryview(sink.getvalue()))
+
+
+def parquet_writer(sink: object, schema: pa.Schema) -> pq.ParquetWriter:
+    # With a checksum on each page, so that a damaged one is never read for numbers.
+    return pq.ParquetWriter(sink, schema, compression="zstd", write_page_checksum=True)

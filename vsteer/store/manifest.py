@@ -1,0 +1,63 @@
+"""manifest.json: what a run is and was made with, as its caller says, and how many rows it plans."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from vsteer.errors import StoreError
+from vsteer.store.files import disk_errors, write_file
+from vsteer.store.schema import SCHEMA_VERSION
+
+MANIFEST = "manifest.json"
+Manifest = dict[str, Any]
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any], counts: Mapping[str, int]) -> Manifest:
+    """Write what the caller says, after the store's own keys: schema_version, written_at and the counts."""
+    own = {
+        "schema_version": SCHEMA_VERSION,
+        "written_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        **counts,
+    }
+    if taken := own.keys() & manifest.keys():
+        raise ValueError(f"the store itself writes {', '.join(sorted(taken))} into the manifest")
+    entries = {**own, **manifest}
+    write_file(folder / MANIFEST, json.dumps(entries, indent=2, ensure_ascii=False, allow_nan=False).encode())
+    return entries
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest, or None where none was ever written."""
+    path = folder / MANIFEST
+    with disk_errors(f"reading {path}"):
+        try:
+            text = path.read_bytes()
+        except FileNotFoundError:
+            return None
+    try:
+        manifest = json.loads(text)
+        version = manifest["schema_version"]
+        rows = manifest["rows"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise _damaged(path) from error
+    if type(version) is not int or type(rows) is not int:
+        raise _damaged(path)
+    if version > SCHEMA_VERSION:
+        raise StoreError(
+            f"{path} was written by a newer vsteer: its schema is version {version}, and this vsteer knows "
+            f"up to {SCHEMA_VERSION}",
+            hint="use that newer vsteer for this run",
+        )
+    assert isinstance(manifest, dict)
+    return manifest
+
+
+def _damaged(path: Path) -> StoreError:
+    return StoreError(
+        f"{path} is damaged: it is not a manifest of vsteer's",
+        hint="move it away and give the same `vsteer run` again: it writes a new one, and rows are kept",
+    )

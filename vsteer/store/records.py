@@ -1,0 +1,239 @@
+"""One record at a time, held against its columns: nothing unknown, missing, of a wrong type or contradictory.
+
+A wrong record is a bug of ours, so it is a `RecordError` with a traceback, not an error of the user's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from operator import itemgetter
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from vsteer.store import schema as s
+
+ROW_ID = re.compile(r"[0-9a-f]{32}")
+Record = Mapping[str, Any]
+
+
+class RecordError(ValueError):
+    """A record that the store refuses: whoever made it is wrong."""
+
+
+class RecordBuffer:
+    """Checked records, kept until they are written. A caller may go on with its record: values are copied."""
+
+    def __init__(
+        self,
+        schema: pa.Schema,
+        columns: Sequence[s.Column],
+        contradiction: Callable[[Record], str | None] = lambda record: None,
+    ) -> None:
+        self._schema = schema
+        self._names = frozenset(column.name for column in columns)
+        self._values_of = itemgetter(*(column.name for column in columns))
+        self._checks = [(c, bool(c.null), CHECKS[c.type], frozenset(c.values)) for c in columns]
+        self._lists = [(n, KEPT[c.type]) for n, c in enumerate(columns) if c.type in KEPT]
+        self._contradiction = contradiction
+        self._rows: list[list[Any]] = []
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def add(self, record: Record) -> None:
+        if record.keys() != self._names:
+            raise RecordError(_wrong_keys(record.keys(), self._names))
+        values = list(self._values_of(record))
+        for value, (column, may_be_null, good, allowed) in zip(values, self._checks, strict=True):
+            if value is None:
+                if not may_be_null:
+                    raise RecordError(f"{column.name} is null, and it never may be")
+            elif not good(value) or (allowed and value not in allowed):
+                raise RecordError(_wrong_value(column, value))
+        if problem := self._contradiction(record):
+            raise RecordError(problem)
+        for number, kept in self._lists:
+            if values[number] is not None:
+                values[number] = kept(values[number])
+        # One step, so that an interrupt leaves a whole row or none.
+        self._rows.append(values)
+
+    def table(self) -> pa.Table:
+        columns = zip(*self._rows, strict=True) if self._rows else [()] * len(self._schema)
+        arrays = [pa.array(values, field.type) for values, field in zip(columns, self._schema, strict=True)]
+        return pa.Table.from_arrays(arrays, schema=self._schema)
+
+    def clear(self) -> None:
+        self._rows.clear()
+
+
+def row_buffer() -> RecordBuffer:
+    return RecordBuffer(s.ROWS_SCHEMA, s.ROWS, row_contradiction)
+
+
+def config_buffer() -> RecordBuffer:
+    return RecordBuffer(s.CONFIGS_SCHEMA, s.CONFIGS, axes_contradiction)
+
+
+def prompt_buffer() -> RecordBuffer:
+    return RecordBuffer(s.PROMPTS_SCHEMA, s.PROMPTS)
+
+
+def _good_string(value: object) -> bool:
+    if type(value) is not str:
+        return False
+    if value.isascii():
+        return True
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
+    return True
+
+
+def _good_int(value: object) -> bool:
+    return type(value) is int and -(2**31) <= value < 2**31
+
+
+def _good_long(value: object) -> bool:
+    return type(value) is int and -(2**63) <= value < 2**63
+
+
+def _good_float(value: object) -> bool:
+    return type(value) is float and value == value
+
+
+def _good_time(value: object) -> bool:
+    return type(value) is datetime and value.tzinfo is not None
+
+
+def _good_ints(value: object) -> bool:
+    if type(value) is not list and type(value) is not tuple:
+        return False
+    if set(map(type, value)) - {int}:
+        return False
+    try:
+        np.array(value, np.int32)
+    except OverflowError:
+        return False
+    return True
+
+
+def _good_list(good: Callable[[object], bool]) -> Callable[[object], bool]:
+    return lambda value: (type(value) is list or type(value) is tuple) and all(map(good, value))
+
+
+CHECKS: dict[pa.DataType, Callable[[object], bool]] = {
+    s.STRING: _good_string,
+    s.INT: _good_int,
+    s.LONG: _good_long,
+    s.FLOAT: _good_float,
+    s.TIME: _good_time,
+    s.INTS: _good_ints,
+    s.STRINGS: _good_list(_good_string),
+    s.FLOATS: _good_list(_good_float),
+}
+
+# Lists are copied, so that a caller may go on with its own; ints as Arrow takes them, which is also smaller.
+KEPT: dict[pa.DataType, Callable[[Any], Any]] = {
+    s.INTS: lambda value: np.array(value, np.int32),
+    s.STRINGS: tuple,
+    s.FLOATS: tuple,
+}
+
+WANTED = {
+    s.STRING: "a str that UTF-8 can hold",
+    s.INT: "an int of 32 bits",
+    s.LONG: "an int of 64 bits",
+    s.FLOAT: "a float that isn't NaN",
+    s.TIME: "a datetime with a time zone",
+    s.INTS: "a list of ints of 32 bits",
+    s.STRINGS: "a list of str that UTF-8 can hold",
+    s.FLOATS: "a list of floats without NaN",
+}
+
+
+def _wrong_keys(keys: Any, names: frozenset[str]) -> str:
+    problems = []
+    if unknown := sorted(map(str, keys - names)):
+        problems.append(f"unknown: {', '.join(unknown)}")
+    if missing := sorted(names - keys):
+        problems.append(f"missing: {', '.join(missing)}")
+    return f"the record's keys are not its columns; {'; '.join(problems)}"
+
+
+def _wrong_value(column: s.Column, value: object) -> str:
+    wanted = f"one of {', '.join(map(repr, column.values))}" if column.values else WANTED[column.type]
+    return f"{column.name} is {repr(value)[:80]} ({type(value).__name__}), and {wanted} is wanted"
+
+
+def axes_contradiction(record: Record) -> str | None:
+    """What is said of layers and multiplier must fit together; a baseline is multiplier 0 and no layer."""
+    layers, layer, multiplier = record["layers"], record["layer"], record["multiplier"]
+    if layer != (layers[0] if len(layers) == 1 else None):
+        return f"layer is {layer}, but layers is {list(layers)}"
+    if (layer is None) != (record["depth"] is None):
+        return "depth is null exactly where layer is"
+    if multiplier is None:
+        if record["operation"] != "ablate":
+            return f"the operation {record['operation']!r} needs a multiplier"
+    elif (multiplier == 0) == bool(layers):
+        return f"multiplier 0 is the baseline and has no layers; here {multiplier} goes with {list(layers)}"
+    elif multiplier != s.plain_multiplier(multiplier):
+        return (
+            f"multiplier is {multiplier!r}, and the shortest number of the same float32 is wanted: "
+            f"{s.plain_multiplier(multiplier)!r} (schema.plain_multiplier)"
+        )
+    return None
+
+
+def row_contradiction(record: Record) -> str | None:
+    if not ROW_ID.fullmatch(record["row_id"]):
+        return f"row_id is {record['row_id']!r}, and 32 hex digits are wanted"
+    if record["attempt"] < 1 or record["sample"] < 0:
+        return "attempt counts from 1 and sample from 0"
+    if problem := axes_contradiction(record):
+        return problem
+    if record["status"] == "error":
+        return None if record["error"] else "a row with status error says why"
+    if record["error"] is not None:
+        return "a row with status ok has no error"
+    for name in ("prompt_tokens", "completion_tokens", "cached_tokens", "steered_tokens"):
+        if record[name] is None or record[name] < 0:
+            return f"a row with status ok has a {name} of 0 or more"
+    if not record["layers"] and record["steered_tokens"]:
+        return f"a baseline says that {record['steered_tokens']} tokens were steered"
+    return _choice_contradiction(record) if record["kind"] == "choice" else _text_contradiction(record)
+
+
+CHOICE_COLUMNS = ("choices", "choice_logprobs", "choice_tokens", "matching", "total_mass")
+TEXT_COLUMNS = ("text", "token_ids", "finish_reason")
+
+
+def _choice_contradiction(record: Record) -> str | None:
+    for name in CHOICE_COLUMNS:
+        if record[name] is None:
+            return f"a choice row with status ok has {name}"
+    count = len(record["choices"])
+    if count < 2 or len(record["choice_logprobs"]) != count or len(record["choice_tokens"]) != count:
+        return "choices, choice_logprobs and choice_tokens are equally many, and at least two"
+    if not 0 <= record["matching"] < count:
+        return f"matching is {record['matching']}, but there are {count} choices"
+    return None
+
+
+def _text_contradiction(record: Record) -> str | None:
+    for name in TEXT_COLUMNS:
+        if record[name] is None:
+            return f"an open-ended row with status ok has {name}"
+    for name in (*CHOICE_COLUMNS, "p_match", "logit_diff"):
+        if record[name] is not None:
+            return f"an open-ended row has no {name}"
+    count = len(record["token_ids"])
+    if count != record["completion_tokens"]:
+        return f"completion_tokens is {record['completion_tokens']}, but there are {count} token_ids"
+    return None

@@ -1,0 +1,192 @@
+"""The columns of rows.parquet, configs.parquet and prompts.parquet, with a word on each.
+
+The README's tables are made from these (`as_markdown`), and the files carry the same words as field metadata.
+Times are UTC without a zone: DuckDB's Python client needs pytz to hand out a zoned one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import pyarrow as pa
+
+# Of the columns and of the folder's layout. A folder from a newer one is refused.
+SCHEMA_VERSION = 1
+
+STRING, INT, LONG, FLOAT, TIME = pa.string(), pa.int32(), pa.int64(), pa.float64(), pa.timestamp("us")
+STRINGS, INTS, FLOATS = pa.list_(STRING), pa.list_(INT), pa.list_(FLOAT)
+
+KINDS = ("choice", "open_ended")
+LETTER_ORDERS = ("original", "swapped")
+CONTROLS = ("", "random", "shuffled", "system")
+
+
+@dataclass(frozen=True)
+class Column:
+    name: str
+    type: pa.DataType
+    about: str
+    null: str = ""  # when it is null; "" is never
+    values: tuple[str, ...] = ()  # the only ones it takes; empty: any
+
+
+# What a configuration varies. On rows as well, so that plain SQL needs no join.
+AXES = (
+    Column("model", STRING, "the model, as the grid names it"),
+    Column("vector", STRING, "the vector's name; empty for a baseline"),
+    Column("vector_sha256", STRING, "the stored vector's hash, its norm applied; empty for a baseline"),
+    Column("norm", STRING, "the norm that was applied: raw, unit, caa, residual:0.1; empty for a baseline"),
+    Column("control", STRING, "which control the configuration is; empty: none", values=CONTROLS),
+    Column("control_index", INT, "which one of several controls of a kind", null="not one of several"),
+    Column("layers", INTS, "the layers that are steered, from 0; empty for a baseline"),
+    Column("layer", INT, "the layer that is steered, from 0", null="baseline, or several layers at once"),
+    Column("depth", FLOAT, "(layer + 1) / number of layers", null="where layer is"),
+    Column("operation", STRING, "what is done to the stream: add; empty for a baseline"),
+    Column(
+        "multiplier",
+        FLOAT,
+        "what the stored vector is multiplied with, the shortest number of its float32; 0 is a baseline",
+        null="ablate, which has none",
+    ),
+    Column("positions", STRING, "which tokens are steered: all, after_prompt, ...; empty for a baseline"),
+    Column("system", STRING, "the system prompt's name; empty: none"),
+)
+
+ROWS = (
+    Column("row_id", STRING, "hash of configuration, item and sample: 32 hex digits"),
+    Column("config_id", STRING, "the configuration, in configs.parquet"),
+    Column("item_id", STRING, "the question, by the hash of its content"),
+    Column("prompt_id", STRING, "the rendered prompt, in prompts.parquet"),
+    Column("evaluation", STRING, "the evaluation's name"),
+    Column("kind", STRING, "what was asked for: one of given answers, or a text", values=KINDS),
+    Column("sample", INT, "which sample of the same prompt, from 0"),
+    Column("letter_order", STRING, "whether the answers' letters are swapped", values=LETTER_ORDERS),
+    *AXES,
+    Column("status", STRING, "error: the row failed, and says why", values=("ok", "error")),
+    Column("error", STRING, "why it failed", null="status is ok"),
+    Column("text", STRING, "what was generated", null="failed, or a choice"),
+    Column("token_ids", INTS, "what was generated, as tokens", null="failed, or a choice"),
+    Column("finish_reason", STRING, "why generation ended: stop, length", null="failed, or a choice"),
+    Column(
+        "choices",
+        STRINGS,
+        "the answers that were scored, in the prompt's order",
+        null="open-ended, or failed",
+    ),
+    Column("choice_logprobs", FLOATS, "log-probability of each of choices", null="where choices is"),
+    Column("choice_tokens", INTS, "how many tokens each of choices has", null="where choices is"),
+    Column("matching", INT, "which of choices matches the behaviour, from 0", null="where choices is"),
+    Column("total_mass", FLOAT, "the probability of all choices together", null="where choices is"),
+    Column(
+        "p_match",
+        FLOAT,
+        "probability of the matching choice over total_mass",
+        null="where choices is, or total_mass is 0",
+    ),
+    Column(
+        "logit_diff",
+        FLOAT,
+        "log p(matching) - log p(not matching)",
+        null="where choices is, or nothing stands against the match",
+    ),
+    Column("prompt_tokens", INT, "tokens of the prompt", null="failed before that was known"),
+    Column("completion_tokens", INT, "tokens generated", null="failed"),
+    Column("cached_tokens", INT, "prompt tokens served from the prefix cache", null="failed"),
+    Column("steered_tokens", INT, "positions that were steered, counted in the engine", null="failed"),
+    Column("started_at", TIME, "when the row was handed to the engine, UTC"),
+    Column("finished_at", TIME, "when its result came back, UTC"),
+    Column("attempt", INT, "how many times this row was tried, this one included"),
+    Column("engine", STRING, "what computed it: vllm, reference"),
+    Column("vllm_version", STRING, "vLLM's version; empty for another engine"),
+    Column("vector_file_sha256", STRING, "the vector's file's hash; empty for a baseline"),
+    Column("run_session", INT, "which start of the run wrote it, from 1; see events.jsonl"),
+)
+
+CONFIGS = (
+    Column("config_id", STRING, "hash of everything that changes an output but item and sample"),
+    Column("evaluation", STRING, "the evaluation's name"),
+    Column("kind", STRING, "what is asked for: one of given answers, or a text", values=KINDS),
+    *AXES,
+    Column("model_commit", STRING, "the commit or content hash of the model's files"),
+    Column("dtype", STRING, "the dtype of weights and activations"),
+    Column("quantization", STRING, "how the weights are quantised; empty: they aren't"),
+    Column("kv_cache_dtype", STRING, "the dtype of the KV cache"),
+    Column("template", STRING, "how a question becomes a prompt: chat with the template's hash, or plain"),
+    Column("system_prompt", STRING, "the system prompt's text; empty: none"),
+    Column("forced_prefix", STRING, "what the answer is made to begin with; empty: nothing"),
+    Column(
+        "vector_recipe", STRING, "how the vector is made, or its file's hash, as JSON; empty for a baseline"
+    ),
+    Column("max_tokens", INT, "how many tokens are generated at most"),
+    Column("temperature", FLOAT, "the sampling temperature; 0 is greedy"),
+    Column("top_p", FLOAT, "the sampling's nucleus; 1 is all"),
+    Column("seed", LONG, "the run's seed, from which each prompt's and sample's is made"),
+    Column("rows", LONG, "how many rows are planned"),
+)
+
+PROMPTS = (
+    Column("prompt_id", STRING, "hash of the rendered prompt and what is scored on it"),
+    Column("item_id", STRING, "the question, by the hash of its content"),
+    Column("evaluation", STRING, "the evaluation's name"),
+    Column("kind", STRING, "what is asked for: one of given answers, or a text", values=KINDS),
+    Column("data", STRING, "the data set: a built-in behaviour's name or a file's"),
+    Column("data_sha256", STRING, "the data file's hash"),
+    Column("category", STRING, "the item's category in its data set; empty: none"),
+    Column("letter_order", STRING, "whether the answers' letters are swapped", values=LETTER_ORDERS),
+    Column("swapped_from", STRING, "the item whose letters were swapped; empty: an original"),
+    Column("system", STRING, "the system prompt's name; empty: none"),
+    Column("question", STRING, "the question as in the data set"),
+    Column("prompt", STRING, "the whole prompt as rendered, forced prefix included"),
+    Column("token_ids", INTS, "the prompt's tokens"),
+    Column("prompt_tokens", INT, "how many they are"),
+    Column("choices", STRINGS, "the answers that are scored", null="open-ended"),
+    Column("matching", INT, "which of choices matches the behaviour, from 0", null="open-ended"),
+)
+
+
+def arrow_schema(name: str, columns: Sequence[Column]) -> pa.Schema:
+    return pa.schema(
+        [pa.field(c.name, c.type, bool(c.null), {"about": c.about}) for c in columns],
+        metadata={"vsteer": f"{name} {SCHEMA_VERSION}"},
+    )
+
+
+ROWS_SCHEMA = arrow_schema("rows", ROWS)
+CONFIGS_SCHEMA = arrow_schema("configs", CONFIGS)
+PROMPTS_SCHEMA = arrow_schema("prompts", PROMPTS)
+
+SQL_TYPES = {
+    STRING: "VARCHAR",
+    INT: "INTEGER",
+    LONG: "BIGINT",
+    FLOAT: "DOUBLE",
+    TIME: "TIMESTAMP",
+    STRINGS: "VARCHAR[]",
+    INTS: "INTEGER[]",
+    FLOATS: "DOUBLE[]",
+}
+
+
+def as_markdown(columns: Sequence[Column]) -> str:
+    """The columns as a table for the README."""
+    lines = ["| column | type | what it is | null |", "| --- | --- | --- | --- |"]
+    for column in columns:
+        about = column.about
+        if column.values:
+            about += ": " + ", ".join(f"`{value}`" if value else "empty" for value in column.values)
+        lines.append(f"| `{column.name}` | {SQL_TYPES[column.type]} | {about} | {column.null or 'never'} |")
+    return "\n".join(lines)
+
+
+@lru_cache(maxsize=65536)
+def plain_multiplier(multiplier: float) -> float:
+    """The shortest number whose nearest float32 is the multiplier's.
+
+    An engine multiplies by a float32. That one as a float64 is 0.10000000149011612, and
+    `where multiplier = 0.1` would find nothing; this one is 0.1.
+    """
+    with np.errstate(over="ignore"):
+        return float(str(np.float32(multiplier)))

@@ -1,0 +1,158 @@
+"""The files in rows/: their names, whether one can be trusted, and what stands in them.
+
+`part-N.parquet` is what one flush wrote, `compact-N.parquet` every row of the files up to N. A number is
+never given twice, so a reader that opens a name finds what it listed or nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from vsteer.store.files import TEMPORARY, disk_errors, sync_folder
+from vsteer.store.ids import PACKED, RowIds, pack
+from vsteer.store.schema import ROWS_SCHEMA
+
+ROWS_FOLDER = "rows"
+NEW_ROWS_FOLDER = "rows.new"  # a compaction that isn't finished
+OLD_ROWS_FOLDER = "rows.old"  # what a finished one replaced
+SET_ASIDE = "set-aside"
+NAME = re.compile(r"(part|compact)-(\d{8})\.parquet")
+BATCH = 16384
+
+
+def part_name(number: int) -> str:
+    return f"part-{number:08d}.parquet"
+
+
+def compact_name(number: int) -> str:
+    return f"compact-{number:08d}.parquet"
+
+
+def number_of(shard: Path) -> int:
+    found = NAME.fullmatch(shard.name)
+    return int(found[2]) if found else 0
+
+
+def rows_folder(folder: Path) -> Path:
+    """Where the rows are: a kill in the middle of a compaction's swap leaves them under their old name."""
+    rows, old = folder / ROWS_FOLDER, folder / OLD_ROWS_FOLDER
+    return old if old.is_dir() and not rows.is_dir() else rows
+
+
+def list_shards(rows: Path) -> list[Path]:
+    """The files that have a shard's name, oldest first."""
+    return sorted((path for path in rows.iterdir() if NAME.fullmatch(path.name)), key=number_of)
+
+
+def fault_of(shard: Path, *, whole: bool = True) -> str | None:
+    """Why this file isn't a shard that can be read, or None; `whole` holds every page to its checksum."""
+    try:
+        with pq.ParquetFile(shard, page_checksum_verification=True) as file:
+            if not file.schema_arrow.equals(ROWS_SCHEMA):
+                return "it has other columns than rows have"
+            if file.schema_arrow.metadata.get(b"vsteer") != ROWS_SCHEMA.metadata[b"vsteer"]:
+                return "it is not of this version of vsteer's rows"
+            if whole:
+                for _ in file.iter_batches(BATCH):
+                    pass
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError, ValueError) as error:
+        empty = shard.is_file() and not shard.stat().st_size
+        return "it is empty" if empty else f"it can't be read: {str(error).splitlines()[0][:120]}"
+    return None
+
+
+def is_compact(shards: Sequence[Path]) -> bool:
+    return len(shards) == 1 and shards[0].name.startswith("compact-")
+
+
+def row_count(shards: Sequence[Path]) -> int:
+    return sum(pq.read_metadata(shard).num_rows for shard in shards)
+
+
+@dataclass(frozen=True)
+class SetAside:
+    """A file that was moved out of rows/, because nobody may read it for rows."""
+
+    name: str
+    to: str  # where it is now, within the run folder
+    why: str
+
+
+def set_aside(folder: Path, path: Path, why: str) -> SetAside:
+    """Move a file (or folder) out of rows/, never over another."""
+    target = folder / SET_ASIDE
+    with disk_errors(f"setting {path} aside"):
+        target.mkdir(exist_ok=True)
+        place, count = target / path.name, 1
+        while os.path.lexists(place):
+            place, count = target / f"{path.name}.{count}", count + 1
+        path.rename(place)
+        sync_folder(target)
+        sync_folder(path.parent)
+    return SetAside(path.name, str(place.relative_to(folder)), why)
+
+
+def tidy(folder: Path) -> list[SetAside]:
+    """Leave nothing in rows/ but shards that can be read; only for who holds the lock."""
+    rows, moved = folder / ROWS_FOLDER, []
+    with disk_errors(f"reading {rows}"):
+        for path in sorted(rows.iterdir()):
+            if path.name.startswith(".") and path.name.endswith(TEMPORARY) and path.is_file():
+                path.unlink()
+            elif not NAME.fullmatch(path.name) or path.is_symlink() or not path.is_file():
+                moved.append(set_aside(folder, path, "it is not a file of vsteer's"))
+            elif why := fault_of(path):
+                moved.append(set_aside(folder, path, why))
+    return moved
+
+
+@dataclass(frozen=True)
+class Done:
+    """Which rows stand: with a good result, or with nothing but errors."""
+
+    good: RowIds
+    errors: RowIds
+    error_attempts: NDArray[np.int32]  # the highest attempt of each of `errors`
+
+    @property
+    def standing(self) -> int:
+        """How many rows stand, each counted once."""
+        return len(self.good) + len(self.errors)
+
+    def attempts(self, row_id: str) -> int:
+        """How many times a row was tried that never had a good result; 0 where it wasn't."""
+        places, found = self.errors.places(pack([row_id]))
+        return int(self.error_attempts[places[0]]) if found[0] else 0
+
+
+def read_done(shards: Sequence[Path]) -> Done:
+    good, bad, attempts = [], [np.empty(0, PACKED)], [np.empty(0, np.int32)]
+    for batch in _id_batches(shards):
+        ids = pack(batch["row_id"].to_pylist())
+        ok = np.asarray(batch["status"].to_pylist()) == "ok"
+        good.append(ids[ok])
+        bad.append(ids[~ok])
+        attempts.append(batch["attempt"].to_numpy()[~ok])
+    good_ids = RowIds.of_packed(good)
+    bad_ids, where = np.unique(np.concatenate(bad), return_inverse=True)
+    highest = np.zeros(len(bad_ids), np.int32)
+    np.maximum.at(highest, where, np.concatenate(attempts))
+    only_bad = ~good_ids.places(bad_ids)[1]
+    return Done(good_ids, RowIds(bad_ids[only_bad]), highest[only_bad])
+
+
+def _id_batches(shards: Sequence[Path]) -> Iterator[pa.RecordBatch]:
+    for shard in shards:
+        with pq.ParquetFile(shard, page_checksum_verification=True) as file:
+            yield from file.iter_batches(BATCH, columns=["row_id", "status", "attempt"])

@@ -1,0 +1,196 @@
+"""The one writer of a run folder: opened under a lock, fed row by row, killed at any moment.
+
+A row is safe once its shard is written: after `shard_rows` of them, or `shard_seconds` after the first,
+whichever comes sooner. Where a write fails, nothing is dropped: the same call goes on once that is mended.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from vsteer.errors import StoreError
+from vsteer.store import compaction
+from vsteer.store import shards as sh
+from vsteer.store.compaction import Compacted
+from vsteer.store.events import append_event, end_torn_line, read_events
+from vsteer.store.files import disk_errors, sync_folder, write_table
+from vsteer.store.lock import FolderLock
+from vsteer.store.manifest import Manifest, read_manifest, write_manifest
+from vsteer.store.records import Record, RecordBuffer, config_buffer, prompt_buffer, row_buffer
+from vsteer.store.views import CONFIGS, PROMPTS
+
+log = logging.getLogger(__name__)
+
+SHARD_ROWS = 10_000
+SHARD_SECONDS = 20.0
+
+
+def open_store(folder: Path, *, shard_rows: int = SHARD_ROWS, shard_seconds: float = SHARD_SECONDS) -> Store:
+    """Open a run folder for writing, new or not, and put right what a kill or a bad disk left there."""
+    with disk_errors(f"making {folder}"):
+        folder.mkdir(parents=True, exist_ok=True)
+    lock = FolderLock(folder)
+    try:
+        return Store(folder, lock, shard_rows, shard_seconds)
+    except BaseException:
+        lock.release()
+        raise
+
+
+class Store:
+    """A run folder that this process alone writes. Made by `open_store`; any thread may append."""
+
+    def __init__(self, folder: Path, lock: FolderLock, shard_rows: int, shard_seconds: float) -> None:
+        self.folder = folder
+        self.manifest: Manifest | None = read_manifest(folder)
+        # What was moved out of rows/ so far: each an event and a warning too.
+        self.set_aside: list[sh.SetAside] = []
+        self._lock = lock
+        self._rows_folder = folder / sh.ROWS_FOLDER
+        self._shard_rows, self._shard_seconds = shard_rows, shard_seconds
+        self._buffer = row_buffer()
+        self._oldest = 0.0  # when the oldest row of the buffer came
+        self._mutex = threading.RLock()
+        self._closing = threading.Event()
+        # Which start of the run this is, from 1: a row's run_session.
+        self.session = self._begin()
+        self._clock = threading.Thread(target=self._flush_in_time, name="vsteer-store", daemon=True)
+        self._clock.start()
+
+    def _begin(self) -> int:
+        end_torn_line(self.folder)
+        sessions = [event.get("session", 0) for event in read_events(self.folder)]
+        session = 1 + max(sessions, default=0)
+        self._report(compaction.recover(self.folder))
+        with disk_errors(f"making {self._rows_folder}"):
+            self._rows_folder.mkdir(exist_ok=True)
+            sync_folder(self.folder)
+        self._report(sh.tidy(self.folder))
+        with disk_errors(f"reading {self._rows_folder}"):
+            shards = sh.list_shards(self._rows_folder)
+        self._next = 1 + max(map(sh.number_of, shards), default=0)
+        if not shards:
+            # So that SQL on rows/*.parquet answers from the first second.
+            self._write_shard(row_buffer())
+        append_event(self.folder, "resume" if session > 1 else "start", session=session)
+        return session
+
+    def write_plan(
+        self,
+        manifest: Mapping[str, Any],
+        configs: Iterable[Record],
+        prompts: Iterable[Record],
+        rows: int,
+    ) -> None:
+        """Say what the run is, before its first row and again after each resume; `rows` are planned."""
+        counts = {"rows": rows}
+        for name, buffer, records in (
+            (CONFIGS, config_buffer(), configs),
+            (PROMPTS, prompt_buffer(), prompts),
+        ):
+            for record in records:
+                buffer.add(record)
+            write_table(self.folder / name, buffer.table())
+            counts[Path(name).stem] = len(buffer)
+        # Last: a folder with a manifest has the rest.
+        self.manifest = write_manifest(self.folder, manifest, counts)
+
+    def done(self) -> sh.Done:
+        """Which rows stand, those that are still in memory apart."""
+        with self._mutex, disk_errors(f"reading {self._rows_folder}"):
+            return sh.read_done(sh.list_shards(self._rows_folder))
+
+    def append(self, record: Record) -> None:
+        """Take one row. Where this raises, the row was not taken."""
+        with self._mutex:
+            self._refuse_if_closed()
+            if self._due():
+                self.flush()
+            self._buffer.add(record)
+            if len(self._buffer) == 1:
+                self._oldest = time.monotonic()
+
+    def flush(self) -> None:
+        """Make every row durable that was appended."""
+        with self._mutex:
+            self._refuse_if_closed()
+            if len(self._buffer):
+                self._write_shard(self._buffer)
+                self._buffer.clear()
+
+    def event(self, event: str, **fields: Any) -> None:
+        """Note something in events.jsonl: an engine's restart, a stop."""
+        with self._mutex:
+            append_event(self.folder, event, session=self.session, **fields)
+
+    def compact(self) -> Compacted | None:
+        """Flush, and put every row into one sorted file, each once; None where that is so already."""
+        with self._mutex:
+            self.flush()
+            started = time.monotonic()
+            made = compaction.compact(self.folder)
+            if made:
+                self._next = 1 + sh.number_of(made.file)
+                seconds = round(time.monotonic() - started, 2)
+                self.event("compact", rows=made.rows, shards=made.shards, seconds=seconds)
+                self._report(made.set_aside)
+            return made
+
+    def close(self) -> None:
+        """Flush and let the folder go. Where the flush fails, the store stays open with its rows."""
+        with self._mutex:
+            if not self._closing.is_set():
+                self.flush()
+                self._let_go()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.close()
+        finally:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        self._closing.set()
+        self._lock.release()
+
+    def _refuse_if_closed(self) -> None:
+        if self._closing.is_set():
+            raise ValueError("the store is closed")
+
+    def _due(self) -> bool:
+        count = len(self._buffer)
+        return count >= self._shard_rows or (
+            count > 0 and time.monotonic() - self._oldest >= self._shard_seconds
+        )
+
+    def _write_shard(self, buffer: RecordBuffer) -> None:
+        # The number is taken once the shard is whole: a write that is tried again has the same name.
+        write_table(self._rows_folder / sh.part_name(self._next), buffer.table())
+        self._next += 1
+
+    def _flush_in_time(self) -> None:
+        """Write rows that wait too long while none comes after them, as when an engine is slow."""
+        while not self._closing.wait(min(1.0, self._shard_seconds / 2)):
+            with self._mutex:
+                if self._due() and not self._closing.is_set():
+                    # The rows stay in the buffer, and the next call of the caller's meets the same fault.
+                    with suppress(StoreError):
+                        self.flush()
+
+    def _report(self, moved: list[sh.SetAside]) -> None:
+        for file in moved:
+            log.warning("%s/%s is set aside as %s: %s", sh.ROWS_FOLDER, file.name, file.to, file.why)
+            append_event(self.folder, "set_aside", file=file.name, to=file.to, why=file.why)
+        self.set_aside += moved

@@ -1,0 +1,52 @@
+"""A run's folder as SQL: what to ask DuckDB so that each row is read once, while a run goes on and after.
+
+`rows/*.parquet` is the one glob. A retried row stands in it twice until the next compaction, as an error and
+as what came of it, so the view `rows` takes the best of each; after a compaction there is nothing to choose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import duckdb
+
+from vsteer.store import shards as sh
+
+CONFIGS, PROMPTS = "configs.parquet", "prompts.parquet"
+# Of the rows of one id: a good one before an error, then the latest.
+BEST_FIRST = "(status = 'ok') desc, attempt desc, finished_at desc"
+
+
+def quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def exact(path: Path) -> str:
+    """A path as DuckDB takes it, where nothing in its name is a glob."""
+    return "".join(f"[{letter}]" if letter in "[*?" else letter for letter in str(path))
+
+
+def file_list(paths: Iterable[Path]) -> str:
+    return "[" + ", ".join(quoted(exact(path)) for path in paths) + "]"
+
+
+def rows_sql(folder: Path) -> str:
+    """A SELECT of every row of a run, each once."""
+    rows = sh.rows_folder(folder)
+    everything = f"select * from read_parquet({quoted(exact(rows) + '/*.parquet')})"
+    if sh.is_compact(sh.list_shards(rows)):
+        return everything
+    return f"{everything} qualify row_number() over (partition by row_id order by {BEST_FIRST}) = 1"
+
+
+def connect(folder: Path) -> duckdb.DuckDBPyConnection:
+    """A database in memory with the views `rows`, `configs` and `prompts` of a run."""
+    database = duckdb.connect()
+    database.execute(f"create view rows as {rows_sql(folder)}")
+    for name, file in (("configs", CONFIGS), ("prompts", PROMPTS)):
+        if (folder / file).exists():
+            database.execute(
+                f"create view {name} as select * from read_parquet({quoted(exact(folder / file))})"
+            )
+    return database
