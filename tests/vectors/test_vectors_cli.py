@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
+from tests.test_imports import vsteer_without_torch
 from tests.vectors.sample import awkward, same_bits, vector
 from vsteer import cli
 from vsteer.vectors.derive import random_like, sparsified
@@ -304,6 +305,18 @@ def test_every_verb_takes_a_bad_file_in_one_error(tmp_path: Path) -> None:
     assert "not a whole safetensors file" in refused("compare", torn, torn)
     assert "not a whole safetensors file" in refused("convert", torn, tmp_path / "out.gguf")
     assert list(tmp_path.iterdir()) == [torn]
+
+
+def test_all_but_gguf_and_pt_works_without_torch_and_gguf(plain: Path) -> None:
+    here = plain.absolute()
+    assert vsteer_without_torch("vectors", "inspect", str(here)).returncode == 0
+    assert vsteer_without_torch("vectors", "compare", str(here), str(here)).returncode == 0
+    there = str(here.with_name("there.safetensors"))
+    assert vsteer_without_torch("vectors", "convert", str(here), there, "--norm", "unit").returncode == 0
+    refused = vsteer_without_torch("vectors", "convert", str(here), str(here.with_name("there.gguf")))
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "needs the gguf package, which isn't installed\n" in refused.stderr
+    assert sorted(path.name for path in here.parent.iterdir()) == ["plain.safetensors", "there.safetensors"]
 
 
 def test_what_the_options_do_is_what_the_functions_do(plain: Path, tmp_path: Path) -> None:

@@ -37,7 +37,11 @@ def _chart(altair: Any, vector: SteeringVector) -> Any:
         panels["norm_over_stream"] = "norm / stream norm"
     charts = [_panel(altair, rows, field, title) for field, title in panels.items()]
     origin = vector.origin
-    said = [f"norm {origin.norm or 'unknown'}", f"{len(rows)} layers", f"{vector.hidden_size} wide"]
+    said = [
+        f"norm {origin.norm or 'unknown'}",
+        f"{len(rows)} layer{'s' if len(rows) > 1 else ''}",
+        f"{vector.hidden_size} wide",
+    ]
     said += [text for text in (origin.model, origin.method) if text]
     title = altair.Title(
         vector.name, subtitle=", ".join(said), anchor="start", fontSize=16, subtitleFontSize=12
