@@ -19,10 +19,10 @@ def verify(
 
     First the canary: every layer must steer, an unsteered batch mate must stay as it is, and cache blocks of
     different steerings must be told apart. Then mixed requests in one batch (layers, vectors, several terms,
-    all kinds of positions), their log-probabilities teacher-forced through the reference engine, and streams
-    captured at every layer. A row must agree to 1e-4, and a slip by one layer or one position would have shown
-    at 100 times that. Exits 1 when a row is wrong. Both engines hold the model at once, so there must be memory
-    for two.
+    all kinds of positions), their log-probabilities teacher-forced through the reference engine, with streams
+    captured at every layer. A row must agree to 1e-4, and a slip by one layer or one position would have
+    shown at 100 times that. Exits 1 when a row is wrong. Both engines hold the model at once, so there must
+    be memory for two.
 
     \b
     Example:

@@ -1,0 +1,130 @@
+"""Vectors extracted through vLLM against those that the reference engine gives, layer by layer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from tests.engine.conftest import Setup
+from vsteer import models
+from vsteer.engine.driver import EngineOptions, VllmEngine
+from vsteer.engine.reference import ReferenceEngine
+from vsteer.engine.request import Engine
+from vsteer.engine.table import Capacity
+from vsteer.errors import DataError
+from vsteer.vectors.builtin import data_path
+from vsteer.vectors.contrast import read_contrast
+from vsteer.vectors.extract import extract
+from vsteer.vectors.items import ItemSet, UnpairedSets
+from vsteer.vectors.members import Token
+
+SETUPS = [Setup(eager, tensor_parallel) for eager in (True, False) for tensor_parallel in (1, 2)]
+WORDS = ("rain", "salt", "wool", "iron", "milk", "corn", "jazz", "fog")
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> ItemSet:
+    """Short lettered questions, since the tiny model has few tokens for a word.
+
+    The answer is three times out of four an A: a random model knows no behaviour, and with balanced letters
+    its differences would cancel to the rounding that the tolerance is about.
+    """
+    path = tmp_path_factory.mktemp("data") / "pairs.json"
+    items = [
+        {
+            "question": f"{a} or {b}?\n\nChoices:\n(A) {a}\n(B) {b}",
+            "answer_matching_behavior": "(A)" if index % 4 else "(B)",
+            "answer_not_matching_behavior": "(B)" if index % 4 else "(A)",
+        }
+        for index, (a, b) in enumerate((a, b) for a in WORDS for b in WORDS if a < b)
+    ]
+    path.write_text(json.dumps(items))
+    found = read_contrast(path)
+    assert isinstance(found, ItemSet)
+    return found
+
+
+def directions(
+    engine: Engine, tokenizer: object, data: ItemSet | UnpairedSets, method: str, token: Token
+) -> NDArray[np.float32]:
+    """[layer, hidden]"""
+    with extract(engine, tokenizer, data, token) as extraction:
+        of_layer = extraction.vector("v", method).directions
+        return np.stack([of_layer[layer] for layer in range(engine.layers)])
+
+
+def relative_error(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    gap = np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)
+    return float(gap.max())
+
+
+@pytest.mark.parametrize("engine", SETUPS, indirect=True, ids=str)
+def test_vectors_are_those_of_the_reference(
+    engine: VllmEngine, reference: ReferenceEngine, pairs: ItemSet
+) -> None:
+    for method, token in (("mean_diff", "answer"), ("mean_diff", "last"), ("pca", -2)):
+        found = directions(engine, engine.tokenizer, pairs, method, token)  # type: ignore[arg-type]
+        expected = directions(reference, reference.tokenizer, pairs, method, token)  # type: ignore[arg-type]
+        error = relative_error(found, expected)
+        print(f"{method} at {token}: largest relative error {error:.1e}")
+        assert error <= 1e-4
+
+
+@pytest.fixture(scope="module")
+def small_reference() -> ReferenceEngine:
+    return ReferenceEngine(models.resolve("smollm2-135m-instruct").model)
+
+
+def start(dtype: str, eager: bool) -> Iterator[VllmEngine]:
+    engine = VllmEngine(
+        models.resolve("smollm2-135m-instruct").model,
+        options=EngineOptions(dtype=dtype, max_model_len=512, kv_cache_gib=0.5, enforce_eager=eager),
+        capacity=Capacity(captures=32),
+    )
+    yield engine
+    engine.close()
+
+
+def first(behaviour: str, count: int) -> ItemSet:
+    data = read_contrast(data_path(behaviour, "pairs"))
+    assert isinstance(data, ItemSet)
+    return ItemSet(data.source, data.form, data.items[:count])
+
+
+def test_vectors_of_a_real_model_in_float32(small_reference: ReferenceEngine) -> None:
+    for engine in start("float32", eager=True):
+        data = first("refusal", 12)
+        found = directions(engine, engine.tokenizer, data, "mean_diff", "answer")
+        expected = directions(small_reference, small_reference.tokenizer, data, "mean_diff", "answer")
+        print(f"largest relative error {relative_error(found, expected):.1e}")
+        assert relative_error(found, expected) <= 1e-4
+
+
+@pytest.mark.slow
+def test_vectors_of_a_real_model_in_bfloat16(small_reference: ReferenceEngine) -> None:
+    for engine in start("bfloat16", eager=False):
+        instructions = read_contrast(data_path("refusal", "instructions"))
+        cases: list[tuple[ItemSet | UnpairedSets, str, Token]] = [
+            (first("refusal", 60), "mean_diff", "answer"),
+            (first("sentiment", 60), "mean_diff", "last"),
+            (instructions, "dim", "last"),
+        ]
+        for data, method, token in cases:
+            found = directions(engine, engine.tokenizer, data, method, token)
+            # the reference in float32: the stricter of the two
+            expected = directions(small_reference, small_reference.tokenizer, data, method, token)
+            cosine = (found * expected).sum(axis=1) / (
+                np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
+            )
+            print(f"{method} at {token}: least cosine {cosine.min():.5f} (layer {cosine.argmin()})")
+            assert cosine.min() >= 0.999
+
+
+def test_a_text_that_is_too_long_ends_the_extraction_and_is_named(pairs: ItemSet) -> None:
+    shorter = ReferenceEngine(models.resolve("tiny-llama").model, max_model_len=40)
+    with pytest.raises(DataError, match=rf"item {pairs.items[0].item_id} .* too long"):
+        extract(shorter, shorter.tokenizer, pairs, "answer")
