@@ -3,8 +3,8 @@
 What is relied on, as read in llama.cpp (common.cpp, llama-adapter.cpp, cvector-generator.cpp) and in repeng
 (extract.py):
 - `direction.N` is added to the output of the 0-based block N, so N is our layer (measured too, against
-  Hugging Face with a hook at each layer, by the libllama of llama-cpp-python 0.2.60). llama.cpp refuses N = 0,
-  any other tensor name, any other type than float32, and more than one dimension.
+  Hugging Face with a hook at each layer, by the libllama of llama-cpp-python 0.2.60). llama.cpp refuses
+  N = 0, any other tensor name, any other type than float32, and more than one dimension.
 - `controlvector.layer_count` is the number of directions (llama.cpp writes int32, repeng uint32; neither
   reads it). `controlvector.model_hint` is llama.cpp's architecture, in repeng config.json's model_type;
   repeng doesn't read a file without one.
