@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from vsteer.vectors.derive import (
 from vsteer.vectors.norms import length
 from vsteer.vectors.vector import Origin, SteeringVector
 
+ROOT = Path(__file__).parents[2]
 RAW = vector({0: [3, 4, 0], 5: [0, -2, 1]}, "v", {0: 10.0, 5: 20.0}, Origin("m", method="pca", pairs=8))
 
 
@@ -72,7 +74,9 @@ def test_the_same_seed_gives_the_same_bytes_in_another_process() -> None:
         "print(content_sha256(random_like(wide(64), 2**40 + 1)))"
     )
     hashes = {
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+        ).stdout
         for _ in range(2)
     }
     assert hashes == {content_sha256(random_like(wide(64), 2**40 + 1)) + "\n"}
