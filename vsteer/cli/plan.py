@@ -1,0 +1,136 @@
+"""`vsteer plan`: what a grid comes to, before anything is run. `vsteer run --dry-run` calls `show` too."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vsteer.budget import BlockBudget, Budget, Rates
+    from vsteer.grid import Grid
+    from vsteer.plan import Plan
+
+    Seconds = tuple[float, float]
+
+WIDTH = 80
+
+
+@click.command()
+@click.argument("grid", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+def plan(grid: Path, as_json: bool) -> None:
+    """Say what the file GRID comes to: configurations, rows, tokens, disk, and the first prompts in full.
+
+    Nothing is run or fetched. Where the model isn't here, lengths are estimated, and the grid must say
+    how many layers it has (`layers: N`).
+
+    \b
+    Example:
+      vsteer plan runs/quickstart.yaml
+    """
+    show(grid, as_json)
+
+
+def show(path: Path, as_json: bool, rates: Callable[[Plan], Rates | None] | None = None) -> None:
+    """Print the plan of a grid; `rates` says what was measured of a plan's model, for a time range."""
+    from vsteer import budget
+    from vsteer.grid import read_grid
+    from vsteer.plan import make_plans
+
+    grid = read_grid(path)
+    plans = make_plans(grid)
+    budgets = [budget.budget(one) for one in plans]
+    measured = [rates(one) if rates else None for one in plans]
+    times = [one.seconds(rate) if rate else None for one, rate in zip(budgets, measured, strict=True)]
+    if as_json:
+        pairs = zip(budgets, times, strict=True)
+        models = [budget.as_json(one) | {"seconds": seconds} for one, seconds in pairs]
+        click.echo(
+            json.dumps({"name": grid.name, "models": models, "total": budget.summed(budgets)}, indent=2)
+        )
+        return
+    click.echo("\n".join(_text(grid, budgets, times)))
+
+
+def _text(grid: Grid, budgets: list[Budget], times: list[Seconds | None]) -> list[str]:
+    from vsteer.budget import summed
+
+    lines = [f"{grid.name}: {len(budgets)} model{'s' * (len(budgets) > 1)}"]
+    for one, seconds in zip(budgets, times, strict=True):
+        lines += ["", *_model(one, seconds)]
+    if len(budgets) > 1:
+        total = summed(budgets)
+        lines += ["", f"all models: {total['rows']:,} rows, {total['requests']:,} requests,"]
+        lines += [f"  {_size(total['disk_bytes'])} on disk (estimated)"]
+    for block in _first_of_each(budgets[0]):
+        lines += ["", _rule(f"the first prompt of {block.evaluation}"), block.first_prompt, "-" * WIDTH]
+    return lines
+
+
+def _model(one: Budget, seconds: Seconds | None) -> list[str]:
+    about = "~" if one.pending else ""
+    saved = 1 - one.computed_tokens / one.prompt_tokens
+    facts = [
+        (
+            "configurations",
+            f"{one.configurations:,} ({one.baselines:,} unsteered, {one.controls:,} controls)",
+        ),
+        ("rows", f"{one.rows:,}"),
+        ("requests", f"{about}{one.requests:,}"),
+        ("prompts", f"{one.prompts:,}"),
+        ("prompt tokens", f"{about}{one.prompt_tokens:,}"),
+        ("  to compute", f"{about}{one.computed_tokens:,} (shared prefixes save {about}{saved:.0%})"),
+        ("output tokens", f"at most {one.output_tokens:,}"),
+        ("steering table", f"{one.cells:,} cells, {one.vector_rows:,} directions of {one.vectors:,} vectors"),
+        ("disk", f"{about}{_size(one.disk_bytes)} (estimated)"),
+    ]
+    if seconds:
+        facts.append(("time", f"{_time(seconds[0])} to {_time(seconds[1])}"))
+    lines = [_rule(one.model)]
+    if one.pending:
+        lines += _wrapped("The model is not at hand: tokens are estimated, and ids are pending.", "")
+    lines += [f"{name:<16}{value}" for name, value in facts]
+    for made in one.made:
+        lines += _wrapped(made, "vector ")
+    lines += ["", f"{'evaluation':<40}{'configs':>10}{'prompts':>10}{'samples':>8}{'rows':>12}"]
+    for block in one.blocks:
+        name = block.evaluation + (f", system {block.system}" if block.system else "")
+        short = textwrap.shorten(name, 39, placeholder="...") if " " in name else name[:39]
+        counts = f"{block.configurations:>10,}{block.prompts:>10,}{block.samples:>8,}{block.rows:>12,}"
+        lines.append(f"{short:<40}{counts}")
+    for note in one.notes:
+        lines += _wrapped(note, "note: ")
+    return lines
+
+
+def _first_of_each(one: Budget) -> list[BlockBudget]:
+    return list({block.evaluation: block for block in reversed(one.blocks)}.values())[::-1]
+
+
+def _rule(title: str) -> str:
+    return f"--- {title} ".ljust(WIDTH, "-")
+
+
+def _wrapped(text: str, start: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent=start, subsequent_indent=" " * len(start))
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def _time(seconds: float) -> str:
+    for unit, length in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} s"

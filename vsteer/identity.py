@@ -1,0 +1,42 @@
+"""What makes two rows the same row: hashes of everything that changes an output, and of nothing else.
+
+Every identity is a plain value, written as canonical JSON and hashed. Raise VERSION whenever the same value
+comes to stand for another output, so that no row of before is taken for one of after.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+VERSION = 1
+
+
+def canonical(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def identify(value: object) -> str:
+    """32 hexadecimal digits: among a billion rows two share an id once in 10^20 runs."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()[:32]
+
+
+def row_id(config_id: str, item_id: str, order: str, sample: int) -> str:
+    return hashlib.sha256(f"{config_id}|{item_id}|{order}|{sample}".encode()).hexdigest()[:32]
+
+
+def derived_seed(*content: object) -> int:
+    """A seed for one thing that is drawn at random, from the run's seed and the thing's content."""
+    digest = hashlib.sha256(f"vsteer-seed|{canonical(list(content))}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1  # vLLM takes a signed 64-bit integer
+
+
+def sampling_seed(run_seed: int, item_id: str, order: str, sample: int) -> int:
+    """Equal for every configuration, so that what differs between two of them isn't the dice."""
+    return derived_seed(run_seed, item_id, order, sample)
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
