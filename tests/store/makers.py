@@ -148,7 +148,10 @@ def stored(folder: Path, what: str = "row_id, status, attempt", where: str = "tr
     """What plain SQL on the one glob says, with nothing of the store's in between."""
     with duckdb.connect() as database:
         glob = f"{folder}/rows/*.parquet"
-        return database.execute(f"select {what} from '{glob}' where {where} order by all").fetchall()
+        rows: list[Any] = database.execute(
+            f"select {what} from '{glob}' where {where} order by all"
+        ).fetchall()
+        return rows
 
 
 def numbers(ids: Iterable[str], among: int) -> list[int]:

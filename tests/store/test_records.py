@@ -19,43 +19,17 @@ from vsteer.store.store import open_store
 
 MADE = {"choice": row, "text": text_row, "error": error_row}
 # By hand, and not from the schema that is tested.
-INTS = [
-    "sample",
-    "control_index",
-    "layer",
-    "matching",
-    "prompt_tokens",
-    "completion_tokens",
-    "cached_tokens",
-    "steered_tokens",
-    "attempt",
-    "run_session",
-]
-FLOATS = ["depth", "multiplier", "total_mass", "p_match", "logit_diff"]
+INTS = {"sample", "control_index", "layer", "matching", "attempt", "run_session"}
+INTS |= {"prompt_tokens", "completion_tokens", "cached_tokens", "steered_tokens"}
+FLOATS = {"depth", "multiplier", "total_mass", "p_match", "logit_diff"}
 LISTS = {"layers": int, "token_ids": int, "choices": str, "choice_logprobs": float, "choice_tokens": int}
-TIMES = ["started_at", "finished_at"]
-NULLABLE = [
-    "control_index",
-    "layer",
-    "depth",
-    "multiplier",
-    "error",
-    "text",
-    "token_ids",
-    "finish_reason",
-    "choices",
-    "choice_logprobs",
-    "choice_tokens",
-    "matching",
-    "total_mass",
-    "p_match",
-    "logit_diff",
-    "prompt_tokens",
-    "completion_tokens",
-    "cached_tokens",
-    "steered_tokens",
-]
+TIMES = ("started_at", "finished_at")
+NULLABLE = {"control_index", "layer", "depth", "multiplier", "error", "text", "token_ids", "finish_reason"}
+NULLABLE |= {"choices", "choice_logprobs", "choice_tokens", "matching", "total_mass", "p_match", "logit_diff"}
+NULLABLE |= {"prompt_tokens", "completion_tokens", "cached_tokens", "steered_tokens"}
 
+in_lists = st.one_of(st.integers(-(2**40), 2**40), st.floats(), st.text(max_size=3), st.none())
+odd = [np.float64(1), np.int32(1), {}, object(), START.replace(tzinfo=None), ["\ud800"], "\ud800", [True]]
 anything = st.one_of(
     st.none(),
     st.booleans(),

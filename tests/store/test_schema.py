@@ -14,15 +14,17 @@ from vsteer.store.store import open_store
 
 AXES = """
 model VARCHAR, vector VARCHAR, vector_sha256 VARCHAR, norm VARCHAR, control VARCHAR, control_index INTEGER,
-layers INTEGER[], layer INTEGER, depth DOUBLE, operation VARCHAR, multiplier DOUBLE, positions VARCHAR, system VARCHAR
+layers INTEGER[], layer INTEGER, depth DOUBLE, operation VARCHAR, multiplier DOUBLE, positions VARCHAR,
+system VARCHAR
 """
 
 WANTED = {
     "rows/*": f"""
 row_id VARCHAR, config_id VARCHAR, item_id VARCHAR, prompt_id VARCHAR, evaluation VARCHAR, kind VARCHAR,
-sample INTEGER, letter_order VARCHAR, {AXES}, status VARCHAR, error VARCHAR, text VARCHAR, token_ids INTEGER[],
-finish_reason VARCHAR, choices VARCHAR[], choice_logprobs DOUBLE[], choice_tokens INTEGER[], matching INTEGER,
-total_mass DOUBLE, p_match DOUBLE, logit_diff DOUBLE, prompt_tokens INTEGER, completion_tokens INTEGER,
+sample INTEGER, letter_order VARCHAR, {AXES}, status VARCHAR, error VARCHAR, text VARCHAR,
+token_ids INTEGER[], finish_reason VARCHAR, choices VARCHAR[], choice_logprobs DOUBLE[],
+choice_tokens INTEGER[], matching INTEGER, total_mass DOUBLE, p_match DOUBLE, logit_diff DOUBLE,
+prompt_tokens INTEGER, completion_tokens INTEGER,
 cached_tokens INTEGER, steered_tokens INTEGER, started_at TIMESTAMP, finished_at TIMESTAMP, attempt INTEGER,
 engine VARCHAR, vllm_version VARCHAR, vector_file_sha256 VARCHAR, run_session INTEGER
 """,
@@ -33,8 +35,8 @@ vector_recipe VARCHAR, max_tokens INTEGER, temperature DOUBLE, top_p DOUBLE, see
 """,
     "prompts": """
 prompt_id VARCHAR, item_id VARCHAR, evaluation VARCHAR, kind VARCHAR, data VARCHAR, data_sha256 VARCHAR,
-category VARCHAR, letter_order VARCHAR, swapped_from VARCHAR, system VARCHAR, question VARCHAR, prompt VARCHAR,
-token_ids INTEGER[], prompt_tokens INTEGER, choices VARCHAR[], matching INTEGER
+category VARCHAR, letter_order VARCHAR, swapped_from VARCHAR, system VARCHAR, question VARCHAR,
+prompt VARCHAR, token_ids INTEGER[], prompt_tokens INTEGER, choices VARCHAR[], matching INTEGER
 """,
 }
 

@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -15,6 +16,7 @@ from vsteer.bench.figures import Figure
 from vsteer.store.store import open_store
 
 TOKENS = 100
+CHUNK = 1000
 WORDS = (
     "the",
     "model",
@@ -32,9 +34,9 @@ WORDS = (
 
 
 def bench_store(rows: int = 200_000) -> list[Figure]:
-    """Append `rows` rows of each kind, look at them, compact them. Memory is looked at over the last 95%."""
+    """Append `rows` rows of each kind, look at them, compact them. Memory counts from the first 5% on."""
     figures = []
-    for kind in ("open_ended", "choice"):
+    for kind in ("choice", "open_ended"):  # the smaller first: a peak of memory only grows
         with tempfile.TemporaryDirectory(prefix="vsteer-bench-") as folder:
             figures += _figures(Path(folder), kind, rows)
     return figures
@@ -42,17 +44,20 @@ def bench_store(rows: int = 200_000) -> list[Figure]:
 
 def _figures(folder: Path, kind: str, rows: int) -> list[Figure]:
     name = kind.replace("_", "-")
+    made = _rows(kind, rows)
     with open_store(folder) as store:
-        spent, early = 0.0, 0.0
-        for number, row in enumerate(_rows(kind, rows)):
-            started = time.perf_counter()
-            store.append(row)
-            spent += time.perf_counter() - started
-            if number == rows // 20:
+        wall, cpu, early = 0.0, 0.0, 0.0
+        for number in range(0, rows, CHUNK):
+            chunk = list(islice(made, CHUNK))
+            began = time.perf_counter(), time.process_time()
+            for row in chunk:
+                store.append(row)
+            if number + CHUNK >= rows:
+                store.flush()
+            wall += time.perf_counter() - began[0]
+            cpu += time.process_time() - began[1]
+            if number < rows / 20:
                 early = _peak_mib()
-        started = time.perf_counter()
-        store.flush()
-        spent += time.perf_counter() - started
         growth = _peak_mib() - early
         size = sum(file.stat().st_size for file in (folder / "rows").iterdir())
         started = time.perf_counter()
@@ -61,8 +66,9 @@ def _figures(folder: Path, kind: str, rows: int) -> list[Figure]:
         started = time.perf_counter()
         store.compact()
         compacted = time.perf_counter() - started
+    note = f"{rows / cpu:.0f} a second of CPU time; {size / rows:.0f} bytes a row"
     return [
-        Figure(f"{name} rows a second", rows / spent, target=20_000, note=f"{size / rows:.0f} bytes a row"),
+        Figure(f"{name} rows a second", rows / wall, target=20_000, note=note),
         Figure(f"{name} memory left of 200 MiB", 200 - growth, target=0, note=f"grew by {growth:.0f} MiB"),
         Figure(f"{name} done() rows a second", rows / looked),
         Figure(f"{name} compact() rows a second", rows / compacted),

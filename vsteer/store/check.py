@@ -21,6 +21,8 @@ from vsteer.store.status import require_run, steadily
 from vsteer.store.views import CONFIGS, PROMPTS, file_list
 
 EXAMPLES = 5
+TABLES = {CONFIGS: s.CONFIGS_SCHEMA, PROMPTS: s.PROMPTS_SCHEMA}
+KEYS = {CONFIGS: "config_id", PROMPTS: "prompt_id"}
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,16 @@ def check(folder: Path, planned: Iterable[str]) -> list[Finding]:
     findings = []
     if len(ids) != len(plan):
         findings.append(Finding("planned_twice", len(ids) - len(plan), "row ids stand twice in the plan"))
-    findings += _manifest_findings(folder, manifest, len(plan))
-    findings += steadily(folder, lambda rows: _rows_findings(folder, rows, plan))
+    if manifest is None:
+        findings.append(Finding("no_manifest", 1, f"{folder} has no manifest: its plan was never written"))
+    elif manifest["rows"] != len(plan):
+        message = f"the manifest plans {manifest['rows']} rows, and {len(plan)} were given to check"
+        findings.append(Finding("plan_differs", abs(manifest["rows"] - len(plan)), message))
+    tables = {folder / name: _table_fault(folder / name, schema, manifest) for name, schema in TABLES.items()}
+    if faults := [f"{table.name}: {why}" for table, why in tables.items() if why]:
+        findings.append(_named("unreadable_tables", faults, f"tables in {folder} can't be used"))
+    sound = [table for table, why in tables.items() if not why]
+    findings += steadily(folder, lambda rows: _rows_findings(rows, plan, sound))
     aside = folder / sh.SET_ASIDE
     if aside.is_dir():
         names = sorted(path.name for path in aside.iterdir())
@@ -55,20 +65,8 @@ def check(folder: Path, planned: Iterable[str]) -> list[Finding]:
     return findings
 
 
-def _manifest_findings(folder: Path, manifest: Manifest | None, planned: int) -> list[Finding]:
-    if manifest is None:
-        return [Finding("no_manifest", 1, f"{folder} has no manifest.json: the plan was never written")]
-    findings = []
-    if manifest["rows"] != planned:
-        message = f"the manifest plans {manifest['rows']} rows, and {planned} were given to check"
-        findings.append(Finding("plan_differs", abs(manifest["rows"] - planned), message))
-    for name, schema in ((CONFIGS, s.CONFIGS_SCHEMA), (PROMPTS, s.PROMPTS_SCHEMA)):
-        if why := _table_fault(folder / name, schema, manifest.get(Path(name).stem)):
-            findings.append(Finding("unreadable", 1, f"{folder / name}: {why}", examples=(name,)))
-    return findings
-
-
-def _table_fault(path: Path, schema: pa.Schema, count: int | None) -> str | None:
+def _table_fault(path: Path, schema: pa.Schema, manifest: Manifest | None) -> str | None:
+    count = (manifest or {}).get(path.stem)
     try:
         table = pq.read_table(path, page_checksum_verification=True)
     except FileNotFoundError:
@@ -77,12 +75,12 @@ def _table_fault(path: Path, schema: pa.Schema, count: int | None) -> str | None
         return f"it can't be read: {str(error).splitlines()[0][:120]}"
     if not table.schema.equals(schema):
         return "it has other columns than it should"
-    if len(table) != count:
+    if manifest is not None and len(table) != count:
         return f"it has {len(table)} lines, and the manifest says {count}"
     return None
 
 
-def _rows_findings(folder: Path, rows: Path, plan: RowIds) -> list[Finding]:
+def _rows_findings(rows: Path, plan: RowIds, tables: Sequence[Path]) -> list[Finding]:
     findings = []
     names = sorted(path.name for path in rows.iterdir())
     if strange := [name for name in names if not sh.NAME.fullmatch(name) and not name.endswith(TEMPORARY)]:
@@ -101,7 +99,7 @@ def _rows_findings(folder: Path, rows: Path, plan: RowIds) -> list[Finding]:
         if len(ids):
             findings.append(Finding(what, len(ids), message, examples=tuple(islice(ids, EXAMPLES))))
     findings += _doubled(shards, len(standing))
-    return findings + _related(folder, shards)
+    return findings + _related(shards, tables)
 
 
 def _named(what: str, names: Sequence[str], message: str) -> Finding:
@@ -118,29 +116,19 @@ def _doubled(shards: Sequence[Path], standing: int) -> list[Finding]:
     return [Finding("superseded", more, message, fault=False)]
 
 
-def _related(folder: Path, shards: Sequence[Path]) -> list[Finding]:
+def _related(shards: Sequence[Path], tables: Sequence[Path]) -> list[Finding]:
     if not sh.row_count(shards):
         return []
     rows = f"read_parquet({file_list(shards)})"
+    findings = []
     with duckdb.connect() as database:
-        return [
-            *_unknown(database, rows, "config_id", folder / CONFIGS),
-            *_unknown(database, rows, "prompt_id", folder / PROMPTS),
-            *_mixed(database, rows),
-        ]
-
-
-def _unknown(database: duckdb.DuckDBPyConnection, rows: str, key: str, table: Path) -> list[Finding]:
-    """Rows whose configuration or prompt nobody can look up."""
-    try:
-        pq.read_schema(table)
-    except (pa.ArrowException, OSError):  # a finding of its own
-        return []
-    known = f"read_parquet({file_list([table])})"
-    lost = _column(
-        database, f"select distinct {key} from {rows} anti join {known} using ({key}) order by {key}"
-    )
-    return [_named(f"unknown_{key}", lost, f"{key}s of rows are not in {table.name}")] if lost else []
+        for table in tables:
+            # Rows whose configuration or prompt nobody can look up
+            key, known = KEYS[table.name], f"read_parquet({file_list([table])})"
+            query = f"select {key} from {rows} except select {key} from {known} order by {key}"
+            if lost := _column(database, query):
+                findings.append(_named(f"unknown_{key}", lost, f"{key}s of rows are not in {table.name}"))
+        return findings + _mixed(database, rows)
 
 
 def _mixed(database: duckdb.DuckDBPyConnection, rows: str) -> list[Finding]:

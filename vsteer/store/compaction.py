@@ -42,34 +42,41 @@ class Compacted:
     set_aside: list[sh.SetAside]
 
 
-def compact(folder: Path) -> Compacted | None:
-    """Compact what is in rows/; None where there is nothing to do. Only for who holds the lock."""
+def compact(folder: Path, number: int) -> Compacted | None:
+    """Compact what is in rows/ into a shard of that number; None where there is nothing to do.
+
+    Only for who holds the lock. Where it fails, rows/ is as it was.
+    """
     rows, new, old = _folders(folder)
-    shards = sh.list_shards(rows)
-    with disk_errors(f"compacting {rows}"), _damage_named(shards):
+    moved = recover(folder)
+    with disk_errors(f"compacting {rows}"), _room_needed():
+        shards = sh.list_shards(rows)
         if sh.is_compact(shards) or not sh.row_count(shards):
             return None
+        _refuse_damaged(shards)
         expected = sh.read_done(shards).standing
-        shutil.rmtree(new, ignore_errors=True)
         new.mkdir()
-        target = new / sh.compact_name(sh.number_of(shards[-1]) + 1)
         try:
-            written = _write_sorted(shards, target, scratch=new / "scratch")
+            written = _write_sorted(shards, new / "sorted", scratch=new / "scratch")
             if written != expected:
-                raise RuntimeError(
-                    f"compaction would turn {expected} rows into {written}; {rows} is as it was"
-                )
+                raise RuntimeError(f"{expected} rows became {written} when compacted; {rows} is as it was")
             shutil.rmtree(new / "scratch", ignore_errors=True)
+            name = sh.shard_name("compact", number, sh.crc_of(new / "sorted"))
+            (new / "sorted").rename(new / name)
             sync_folder(new)
             sync_folder(folder)
+            rows.rename(old)
         except BaseException:
             shutil.rmtree(new, ignore_errors=True)
             raise
-        rows.rename(old)
-        new.rename(rows)
+        try:
+            new.rename(rows)
+        except OSError:
+            old.rename(rows)
+            raise
         sync_folder(folder)
-    moved = _drop(folder, old, {shard.name for shard in shards})
-    return Compacted(rows / target.name, written, len(shards), moved)
+    moved += _drop(folder, old, {shard.name for shard in shards})
+    return Compacted(rows / name, written, len(shards), moved)
 
 
 def recover(folder: Path) -> list[sh.SetAside]:
@@ -81,15 +88,18 @@ def recover(folder: Path) -> list[sh.SetAside]:
             sync_folder(folder)
         if new.is_dir():
             shutil.rmtree(new)
-    if not old.is_dir():
-        return []
-    # Swapped, but not dropped yet. The file that took their place must be there and whole.
-    replaced = sh.list_shards(old)
-    last = max(map(sh.number_of, replaced), default=0)
-    heirs = [shard for shard in sh.list_shards(rows) if shard.name.startswith("compact-")]
-    if any(sh.number_of(heir) > last and sh.fault_of(heir) is None for heir in heirs):
-        return _drop(folder, old, {shard.name for shard in replaced})
-    return [sh.set_aside(folder, old, "a compaction replaced it, and that one's file is not there")]
+        if not old.is_dir():
+            return []
+        replaced = sh.list_shards(old)
+        # Swapped, but not dropped yet. What took their place must be there and whole.
+        last = max(map(sh.number_of, replaced), default=0)
+        heirs = [heir for heir in sh.list_shards(rows) if heir.name.startswith("compact-")]
+        if not any(sh.number_of(heir) > last and sh.fault_of(heir) is None for heir in heirs):
+            for shard in replaced:
+                shard.rename(rows / shard.name)
+            sync_folder(rows)
+            replaced = []
+    return _drop(folder, old, {shard.name for shard in replaced})
 
 
 def _folders(folder: Path) -> tuple[Path, Path, Path]:
@@ -110,23 +120,25 @@ def _drop(folder: Path, old: Path, replaced: set[str]) -> list[sh.SetAside]:
     return moved
 
 
+def _refuse_damaged(shards: Sequence[Path]) -> None:
+    for shard in shards:
+        if why := sh.fault_of(shard):
+            raise StoreError(
+                f"{shard} was damaged while the run went on: {why}",
+                hint="give the same command again: it sets the file aside and computes its rows anew",
+            )
+
+
 @contextmanager
-def _damage_named(shards: Sequence[Path]) -> Iterator[None]:
-    """Say which shard is damaged, or that there is no room, where DuckDB or Arrow fail on it."""
+def _room_needed() -> Iterator[None]:
+    """DuckDB has its own words for a disk without space."""
     try:
         yield
     except (duckdb.Error, pa.ArrowException, OSError) as error:
-        for shard in shards:
-            if why := sh.fault_of(shard):
-                raise StoreError(
-                    f"{shard} is damaged: {why}",
-                    hint="give the same command again: it sets the file aside and computes its rows anew",
-                ) from error
-        if isinstance(error, OSError) and error.errno:
+        full = isinstance(error, duckdb.OutOfMemoryException) or "space left" in str(error).lower()
+        if not full or (isinstance(error, OSError) and error.errno):
             raise
-        if isinstance(error, duckdb.OutOfMemoryException) or "space left" in str(error):
-            raise StoreError(f"sorting the rows failed: {str(error).splitlines()[0]}", hint=FULL) from error
-        raise
+        raise StoreError(f"sorting the rows failed: {str(error).splitlines()[0]}", hint=FULL) from error
 
 
 def _write_sorted(shards: Sequence[Path], target: Path, scratch: Path) -> int:

@@ -66,12 +66,12 @@ def write_file(path: Path, content: bytes | memoryview) -> None:
             raise
 
 
-def write_table(path: Path, table: pa.Table) -> None:
-    """Put a table of moderate size at `path`, whole or not at all."""
+def as_parquet(table: pa.Table) -> memoryview:
+    """A table of moderate size as a file's content."""
     sink = pa.BufferOutputStream()
     with parquet_writer(sink, table.schema) as writer:
         writer.write_table(table, row_group_size=max(1, len(table)))
-    write_file(path, memoryview(sink.getvalue()))
+    return memoryview(sink.getvalue())
 
 
 def parquet_writer(sink: object, schema: pa.Schema) -> pq.ParquetWriter:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import zlib
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -20,7 +21,7 @@ from vsteer.store import compaction
 from vsteer.store import shards as sh
 from vsteer.store.compaction import Compacted
 from vsteer.store.events import append_event, end_torn_line, read_events
-from vsteer.store.files import disk_errors, sync_folder, write_table
+from vsteer.store.files import as_parquet, disk_errors, sync_folder, write_file
 from vsteer.store.lock import FolderLock
 from vsteer.store.manifest import Manifest, read_manifest, write_manifest
 from vsteer.store.records import Record, RecordBuffer, config_buffer, prompt_buffer, row_buffer
@@ -57,6 +58,7 @@ class Store:
         self._shard_rows, self._shard_seconds = shard_rows, shard_seconds
         self._buffer = row_buffer()
         self._oldest = 0.0  # when the oldest row of the buffer came
+        self._failed: Path | None = None  # the shard of a write that failed
         self._mutex = threading.RLock()
         self._closing = threading.Event()
         # Which start of the run this is, from 1: a row's run_session.
@@ -97,7 +99,7 @@ class Store:
         ):
             for record in records:
                 buffer.add(record)
-            write_table(self.folder / name, buffer.table())
+            write_file(self.folder / name, as_parquet(buffer.table()))
             counts[Path(name).stem] = len(buffer)
         # Last: a folder with a manifest has the rest.
         self.manifest = write_manifest(self.folder, manifest, counts)
@@ -135,9 +137,9 @@ class Store:
         with self._mutex:
             self.flush()
             started = time.monotonic()
-            made = compaction.compact(self.folder)
+            self._next += 1
+            made = compaction.compact(self.folder, self._next - 1)
             if made:
-                self._next = 1 + sh.number_of(made.file)
                 seconds = round(time.monotonic() - started, 2)
                 self.event("compact", rows=made.rows, shards=made.shards, seconds=seconds)
                 self._report(made.set_aside)
@@ -176,8 +178,15 @@ class Store:
         )
 
     def _write_shard(self, buffer: RecordBuffer) -> None:
-        # The number is taken once the shard is whole: a write that is tried again has the same name.
-        write_table(self._rows_folder / sh.part_name(self._next), buffer.table())
+        content = as_parquet(buffer.table())
+        shard = self._rows_folder / sh.shard_name("part", self._next, zlib.crc32(content))
+        with disk_errors(f"writing {shard}"):
+            if self._failed:
+                self._failed.unlink(missing_ok=True)
+        # A write that failed may have left its file, with the rows that are now written again.
+        self._failed = shard
+        write_file(shard, content)
+        self._failed = None
         self._next += 1
 
     def _flush_in_time(self) -> None:

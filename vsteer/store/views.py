@@ -12,6 +12,7 @@ from pathlib import Path
 import duckdb
 
 from vsteer.store import shards as sh
+from vsteer.store.status import require_run, steadily
 
 CONFIGS, PROMPTS = "configs.parquet", "prompts.parquet"
 # Of the rows of one id: a good one before an error, then the latest.
@@ -33,7 +34,10 @@ def file_list(paths: Iterable[Path]) -> str:
 
 def rows_sql(folder: Path) -> str:
     """A SELECT of every row of a run, each once."""
-    rows = sh.rows_folder(folder)
+    return steadily(require_run(folder), _rows_sql)
+
+
+def _rows_sql(rows: Path) -> str:
     everything = f"select * from read_parquet({quoted(exact(rows) + '/*.parquet')})"
     if sh.is_compact(sh.list_shards(rows)):
         return everything
@@ -41,7 +45,10 @@ def rows_sql(folder: Path) -> str:
 
 
 def connect(folder: Path) -> duckdb.DuckDBPyConnection:
-    """A database in memory with the views `rows`, `configs` and `prompts` of a run."""
+    """A database in memory with the views `rows`, `configs` and `prompts` of a run.
+
+    Made for the files as they stand: after a compaction, or rows that follow one, connect anew.
+    """
     database = duckdb.connect()
     database.execute(f"create view rows as {rows_sql(folder)}")
     for name, file in (("configs", CONFIGS), ("prompts", PROMPTS)):
