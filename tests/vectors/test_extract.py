@@ -136,8 +136,8 @@ def test_separation_and_split_half_of_classes_that_are_apart_and_that_are_not() 
         row = layer_row(extraction)
         assert row["class_separation"] == pytest.approx(4.0, abs=0.4)
         assert row["split_half"] > 0.98
-        assert row["vector_norm"] == pytest.approx(4.0, abs=0.3)
-        assert row["relative_norm"] == pytest.approx(row["vector_norm"] / row["stream_norm"])
+        assert row["norm"] == pytest.approx(4.0, abs=0.3)
+        assert row["norm_over_stream"] == pytest.approx(row["norm"] / row["stream_norm"])
         assert row["depth"] == 0.5
     with made(alike) as extraction:
         row = layer_row(extraction)

@@ -1,8 +1,11 @@
 """`vsteer bench X`: measurements, each a table of figures with their targets."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import click
 
-from vsteer.bench.figures import as_json, as_table
+from vsteer.bench.figures import Figure, as_json, as_table
 
 
 @click.group()
@@ -32,7 +35,37 @@ def engine(model: str, quick: bool, as_json_: bool) -> None:
     from vsteer.bench.engine import bench_engine
     from vsteer.models import resolve
 
-    figures = bench_engine(resolve(model).model, quick, lambda line: click.echo(f"... {line}", err=True))
+    figures = bench_engine(resolve(model).model, quick, _tell)
+    _show(figures, as_json_)
+
+
+@bench.command()
+@click.argument("model", default="smollm2-135m-instruct")
+@click.option(
+    "--data", type=click.Path(path_type=Path), help="Contrast pairs; by default the built-in refusal pairs."
+)
+@click.option("--pairs", type=int, help="Only so many of them.")
+@click.option("--json", "as_json_", is_flag=True, help="Print one JSON object instead of a table.")
+def extract(model: str, data: Path | None, pairs: int | None, as_json_: bool) -> None:
+    """How fast MODEL's activations are read, all layers of every pair, over a Hugging Face loop.
+
+    \b
+    Example:
+      vsteer bench extract smollm2-135m-instruct --pairs 80
+    """
+    from vsteer.bench.extract import bench_extract
+    from vsteer.models import resolve
+    from vsteer.vectors.builtin import data_path
+
+    path = data or data_path("refusal", "pairs")
+    _show(bench_extract(resolve(model).model, path, pairs, _tell), as_json_)
+
+
+def _tell(line: str) -> None:
+    click.echo(f"... {line}", err=True)
+
+
+def _show(figures: Sequence[Figure], as_json_: bool) -> None:
     click.echo(as_json(figures) if as_json_ else as_table(figures))
     if not all(figure.ok for figure in figures):
         raise click.exceptions.Exit(1)

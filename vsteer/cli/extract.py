@@ -139,6 +139,8 @@ def extract(
             system=system or "",
             dtype=made_in,
             pairs=extraction.pairs,
+            model_type=engine.model_type,
+            model_layers=engine.layers,
         )
         vector = with_norm(extraction.vector(name, method, origin), norm)
         found = [

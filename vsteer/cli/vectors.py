@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from vsteer.cli.extract import extract
 from vsteer.cli.plain_table import number, plain_table
 from vsteer.errors import UsageError, VectorError
 from vsteer.vectors import derive
@@ -235,3 +236,6 @@ def _comparison_json(
         "mean_cosine": [[means[i, j] for j in places] for i in places],
         "pairs": pairs,
     }
+
+
+vectors.add_command(extract)

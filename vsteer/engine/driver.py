@@ -98,6 +98,7 @@ class VllmEngine:
         self.hidden_size: int = config.model_config.get_hidden_size()
         self.vocab_size: int = config.model_config.get_vocab_size()
         self.max_model_len: int = config.model_config.max_model_len
+        self.model_type: str = config.model_config.hf_text_config.model_type
         self.dtype: str = str(config.model_config.dtype).removeprefix("torch.")
         self.block_size: int = config.cache_config.block_size
         self.prefix_caching: bool = bool(config.cache_config.enable_prefix_caching)

@@ -30,9 +30,9 @@ def _layer_row(extraction: Extraction, vector: SteeringVector, layer: int) -> di
     return {
         "layer": layer,
         "depth": (layer + 1) / extraction.layers,
-        "vector_norm": norm,
+        "norm": norm,
         "stream_norm": stream,
-        "relative_norm": norm / stream,
+        "norm_over_stream": norm / stream,
         "pair_agreement": _pair_agreement(extraction, layer) if extraction.paired else None,
         "class_separation": _class_separation(extraction, layer),
         "split_half": _split_half(extraction, layer),
