@@ -136,7 +136,7 @@ class Steered:
                                     operation=axis.operation,
                                 )
                                 # multiplier 0 is the baseline, which every evaluation has
-                                if not self._is_excluded(config, name) and multiplier != 0:
+                                if multiplier != 0 and not self._is_excluded(config, name):
                                     yield config, place
 
     def controls(self, steered: Config) -> Iterator[Config]:

@@ -249,7 +249,9 @@ class Exclude(_Strict):
 
 
 def _kind_of_vector(value: Any) -> str:
-    return "file" if isinstance(value, dict) and "file" in value else "data"
+    """Tags that no key could be: pydantic puts them into the path by which an error's line is found."""
+    in_a_file = "file" in value if isinstance(value, dict) else isinstance(value, FileVector)
+    return "<file>" if in_a_file else "<data>"
 
 
 def _as_model(value: Any) -> Any:
@@ -265,7 +267,8 @@ def _as_tuple(value: Any) -> Any:
 
 
 VectorSpec = Annotated[
-    Annotated[DataVector, Tag("data")] | Annotated[FileVector, Tag("file")], Discriminator(_kind_of_vector)
+    Annotated[DataVector, Tag("<data>")] | Annotated[FileVector, Tag("<file>")],
+    Discriminator(_kind_of_vector),
 ]
 Evaluation = Annotated[ChoiceSpec | OpenEndedSpec, Field(discriminator="kind")]
 
