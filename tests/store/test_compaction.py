@@ -169,6 +169,7 @@ def test_row_groups_are_small_enough_to_skip_and_to_hold(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compaction, "ROW_GROUP", 2048)
+    monkeypatch.setattr(compaction, "BATCH", 2048)
     with open_store(tmp_path) as store:
         for number in range(5000):
             store.append(row(number))
@@ -187,6 +188,7 @@ def test_row_groups_are_small_enough_to_skip_and_to_hold(
 
 def test_long_rows_make_smaller_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compaction, "ROW_GROUP_BYTES", 2048 * 1000)
+    monkeypatch.setattr(compaction, "BATCH", 2048)
     with open_store(tmp_path) as store:
         for number in range(5000):
             store.append(text_row(number, text=f"{row_id(number) * 20}"))

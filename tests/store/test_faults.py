@@ -159,6 +159,29 @@ def test_a_folder_that_cannot_be_made_is_one_clear_error(tmp_path: Path) -> None
         open_store(tmp_path / "file" / "run")
 
 
+def test_a_shard_is_synced_before_it_has_its_name_and_the_folder_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    did: list[str] = []
+
+    def sync(handle: int) -> None:
+        did.append(f"sync {Path(f'/proc/self/fd/{handle}').readlink().name}")
+
+    replace = os.replace
+
+    def rename(old: Path, new: Path) -> None:
+        did.append(f"rename {Path(old).name} {Path(new).name}")
+        replace(old, new)
+
+    with open_store(tmp_path) as store:
+        store.append(row(0))
+        monkeypatch.setattr(os, "fsync", sync)
+        monkeypatch.setattr(os, "replace", rename)
+        store.flush()
+    (shard,) = (path.name for path in (tmp_path / "rows").iterdir() if "-00000002-" in path.name)
+    assert did == [f"sync .{shard}.tmp", f"rename .{shard}.tmp {shard}", "sync rows"]
+
+
 # The same without a disk of our own: chosen calls fail
 
 
@@ -193,8 +216,7 @@ def test_whichever_call_fails_nothing_is_lost_or_doubled(
 ) -> None:
     for nth in range(1, 100):
         run = tmp_path / str(nth)
-        if name != "fsync":  # which is slow, and nobody pulls the plug here
-            monkeypatch.setattr(os, "fsync", lambda handle: None)
+        monkeypatch.setattr(os, "fsync", lambda handle: None)  # each undo() takes conftest's away
         calls = fail(name, nth, errno.ENOSPC)
         failures = use(run)
         used = calls()

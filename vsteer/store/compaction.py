@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,8 @@ from vsteer.store.views import BEST_FIRST, file_list
 ORDER = "vector, layer nulls first, multiplier nulls first, prompt_id, row_id"
 # DuckDB works in vectors of 2048 rows, and a thread takes a row group: these are the groups it writes itself.
 ROW_GROUP = 60 * 2048
+# What DuckDB hands out at once. It holds several, so whole row groups would take half a gigabyte more.
+BATCH = 10 * 2048
 ROW_GROUP_BYTES = 256 << 20
 MEMORY = "1GB"
 THREADS = 4
@@ -151,11 +153,10 @@ def _write_sorted(shards: Sequence[Path], target: Path, scratch: Path) -> int:
     count = 0
     with target.open("wb") as file, duckdb.connect(config=limits) as database:
         with parquet_writer(file, ROWS_SCHEMA) as writer:
-            for batch in _sorted(database, shards):
+            for group in _groups(_sorted(database, shards), _rows_a_group(shards)):
                 # The cast fails on a null in a column that never has one.
-                table = pa.Table.from_batches([batch]).cast(ROWS_SCHEMA)
-                writer.write_table(table, row_group_size=ROW_GROUP)
-                count += len(table)
+                writer.write_table(group.cast(ROWS_SCHEMA), row_group_size=len(group))
+                count += len(group)
         file.flush()
         os.fsync(file.fileno())
     return count
@@ -171,7 +172,19 @@ def _sorted(database: duckdb.DuckDBPyConnection, shards: Sequence[Path]) -> pa.R
         f"select {', '.join(ROWS_SCHEMA.names)} from {source}"
         f" anti join superseded using (filename, file_row_number) order by {ORDER}"
     )
-    return rows.to_arrow_reader(_rows_a_group(shards))
+    return rows.to_arrow_reader(BATCH)
+
+
+def _groups(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.Table]:
+    """Row groups of `size`, which is a multiple of the batches'."""
+    together: list[pa.RecordBatch] = []
+    for batch in batches:
+        together.append(batch)
+        if sum(map(len, together)) >= size:
+            yield pa.Table.from_batches(together)
+            together.clear()
+    if together:
+        yield pa.Table.from_batches(together)
 
 
 def _rows_a_group(shards: Sequence[Path]) -> int:
@@ -179,4 +192,4 @@ def _rows_a_group(shards: Sequence[Path]) -> int:
     files = [pq.read_metadata(shard) for shard in shards]
     groups = [file.row_group(n) for file in files for n in range(file.num_row_groups)]
     a_row = sum(group.total_byte_size for group in groups) / max(1, sum(group.num_rows for group in groups))
-    return max(1, min(ROW_GROUP, int(ROW_GROUP_BYTES / max(a_row, 1))) // 2048) * 2048
+    return min(ROW_GROUP, max(BATCH, int(ROW_GROUP_BYTES / max(a_row, 1)) // BATCH * BATCH))
