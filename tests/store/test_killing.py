@@ -24,8 +24,8 @@ from vsteer.store.views import connect, rows_sql
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["tests.store.victims", "pytest"])
 
-PLANNED = 8_000  # more than the victims could write before their kills
-KILLS = 35
+PLANNED = 6_000  # more than the victims could write before their kills
+KILLS = 32
 
 
 def start(target: Any, *arguments: Any) -> BaseProcess:
@@ -44,7 +44,7 @@ def test_rows_outlive_kills_at_random_moments(tmp_path: Path) -> None:
     kills, before = 0, 0
     while kills < KILLS:
         victim = start(victims.run, tmp_path, PLANNED, 0.001)
-        victim.join(when.uniform(0.02, 0.35))
+        victim.join(when.uniform(0.02, 0.22))
         victim.kill()
         victim.join()
         kills += victim.exitcode == -signal.SIGKILL
