@@ -12,6 +12,7 @@ from vsteer import __version__
 from vsteer.errors import VsteerError
 
 VERBS = {
+    "run": ("vsteer.cli.run:run", "Run a grid into Parquet, or go on with it."),
     "quickstart": (
         "vsteer.cli.quickstart:quickstart",
         "Show steered beside unsteered text on a small model.",

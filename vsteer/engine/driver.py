@@ -92,7 +92,15 @@ class VllmEngine:
             config = args.create_engine_config()
             check_family(config.model_config.hf_config.architectures or ())
             refuse_unproven(config)
-            self._llm = LLMEngine.from_vllm_config(config, disable_log_stats=True)
+            try:
+                self._llm = LLMEngine.from_vllm_config(config, disable_log_stats=True)
+            except RuntimeError as error:
+                # what went wrong was said by the process that failed
+                raise EngineError(
+                    f"vLLM could not start: {error}",
+                    hint="its own words are above; too little memory wants a smaller max_model_len or "
+                    "max_num_seqs, or another kv_cache_gib",
+                ) from error
         self.tokenizer: Any = self._llm.get_tokenizer()
         self.layers: int = config.model_config.hf_text_config.num_hidden_layers
         self.hidden_size: int = config.model_config.get_hidden_size()
@@ -107,6 +115,8 @@ class VllmEngine:
         self._table: SteeringTable | None = None
         self._in_flight: dict[str, _Flight] = {}
         self._captures_under_way = 0
+        # how many requests have come to an end since the start
+        self.finished = 0
         self._numbers = itertools.count(1)
         try:
             prove_steering(self)
@@ -172,6 +182,23 @@ class VllmEngine:
         """
         counts: list[int] = self._llm.collective_rpc("vsteer_recomputed")
         return max(counts)
+
+    def under_way(self) -> list[str]:
+        """The names of the requests that were handed to vLLM and have not come back."""
+        return list(self._in_flight)
+
+    def kill(self) -> None:
+        """End an engine that hangs, from another thread: the step under way then fails."""
+        for process in self._processes():
+            process.kill()
+
+    def exit_codes(self) -> list[int | None]:
+        """How the engine's processes ended, None where one runs; -9: killed, as when memory is out."""
+        return [process.exitcode for process in self._processes()]
+
+    def _processes(self) -> list[Any]:
+        manager = getattr(getattr(self._llm.engine_core, "resources", None), "engine_manager", None)
+        return list(getattr(manager, "processes", []))
 
     def close(self) -> None:
         self._llm.engine_core.shutdown()
@@ -258,6 +285,7 @@ class VllmEngine:
             for output in outputs
             if output.finished
         ]
+        self.finished += len(finished)
         self._captures_under_way -= sum(len(flight.request.capture) for flight, _ in finished)
         return finished
 

@@ -26,6 +26,9 @@ def register() -> None:
         ModelRegistry.register_model(architecture, qualified_name)
     block_hash.apply()
     if os.environ.get(OURS) and multiprocessing.parent_process() is not None:
+        if threading.current_thread() is threading.main_thread():
+            # Ctrl-C reaches every process of a terminal: the driver alone decides what it means
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
 
 

@@ -66,12 +66,12 @@ def pair_members(
     tokenizer: Any, path: str, item: Item, token: Token, system: str | None = None
 ) -> tuple[Member, Member]:
     where = f"{path}, line {item.line}"
-    rendered = [
+    rendered = tuple(
         ask(tokenizer, item.question, system, with_gap(tokenizer, item.question, answer, system))
         for answer in (item.positive, item.negative)
-    ]
+    )
     if token == "answer":
-        positions = [_answer_position(*rendered, where)] * 2
+        positions = [_answer_position(rendered[0], rendered[1], where)] * 2
     else:
         positions = [_from_end(prompt, token, where) for prompt in rendered]
     assert item.not_matching is not None

@@ -1,0 +1,41 @@
+"""`vsteer run grid.yaml`: everything that a grid asks, overnight, into Parquet."""
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("grid", type=click.Path(path_type=Path))
+@click.option("--fresh", is_flag=True, help="Begin anew; what stands is moved aside, not deleted.")
+@click.option("--retry-errors", is_flag=True, help="Try rows again that failed.")
+@click.option("--dry-run", is_flag=True, help="Only say what it comes to, as `vsteer plan` does.")
+def run(grid: Path, fresh: bool, retry_errors: bool, dry_run: bool) -> None:
+    """Run the file GRID into the folder runs/<its name> beside it, or go on with it.
+
+    The same command finishes what was interrupted or killed: a row that stands is never computed again.
+    Ctrl-C once finishes what is under way and writes it, twice stops at once. Exit codes: 0 complete,
+    3 incomplete (rows failed, or the engine died for good), 130 interrupted.
+
+    \b
+    Example:
+      vsteer run runs/quickstart.yaml
+    """
+    if dry_run:
+        from vsteer.cli.plan import show
+
+        show(grid, as_json=False)
+        return
+    from vsteer.cli.layer_curve import layer_curves
+    from vsteer.session import COMPLETE, INTERRUPTED, run_grid
+
+    outcome = run_grid(grid, fresh=fresh, retry_errors=retry_errors)
+    if outcome.good:
+        click.echo(layer_curves(outcome.folder))
+    click.echo(f"{outcome.good:,} of {outcome.planned:,} rows are good, {outcome.errors:,} failed")
+    click.echo(f"rows       {outcome.folder}/rows/*.parquet")
+    click.echo(f"vectors    {outcome.folder}/vectors/")
+    if outcome.exit_code != COMPLETE:
+        again = " --retry-errors" if outcome.errors and outcome.exit_code != INTERRUPTED else ""
+        click.echo(f"next       vsteer run {grid}{again}", err=True)
+        raise click.exceptions.Exit(outcome.exit_code)

