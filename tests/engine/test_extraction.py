@@ -105,11 +105,13 @@ def test_vectors_of_a_real_model_in_float32(small_reference: ReferenceEngine) ->
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_vectors_of_a_real_model_in_bfloat16(small_reference: ReferenceEngine) -> None:
     for engine in start("bfloat16", eager=False):
         instructions = read_contrast(data_path("refusal", "instructions"))
         cases: list[tuple[ItemSet | UnpairedSets, str, Token]] = [
-            (first("refusal", 60), "mean_diff", "answer"),
+            # of few pairs rounding does not average out: Hugging Face's own bfloat16 gives 0.997 with 60
+            (first("refusal", 204), "mean_diff", "answer"),
             (first("sentiment", 60), "mean_diff", "last"),
             (instructions, "dim", "last"),
         ]
