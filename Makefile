@@ -10,8 +10,7 @@ SET_UP := .venv/.set-up
 VSTEER := .venv/bin/vsteer
 
 quickstart: $(SET_UP)
-	$(VSTEER) models get smollm2-135m-instruct
-	$(VSTEER) quickstart
+	$(VSTEER) run runs/quickstart.yaml
 
 test: lint types
 	.venv/bin/pytest -m "not slow"

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from vsteer import __version__, models
 from vsteer.budget import budget
@@ -27,10 +27,10 @@ from vsteer.plan import Plan, make_plans
 from vsteer.progress import RunProgress, duration
 from vsteer.run import Counts, Making, rows_to_do, run_rows
 from vsteer.store.store import Store, open_store
-from vsteer.supply import Supplier, Supply, member_total
+from vsteer.supply import Supplier, Supply, SupplyingEngine, member_total
 
 if TYPE_CHECKING:
-    from vsteer.engine.driver import EngineOptions, VllmEngine
+    from vsteer.engine.driver import EngineOptions
 
 COMPLETE, INCOMPLETE, INTERRUPTED = 0, 3, 130
 RESTARTS = 3
@@ -49,6 +49,21 @@ class Outcome:
     good: int
     errors: int
     exit_code: int
+
+
+class RunEngine(SupplyingEngine, Protocol):
+    """What a run needs of an engine so that it can be watched, ended and started again."""
+
+    kind: str  # as rows name it: vllm
+    finished: int  # how many requests have come to an end
+
+    def under_way(self) -> list[str]: ...
+    def kill(self) -> None: ...
+    def exit_codes(self) -> list[int | None]: ...
+
+
+# a plan, how its engine runs, and whether vectors are to be extracted through it
+Load = Callable[[Plan, EngineSpec, bool], RunEngine]
 
 
 class Interrupt:
@@ -82,8 +97,10 @@ def run_folder(grid: Grid) -> Path:
     return (beside if beside.name == "runs" else beside / "runs") / grid.name
 
 
-def run_grid(path: Path, *, fresh: bool = False, retry_errors: bool = False) -> Outcome:
-    """Run a grid, or go on with it."""
+def run_grid(
+    path: Path, *, fresh: bool = False, retry_errors: bool = False, load: Load | None = None
+) -> Outcome:
+    """Run a grid, or go on with it. `load` stands in for vLLM in tests."""
     grid = read_grid(path)
     _refuse_replicas(grid)
     fetch_models(grid)
@@ -99,11 +116,16 @@ def run_grid(path: Path, *, fresh: bool = False, retry_errors: bool = False) -> 
             progress.phase(f"{grid.name}: {planned:,} rows, {done.standing:,} of them stand in {folder}")
             for file in store.set_aside:
                 progress.say(f"warning: {file.name} could not be read and is in set-aside/: {file.why}")
-            return _run(plans, store, progress, retry_errors, planned)
+            return _run(plans, store, progress, retry_errors, planned, load or load_vllm)
 
 
 def _run(
-    plans: tuple[Plan, ...], store: Store, progress: RunProgress, retry_errors: bool, planned: int
+    plans: tuple[Plan, ...],
+    store: Store,
+    progress: RunProgress,
+    retry_errors: bool,
+    planned: int,
+    load: Load,
 ) -> Outcome:
     why: VsteerError | None = None
     hashes: dict[tuple[int, str], str] = {}
@@ -113,7 +135,7 @@ def _run(
         _write_plan(store, plans, hashes)
 
     with Interrupt(progress.say) as interrupt:
-        start = Start(store, progress, interrupt, Counts(), retry_errors, made)
+        start = Start(store, progress, interrupt, Counts(), retry_errors, made, load)
         try:
             for plan in plans:
                 if not interrupt.asked:
@@ -146,6 +168,7 @@ class Start:
     retry_errors: bool
     # is told of a model's vectors once they are there
     made: Callable[[Plan, Supply], None]
+    load: Load
 
 
 class ModelRun:
@@ -185,11 +208,7 @@ class ModelRun:
             finally:
                 engine.close()
 
-    def _load(self, spec: EngineSpec) -> VllmEngine:
-        from vsteer.engine.driver import VllmEngine
-        from vsteer.engine.table import Capacity
-
-        size = budget(self.plan)
+    def _load(self, spec: EngineSpec) -> RunEngine:
         name = self.plan.facts.name
         self.progress.phase(
             f"{name}: loading it into vLLM"
@@ -197,13 +216,7 @@ class ModelRun:
             + ", and proving that it steers (this takes a while)"
         )
         began = time.monotonic()
-        engine = VllmEngine(
-            str(self.plan.facts.folder),
-            options=_options(self.plan, spec),
-            capacity=Capacity.for_grid(
-                size.cells, size.vector_rows, size.terms, CAPTURES if self.supplier.to_extract else 0
-            ),
-        )
+        engine = self.start.load(self.plan, spec, bool(self.supplier.to_extract))
         seconds = time.monotonic() - began
         self.progress.phase(f"{name} is ready after {duration(seconds)}")
         self.store.event(
@@ -211,7 +224,7 @@ class ModelRun:
         )
         return engine
 
-    def _with_engine(self, engine: VllmEngine) -> None:
+    def _with_engine(self, engine: RunEngine) -> None:
         for source in self.supplier.to_extract:
             self.progress.counting(f"extracting the vector {source.name}", member_total(source))
             self.supplier.extract(engine, source, self.progress.step)
@@ -227,7 +240,7 @@ class ModelRun:
             engine,
             self._to_do(),
             self.store,
-            Making("vllm", _vllm_version(), self.store.session, supply),
+            Making(engine.kind, _vllm_version() if engine.kind == "vllm" else "", self.store.session, supply),
             self.start.counts,
             self.progress.rows,
             lambda: self.start.interrupt.asked,
@@ -236,7 +249,7 @@ class ModelRun:
     def _to_do(self) -> Iterator[Any]:
         return rows_to_do(self.plan, self.store.done(), self.start.retry_errors)
 
-    def _stalled(self, engine: VllmEngine) -> None:
+    def _stalled(self, engine: RunEngine) -> None:
         """Say what hangs, and end the engine: the step under way fails, and it is started again."""
         under_way = engine.under_way()
         self.store.event("stall", under_way=under_way[:100], count=len(under_way))
@@ -248,7 +261,7 @@ class ModelRun:
 
 
 @contextlib.contextmanager
-def _watched(engine: VllmEngine, stalled: Callable[[VllmEngine], None]) -> Iterator[None]:
+def _watched(engine: RunEngine, stalled: Callable[[RunEngine], None]) -> Iterator[None]:
     """Call `stalled` once when nothing moves for a long time."""
     over = threading.Event()
 
@@ -309,6 +322,18 @@ def manifest(grid: Grid, plans: Sequence[Plan]) -> dict[str, Any]:
         "grid": grid.model_dump(mode="json"),
         "planned_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def load_vllm(plan: Plan, spec: EngineSpec, extracts: bool) -> RunEngine:
+    from vsteer.engine.driver import VllmEngine
+    from vsteer.engine.table import Capacity
+
+    size = budget(plan)
+    return VllmEngine(
+        str(plan.facts.folder),
+        options=_options(plan, spec),
+        capacity=Capacity.for_grid(size.cells, size.vector_rows, size.terms, CAPTURES if extracts else 0),
+    )
 
 
 def _options(plan: Plan, spec: EngineSpec) -> EngineOptions:

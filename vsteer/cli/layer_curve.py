@@ -88,10 +88,10 @@ def _curve(
             ]
         )
     with_system = f" under the system prompt {system!r}" if system else ""
+    unsteered = f"mean of {questions} prompts, less the unsteered {margin:+.2f}"
     head = [
         f"{evaluation}{with_system}: effect of {vector} (norm {norm}) at {positions} in {model}",
-        "log p(matching) - log p(not matching), mean of "
-        f"{questions} prompts, less the unsteered {margin:+.2f}",
+        f"log p(matching) - log p(not matching), {unsteered}",
         f"MASS: what all answers have together (unsteered {mass:.3f}), the least over the multipliers",
     ]
     return "\n".join([*head, plain_table(header, rows), _verdict(found, controls)])

@@ -67,6 +67,8 @@ class EngineOptions:
 class VllmEngine:
     """Stock vLLM with the vsteer plugin, behind `load` and `run`."""
 
+    kind = "vllm"
+
     def __init__(
         self,
         model: str,

@@ -1,0 +1,296 @@
+"""A run from a grid file to a store, through an engine that runs no model: resumed, killed, mended."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pytest
+
+from tests import stand_in
+from vsteer.errors import StoreError, UnsupportedError
+from vsteer.grid import read_grid
+from vsteer.plan import make_plans
+from vsteer.session import COMPLETE, INCOMPLETE, INTERRUPTED, Outcome, run_grid
+from vsteer.store.check import check
+from vsteer.store.status import status
+from vsteer.vectors.files import load
+
+GRID = """\
+version: 1
+name: try
+model: {id: tiny-llama, dtype: float32}
+vectors:
+  v: {data: sentiment, token: last, norm: [raw, {residual: 0.1}]}
+grid:
+  - vector: v
+    layers: all
+    multipliers: [-1, 1]
+    positions: [all, after_prompt]
+controls: {random_vectors: 2, shuffled_labels: 3, system_prompts: {positive: Be glad.}}
+evaluations:
+  - {kind: choice, data: sentiment, limit: 6}
+  - {kind: open_ended, data: sentiment, limit: 3, max_tokens: 5, temperature: 1, samples: 2}
+"""
+# 1 baseline + 2 norms x 6 layers x 2 multipliers x 2 positions, each with 5 controls
+CHOICE_CONFIGS, OPEN_CONFIGS = 1 + 48 * 6, 1 + 48
+
+
+@pytest.fixture
+def grid(tmp_path: Path) -> Path:
+    return written(tmp_path)
+
+
+def written(folder: Path, *replaced: str) -> Path:
+    text = GRID
+    for old, new in zip(replaced[0::2], replaced[1::2], strict=True):
+        assert old in text
+        text = text.replace(old, new)
+    path = folder / "grid.yaml"
+    path.write_text(text)
+    return path
+
+
+def run(grid: Path, dies_after: int | None = None, pace: float = 0.0, **options: bool) -> Outcome:
+    return run_grid(grid, load=stand_in.load(dies_after, pace), **options)
+
+
+def planned(grid: Path) -> list[str]:
+    return [row.row_id for plan in make_plans(read_grid(grid)) for row in plan.rows()]
+
+
+def rows_of(folder: Path, columns: str = "*") -> list[tuple[Any, ...]]:
+    found: list[tuple[Any, ...]] = duckdb.sql(
+        f"select {columns} from read_parquet('{folder}/rows/*.parquet') order by row_id"
+    ).fetchall()
+    return found
+
+
+def events(folder: Path) -> list[str]:
+    return [json.loads(line)["event"] for line in (folder / "events.jsonl").read_text().splitlines()]
+
+
+def test_a_run_has_every_planned_row_once(grid: Path) -> None:
+    outcome = run(grid)
+    folder = grid.parent / "runs" / "try"
+    assert outcome.folder == folder
+    ids = planned(grid)
+    # a system prompt is one more configuration of each
+    assert len(ids) == 6 * (CHOICE_CONFIGS + 1) + 3 * 2 * (OPEN_CONFIGS + 1)
+    assert [row[0] for row in rows_of(folder, "row_id")] == sorted(ids)
+    failing = [row for row in rows_of(folder, "status, error") if row[0] == "error"]
+    assert outcome.exit_code == (INCOMPLETE if failing else COMPLETE)
+    assert outcome.errors == len(failing)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["rows"] == len(ids)
+    assert manifest["grid"]["name"] == "try"
+    assert not [f for f in check(folder, ids) if f.fault and f.what != "errors"]
+
+
+def test_rows_say_what_made_them(grid: Path) -> None:
+    folder = run(grid).folder
+    found = rows_of(
+        folder, "vector, norm, control, control_index, layer, multiplier, vector_sha256, steered_tokens, kind"
+    )
+    for vector, norm, _control, _index, layer, multiplier, sha256, steered, kind in found:
+        assert (vector == "") == (norm == "") == (layer is None) == (multiplier == 0) == (sha256 == "")
+        if steered is not None and kind == "open_ended":
+            assert (steered > 0) == (multiplier != 0)
+    hashes = {row[:4]: row[6] for row in found if row[0]}
+    # raw and residual, and of each 2 random and 3 shuffled ones
+    assert len(hashes) == len(set(hashes.values())) == 12
+    configs = duckdb.sql(f"select config_id, vector_sha256 from '{folder}/configs.parquet'").fetchall()
+    of_rows = dict(rows_of(folder, "config_id, vector_sha256"))
+    assert {id_: sha256 for id_, sha256 in configs if id_ in of_rows} == of_rows
+
+
+def test_controls_have_the_length_of_the_vector_beside_which_they_stand(grid: Path) -> None:
+    folder = run(grid).folder / "vectors"
+    for norm in ("raw", "residual-0.1"):
+        (path,) = [
+            p
+            for p in folder.glob(f"v-{norm}-*.safetensors")
+            if not {"random", "shuffled"} & set(p.stem.split("-"))
+        ]
+        vector = load(path)
+        controls = [
+            *folder.glob(f"v-{norm}-random-*.safetensors"),
+            *folder.glob(f"v-{norm}-shuffled-*.safetensors"),
+        ]
+        assert len(controls) == 5
+        for control in map(load, controls):
+            for layer, direction in vector.directions.items():
+                assert np.linalg.norm(control.directions[layer]) == pytest.approx(
+                    np.linalg.norm(direction), rel=1e-5
+                )
+                assert not np.allclose(control.directions[layer], direction)
+        if norm != "raw":
+            for layer, direction in vector.directions.items():
+                share = np.linalg.norm(direction) / vector.stream_norms[layer]
+                assert share == pytest.approx(0.1, rel=1e-5)
+
+
+def test_the_same_command_does_nothing_twice(grid: Path) -> None:
+    first = run(grid)
+    before = rows_of(first.folder)
+
+    def no_engine(*_: object) -> stand_in.StandIn:
+        raise AssertionError("an engine was started for nothing")
+
+    again = run_grid(grid, load=no_engine)
+    assert rows_of(first.folder) == before
+    assert (again.good, again.errors) == (first.good, first.errors)
+
+
+def test_failed_rows_are_tried_again_when_asked(grid: Path) -> None:
+    first = run(grid)
+    assert first.errors > 0
+    again = run(grid, retry_errors=True)
+    assert again.errors == first.errors
+    attempts = dict(rows_of(first.folder, "row_id, attempt"))
+    failed = [row[0] for row in rows_of(first.folder, "row_id, status") if row[1] == "error"]
+    assert {attempts[row] for row in failed} == {2}
+    assert set(attempts.values()) == {1, 2}
+
+
+def test_fresh_begins_anew_and_keeps_what_was(grid: Path) -> None:
+    first = run(grid)
+    again = run(grid, fresh=True)
+    kept = [p for p in first.folder.parent.iterdir() if p != first.folder]
+    assert [p.name.split(".before-")[0] for p in kept] == ["try"]
+    same = "row_id, logit_diff, text, vector_sha256"
+    assert rows_of(kept[0], same) == rows_of(again.folder, same)
+
+
+def test_a_larger_grid_keeps_the_rows_that_stand(grid: Path) -> None:
+    folder = run(grid).folder
+    before = dict(rows_of(folder, "row_id, run_session"))
+    run(written(grid.parent, "multipliers: [-1, 1]", "multipliers: [-1, 1, 2]"))
+    after = dict(rows_of(folder, "row_id, run_session"))
+    assert before.items() <= after.items()
+    assert {session for row, session in after.items() if row not in before} == {2}
+
+
+def test_engine_settings_do_not_change_the_rows(grid: Path) -> None:
+    ids = planned(grid)
+    text = grid.read_text() + "engine: {tensor_parallel_size: 2, max_num_seqs: 7, enforce_eager: true}\n"
+    grid.write_text(text)
+    assert planned(grid) == ids
+
+
+def test_an_engine_that_dies_is_started_again_and_nothing_is_lost(grid: Path) -> None:
+    outcome = run(grid, dies_after=6000)
+    whole = run(written(made_folder(grid, "whole")))
+    same = "row_id, status, logit_diff, text"
+    assert rows_of(outcome.folder, same) == rows_of(whole.folder, same)
+    assert 1 <= events(outcome.folder).count("engine_died") <= 3
+
+
+def made_folder(grid: Path, name: str) -> Path:
+    folder = grid.parent / name
+    folder.mkdir()
+    return folder
+
+
+def test_an_engine_that_dies_for_good_ends_the_run_with_what_is_done(
+    grid: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outcome = run(grid, dies_after=300)
+    assert outcome.exit_code == INCOMPLETE
+    assert 0 < outcome.good + outcome.errors < outcome.planned
+    assert events(outcome.folder).count("engine_died") == 4
+    assert "the engine died" in capsys.readouterr().err
+    assert run(grid).good > outcome.good
+
+
+def test_two_runs_on_one_folder_are_refused(grid: Path) -> None:
+    process = multiprocessing.get_context("fork").Process(target=run, args=(grid, None, 0.2))
+    process.start()
+    try:
+        folder = grid.parent / "runs" / "try"
+        wait_for(lambda: folder.is_dir() and status(folder).live)
+        with pytest.raises(StoreError, match=str(process.pid)):
+            run(grid)
+    finally:
+        process.kill()
+        process.join()
+
+
+def wait_for(true: Any, seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        with contextlib.suppress(StoreError):
+            if true():
+                return
+        time.sleep(0.02)
+    raise AssertionError("it never came to be")
+
+
+def test_the_first_interrupt_finishes_what_is_under_way(grid: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    answers = context.Queue()
+    process = context.Process(target=lambda: answers.put(run(grid, None, 0.05)))
+    process.start()
+    folder = grid.parent / "runs" / "try"
+    wait_for(lambda: "extract" in events(folder) if (folder / "events.jsonl").exists() else False)
+    time.sleep(0.4)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGINT)
+    outcome = answers.get(timeout=30)
+    process.join()
+    assert outcome.exit_code == INTERRUPTED
+    assert 0 < outcome.good < outcome.planned
+    # nothing was handed in after it, and nothing that was under way is missing
+    found = status(folder)
+    assert (found.done, found.errors) == (outcome.good, outcome.errors)
+    assert run(grid).good > outcome.good
+
+
+def test_replicas_are_refused_by_name(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    path.write_text(path.read_text() + "engine: {replicas: 2}\n")
+    with pytest.raises(UnsupportedError, match="replicas"):
+        run(path)
+
+
+def killed(grid: Path, kills: int, seed: int) -> tuple[int, Path]:
+    """Start the run again and again and kill it at random moments, then let it end."""
+    rng = np.random.default_rng(seed)
+    context = multiprocessing.get_context("fork")
+    done = 0
+    for _ in range(kills):
+        process = context.Process(target=run, args=(grid, None, 0.004))
+        process.start()
+        process.join(float(rng.uniform(0.05, 1.2)))
+        if process.is_alive():
+            process.kill()
+            done += 1
+        process.join()
+    return done, run(grid).folder
+
+
+@pytest.mark.parametrize(
+    ("kills", "multipliers"),
+    [(8, 2), pytest.param(55, 12, marks=pytest.mark.slow)],
+    ids=["quick", "20,000 rows"],
+)
+def test_killed_at_random_every_row_stands_once_and_is_what_it_would_be(
+    tmp_path: Path, kills: int, multipliers: int
+) -> None:
+    chosen = "multipliers: " + str([1 + n / 4 for n in range(multipliers)])
+    path = written(tmp_path, "multipliers: [-1, 1]", chosen)
+    times, folder = killed(path, kills, seed=1)
+    whole = run(written(made_folder(path, "whole"), "multipliers: [-1, 1]", chosen)).folder
+    same = "row_id, status, error, text, token_ids, choice_logprobs, logit_diff, vector_sha256"
+    print(f"{times} kills, {len(rows_of(folder, 'row_id'))} rows")
+    assert rows_of(folder, same) == rows_of(whole, same)
+    assert [row[0] for row in rows_of(folder, "row_id")] == sorted(planned(path))
+    assert events(folder).count("extract") == 1 or times == 0
