@@ -61,6 +61,23 @@ def extract(model: str, data: Path | None, pairs: int | None, as_json_: bool) ->
     _show(bench_extract(resolve(model).model, path, pairs, _tell), as_json_)
 
 
+@bench.command()
+@click.argument("model", default="smollm2-135m-instruct")
+@click.option("--json", "as_json_", is_flag=True, help="Print one JSON object instead of a table.")
+def run(model: str, as_json_: bool) -> None:
+    """What `vsteer run` costs over bare vLLM on MODEL, whether its memory is flat, and the store alone.
+
+    \b
+    Example:
+      vsteer bench run smollm2-135m-instruct
+    """
+    from vsteer.bench.run import bench_run
+    from vsteer.models import resolve
+
+    resolve(model)
+    _show(bench_run(model, _tell), as_json_)
+
+
 def _tell(line: str) -> None:
     click.echo(f"... {line}", err=True)
 

@@ -10,7 +10,7 @@ from vsteer.engine.request import Request
 
 
 class StockEngine:
-    """vLLM as it comes: no plugin, no prefix cache, no steering."""
+    """vLLM as it comes: no plugin, no steering."""
 
     def __init__(self, model: str, options: EngineOptions) -> None:
         # the plugin stays out of every process of this engine
@@ -24,7 +24,7 @@ class StockEngine:
                 max_num_seqs=options.max_num_seqs,
                 block_size=32,
                 kv_cache_memory_bytes=int((options.kv_cache_gib or 1) * 2**30),
-                enable_prefix_caching=False,
+                enable_prefix_caching=options.prefix_caching,
                 disable_log_stats=True,
             )
 
