@@ -88,10 +88,11 @@ def run_rows(
     counts: Counts,
     tell: Callable[[Counts, int], None] = lambda counts, waiting: None,
     stopping: Callable[[], bool] = lambda: False,
+    meter: Callable[[Mapping[str, Any]], None] = lambda record: None,
 ) -> None:
     """Every row through the engine and into the store. `stopping` ends the submission; what runs is finished.
 
-    `tell` hears of every row that is written, and of how many are under way.
+    `tell` hears of every row that is written, and of how many are under way; `meter` sees each record.
     """
     waiting: dict[str, _Waiting] = {}
 
@@ -122,6 +123,7 @@ def run_rows(
         }
         store.append(record)
         counts.add(record)
+        meter(record)
         tell(counts, len(waiting))
     if waiting:
         raise SteeringFault(f"{len(waiting)} rows were handed to the engine and never came back")

@@ -25,6 +25,7 @@ from vsteer.errors import EngineError, UnsupportedError, VsteerError
 from vsteer.grid import EngineSpec, Grid, read_grid
 from vsteer.plan import Plan, make_plans
 from vsteer.progress import RunProgress, duration
+from vsteer.rates import Meter, keep
 from vsteer.run import Counts, Making, rows_to_do, run_rows
 from vsteer.store.store import Store, open_store
 from vsteer.supply import Supplier, Supply, SupplyingEngine, member_total
@@ -236,6 +237,7 @@ class ModelRun:
         self.start.made(self.plan, supply)
         engine.load(supply.vectors, self.plan.steerings())
         self.progress.rows_begin()
+        meter = Meter()
         run_rows(
             engine,
             self._to_do(),
@@ -244,7 +246,10 @@ class ModelRun:
             self.start.counts,
             self.progress.rows,
             lambda: self.start.interrupt.asked,
+            meter.add,
         )
+        if engine.kind == "vllm":
+            keep(self.plan, meter)
 
     def _to_do(self) -> Iterator[Any]:
         return rows_to_do(self.plan, self.store.done(), self.start.retry_errors)

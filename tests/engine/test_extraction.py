@@ -126,8 +126,8 @@ def test_vectors_of_a_real_model_in_bfloat16(small_reference: ReferenceEngine) -
             theirs = directions(rounded, rounded.tokenizer, data, method, token)
             ours, limit = cosines(found, exact), np.minimum(0.999, cosines(theirs, exact))
             print(
-                f"{method} at {token}: least cosine {ours.min():.5f} (layer {ours.argmin()}), Hugging Face's own "
-                f"bfloat16 {limit.min():.5f}; {(ours >= 0.999).sum()} of {len(ours)} layers reach 0.999"
+                f"{method} at {token}: least cosine {ours.min():.5f} (layer {ours.argmin()}), Hugging Face's "
+                f"own {limit.min():.5f}; {(ours >= 0.999).sum()} of {len(ours)} layers reach 0.999"
             )
             # both round at random, so one may be a little further off than the other
             assert (1 - ours <= 1.5 * (1 - limit)).all()

@@ -34,7 +34,9 @@ def plan(grid: Path, as_json: bool) -> None:
     Example:
       vsteer plan runs/quickstart.yaml
     """
-    show(grid, as_json)
+    from vsteer.rates import known_rates
+
+    show(grid, as_json, known_rates)
 
 
 def show(path: Path, as_json: bool, rates: Callable[[Plan], Rates | None] | None = None) -> None:

@@ -23,8 +23,9 @@ def run(grid: Path, fresh: bool, retry_errors: bool, dry_run: bool) -> None:
     """
     if dry_run:
         from vsteer.cli.plan import show
+        from vsteer.rates import known_rates
 
-        show(grid, as_json=False)
+        show(grid, as_json=False, rates=known_rates)
         return
     from vsteer.cli.layer_curve import layer_curves
     from vsteer.session import COMPLETE, INTERRUPTED, run_grid
