@@ -179,6 +179,25 @@ def test_a_larger_grid_keeps_the_rows_that_stand(grid: Path) -> None:
     assert {session for row, session in after.items() if row not in before} == {2}
 
 
+def test_rows_that_no_plan_has_any_more_are_moved_aside(
+    grid: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another vector of the same name made them, and a query would mix the two."""
+    folder = run(grid).folder
+    before = {row[0] for row in rows_of(folder, "row_id")}
+    changed = written(grid.parent, "token: last", "token: -2")
+    run(changed)
+    ids = planned(changed)
+    # the baselines are the same ones
+    assert 0 < len(before & set(ids)) < len(before)
+    assert [row[0] for row in rows_of(folder, "row_id")] == sorted(ids)
+    aside = duckdb.sql(f"select row_id from '{folder}/set-aside/unplanned-2.parquet'").fetchall()
+    assert {row[0] for row in aside} == before - set(ids)
+    said = capsys.readouterr().err
+    assert "the grid changed since the last start: vectors.v.token" in said
+    assert f"{len(aside):,} rows of before are in the plan no more" in said.replace("\n", " ")
+
+
 def test_engine_settings_do_not_change_the_rows(grid: Path) -> None:
     ids = planned(grid)
     text = grid.read_text() + "engine: {tensor_parallel_size: 2, max_num_seqs: 7, enforce_eager: true}\n"

@@ -1,7 +1,8 @@
 """How fast earlier runs of a model were on this machine, so that a plan can say how long it will take.
 
-A run measures windows of some seconds in which rows of one kind alone came back: choices tell how fast prompts
-are computed, open questions how fast tokens are generated. The tenth and the ninetieth percentile are kept.
+A run measures windows of some seconds in which rows of one kind alone came back: choices tell how fast
+prompts are computed, open questions how fast tokens are generated. Of these the tenth and the ninetieth
+percentile are kept.
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ from vsteer.plan import Plan, make_plans
 from vsteer.progress import RunProgress, duration
 from vsteer.rates import Meter, keep
 from vsteer.run import Counts, Making, rows_to_do, run_rows
+from vsteer.store.ids import RowIds
 from vsteer.store.store import Store, open_store
 from vsteer.supply import Supplier, Supply, SupplyingEngine, member_total
 
@@ -111,10 +112,22 @@ def run_grid(
         _put_aside(folder)
     planned = sum(plan.row_count for plan in plans)
     with open_store(folder) as store:
+        before = store.manifest
+        unplanned = 0
+        if before is not None:
+            ids = RowIds.of(row.row_id for plan in plans for row in plan.rows())
+            unplanned = store.put_aside_unplanned(ids)
         _write_plan(store, plans, {})
         done = store.done()
         with RunProgress(planned, done.standing if not retry_errors else len(done.good)) as progress:
             progress.phase(f"{grid.name}: {planned:,} rows, {done.standing:,} of them stand in {folder}")
+            if before is not None and (changed := changes(before.get("grid"), manifest(grid, plans)["grid"])):
+                progress.say(f"the grid changed since the last start: {', '.join(changed)}")
+            if unplanned:
+                progress.say(
+                    f"{unplanned:,} rows of before are in the plan no more; they were moved to "
+                    f"{folder}/set-aside/unplanned-{store.session}.parquet"
+                )
             for file in store.set_aside:
                 progress.say(f"warning: {file.name} could not be read and is in set-aside/: {file.why}")
             return _run(plans, store, progress, retry_errors, planned, load or load_vllm)
@@ -286,6 +299,18 @@ def _watched(engine: RunEngine, stalled: Callable[[RunEngine], None]) -> Iterato
     finally:
         over.set()
         thread.join()
+
+
+def changes(before: Any, now: Any, at: str = "") -> list[str]:
+    """Where two resolved grids differ, by their keys."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = [*before, *(key for key in now if key not in before)]
+        return [
+            found
+            for key in keys
+            for found in changes(before.get(key), now.get(key), f"{at}.{key}" if at else str(key))
+        ]
+    return [] if before == now else [at]
 
 
 def fetch_models(grid: Grid) -> None:

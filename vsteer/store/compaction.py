@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from vsteer.errors import StoreError
 from vsteer.store import shards as sh
 from vsteer.store.files import FULL, disk_errors, parquet_writer, sync_folder
+from vsteer.store.ids import RowIds
 from vsteer.store.schema import ROWS_SCHEMA
 from vsteer.store.views import BEST_FIRST, file_list
 
@@ -44,22 +45,24 @@ class Compacted:
     set_aside: list[sh.SetAside]
 
 
-def compact(folder: Path, number: int) -> Compacted | None:
+def compact(folder: Path, number: int, without: RowIds | None = None) -> Compacted | None:
     """Compact what is in rows/ into a shard of that number; None where there is nothing to do.
 
-    Only for who holds the lock. Where it fails, rows/ is as it was.
+    Only for who holds the lock. Where it fails, rows/ is as it was. Rows `without` are left out.
     """
     rows, new, old = _folders(folder)
     moved = recover(folder)
     with disk_errors(f"compacting {rows}"), _room_needed():
         shards = sh.list_shards(rows)
-        if sh.is_compact(shards) or not sh.row_count(shards):
+        if (sh.is_compact(shards) and not without) or not sh.row_count(shards):
             return None
         _refuse_damaged(shards)
-        expected = sh.read_done(shards).standing
+        done = sh.read_done(shards)
+        left_out = without or RowIds.of(())
+        expected = len(done.good - left_out) + len(done.errors - left_out)
         new.mkdir()
         try:
-            written = _write_sorted(shards, new / "sorted", scratch=new / "scratch")
+            written = _write_sorted(shards, new / "sorted", left_out, scratch=new / "scratch")
             if written != expected:
                 raise RuntimeError(f"{expected} rows became {written} when compacted; {rows} is as it was")
             shutil.rmtree(new / "scratch", ignore_errors=True)
@@ -79,6 +82,17 @@ def compact(folder: Path, number: int) -> Compacted | None:
         sync_folder(folder)
     moved += _drop(folder, old, {shard.name for shard in shards})
     return Compacted(rows / name, written, len(shards), moved)
+
+
+def rows_of(shards: Sequence[Path], ids: RowIds) -> pa.Table:
+    """Every attempt of these rows."""
+    with duckdb.connect() as database:
+        database.register("wanted", pa.table({"row_id": pa.array(list(ids), pa.string())}))
+        columns = ", ".join(ROWS_SCHEMA.names)
+        found = database.sql(
+            f"select {columns} from read_parquet({file_list(shards)}) semi join wanted using (row_id)"
+        )
+        return found.to_arrow_table().cast(ROWS_SCHEMA)
 
 
 def recover(folder: Path) -> list[sh.SetAside]:
@@ -143,7 +157,7 @@ def _room_needed() -> Iterator[None]:
         raise StoreError(f"sorting the rows failed: {str(error).splitlines()[0]}", hint=FULL) from error
 
 
-def _write_sorted(shards: Sequence[Path], target: Path, scratch: Path) -> int:
+def _write_sorted(shards: Sequence[Path], target: Path, left_out: RowIds, scratch: Path) -> int:
     """Write each row once, in order; the number of rows. Memory is DuckDB's limit and a row group."""
     limits = {
         "memory_limit": MEMORY,
@@ -153,7 +167,7 @@ def _write_sorted(shards: Sequence[Path], target: Path, scratch: Path) -> int:
     count = 0
     with target.open("wb") as file, duckdb.connect(config=limits) as database:
         with parquet_writer(file, ROWS_SCHEMA) as writer:
-            for group in _groups(_sorted(database, shards), _rows_a_group(shards)):
+            for group in _groups(_sorted(database, shards, left_out), _rows_a_group(shards)):
                 # The cast fails on a null in a column that never has one.
                 writer.write_table(group.cast(ROWS_SCHEMA), row_group_size=len(group))
                 count += len(group)
@@ -162,15 +176,19 @@ def _write_sorted(shards: Sequence[Path], target: Path, scratch: Path) -> int:
     return count
 
 
-def _sorted(database: duckdb.DuckDBPyConnection, shards: Sequence[Path]) -> pa.RecordBatchReader:
+def _sorted(
+    database: duckdb.DuckDBPyConnection, shards: Sequence[Path], left_out: RowIds
+) -> pa.RecordBatchReader:
     source = f"read_parquet({file_list(shards)}, filename = true, file_row_number = true)"
     database.execute(
         f"create temp table superseded as select filename, file_row_number from {source}"
         f" qualify row_number() over (partition by row_id order by {BEST_FIRST}) > 1"
     )
+    database.register("left_out", pa.table({"row_id": pa.array(list(left_out), pa.string())}))
     rows = database.sql(
         f"select {', '.join(ROWS_SCHEMA.names)} from {source}"
-        f" anti join superseded using (filename, file_row_number) order by {ORDER}"
+        f" anti join superseded using (filename, file_row_number) anti join left_out using (row_id)"
+        f" order by {ORDER}"
     )
     return rows.to_arrow_reader(BATCH)
 

@@ -22,6 +22,7 @@ from vsteer.store import shards as sh
 from vsteer.store.compaction import Compacted
 from vsteer.store.events import append_event, end_torn_line, read_events
 from vsteer.store.files import as_parquet, disk_errors, sync_folder, write_file
+from vsteer.store.ids import RowIds
 from vsteer.store.lock import FolderLock
 from vsteer.store.manifest import Manifest, read_manifest, write_manifest
 from vsteer.store.records import Record, RecordBuffer, config_buffer, prompt_buffer, row_buffer
@@ -144,6 +145,27 @@ class Store:
                 self.event("compact", rows=made.rows, shards=made.shards, seconds=seconds)
                 self._report(made.set_aside)
             return made
+
+    def put_aside_unplanned(self, planned: RowIds) -> int:
+        """Move rows that no plan has any more out of rows/, into a file in set-aside/; how many they are.
+
+        Another vector of the same name may have made them, and a query would mix the two.
+        """
+        with self._mutex:
+            self.flush()
+            done = self.done()
+            unplanned = RowIds.of_packed([(done.good - planned).packed, (done.errors - planned).packed])
+            if not len(unplanned):
+                return 0
+            shards = sh.list_shards(self._rows_folder)
+            aside = self.folder / sh.SET_ASIDE / f"unplanned-{self.session}.parquet"
+            with disk_errors(f"writing {aside}"):
+                aside.parent.mkdir(exist_ok=True)
+            write_file(aside, as_parquet(compaction.rows_of(shards, unplanned)))
+            self._next += 1
+            compaction.compact(self.folder, self._next - 1, without=unplanned)
+            self.event("unplanned", rows=len(unplanned), to=aside.name)
+            return len(unplanned)
 
     def close(self) -> None:
         """Flush and let the folder go. Where the flush fails, the store stays open with its rows."""

@@ -1,0 +1,99 @@
+"""One run or many as a DuckDB database that the files in `queries/` can be asked of.
+
+Everything is said in SQL (`setup`), so that DuckDB alone can do the same: `vsteer sql --print` prints it.
+
+rows, configs, prompts   the runs' tables, with a column `run`
+norms, scores            how long the vectors are, what scorers say; empty where a run has none
+conditions, baselines, effects, item_effects, config_effects   see effects.sql
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import duckdb
+
+from vsteer.errors import StoreError, UsageError
+from vsteer.store.status import require_run
+from vsteer.store.views import CONFIGS, PROMPTS, exact, quoted, rows_sql
+
+NORMS = "vectors/norms.parquet"
+SCORES = "scores/*.parquet"
+NO_NORMS = (
+    "select null::varchar as run, null::varchar as file, null::varchar as vector_sha256, null::int as layer,"
+    " null::double as vector_norm, null::double as stream_norm, null::varchar as made_in_model,"
+    " null::varchar as made_in_revision, null::varchar as made_in_sha256, null::int as made_at_layer,"
+    " null::varchar as derived limit 0"
+)
+NO_SCORES = (
+    "select null::varchar as run, null::varchar as row_id, null::varchar as scorer, null::double as score limit 0"
+)
+
+
+def connect_runs(folders: Sequence[Path]) -> duckdb.DuckDBPyConnection:
+    """A database in memory with every view over the runs.
+
+    Made for the files as they stand: after a compaction, or rows that follow one, connect anew.
+    """
+    database = duckdb.connect()
+    for statement in setup(folders):
+        database.execute(statement)
+    return database
+
+
+def setup(folders: Sequence[Path]) -> list[str]:
+    """The statements that make the tables and views, in order."""
+    runs = run_names(folders)
+    tables = {
+        "rows": [(run, rows_sql(folder)) for run, folder in runs.items()],
+        "configs": [(run, _file(folder, CONFIGS)) for run, folder in runs.items()],
+        "prompts": [(run, _file(folder, PROMPTS)) for run, folder in runs.items()],
+        "norms": [(run, _file(folder, NORMS)) for run, folder in runs.items() if (folder / NORMS).exists()],
+        "scores": [(run, _glob(folder, SCORES)) for run, folder in runs.items() if any(folder.glob(SCORES))],
+    }
+    empty = {"norms": NO_NORMS, "scores": NO_SCORES}
+    views = [
+        f"create or replace temp view {name} as\n{_together(parts) if parts else empty[name]}"
+        for name, parts in tables.items()
+    ]
+    return [*views, *statements(Path(__file__).with_name("effects.sql").read_text())]
+
+
+def statements(text: str) -> list[str]:
+    """The statements of a file, which end in a semicolon at a line's end; without its comment lines."""
+    code = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("--"))
+    return [part.strip() for part in code.replace(";\n", ";\0").rstrip().rstrip(";").split(";\0") if part.strip()]
+
+
+def run_names(folders: Sequence[Path]) -> dict[str, Path]:
+    """What the column `run` says of each: the folder's name, its path where two have the same."""
+    if not folders:
+        raise UsageError("no run is given", "give the folder of a run, such as runs/quickstart")
+    known: dict[Path, Path] = {}
+    for folder in folders:
+        require_run(folder)
+        for name in (CONFIGS, PROMPTS):
+            if not (folder / name).exists():
+                raise StoreError(f"{folder} has no {name} yet", "the run writes it before its first row")
+        if folder.resolve() in known:
+            raise UsageError(f"{folder} is given twice", "name each run once")
+        known[folder.resolve()] = folder
+    names = [path.name for path in known]
+    return {
+        (path.name if names.count(path.name) == 1 else str(folder)): folder for path, folder in known.items()
+    }
+
+
+def _together(parts: Sequence[tuple[str, str]]) -> str:
+    return "\nunion all by name\n".join(
+        f"select {quoted(run)} as run, * from ({select})" for run, select in parts
+    )
+
+
+def _file(folder: Path, name: str) -> str:
+    return f"select * from read_parquet({quoted(exact(folder / name))})"
+
+
+def _glob(folder: Path, pattern: str) -> str:
+    return f"select * from read_parquet({quoted(f'{exact(folder)}/{pattern}')}, union_by_name = true)"
