@@ -57,6 +57,11 @@ REFUSED = [
         12,
         "'v', which is a file",
     ),
+    (
+        (*SHUFFLED, "norm: [raw, unit]", "norm: [raw, unit], method: pca"),
+        12,
+        "a principal component has no labels",
+    ),
 ]
 
 

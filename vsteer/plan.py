@@ -179,6 +179,11 @@ def make_plan(grid: Grid, model: int, facts: ModelFacts, tokenizer: Any) -> Plan
     """The plan of one of the grid's models; no tokenizer: an estimate."""
     sources = vector_sources(grid)
     for use, source in sources.items():
+        if source.method == "pca" and grid.controls.shuffled_labels:
+            message = f"shuffled labels say nothing to {use!r}: a principal component has no labels"
+            raise grid.error(
+                ("controls", "shuffled_labels"), message, "use random_vectors alone, or method: mean_diff"
+            )
         if source.is_file and grid.controls.shuffled_labels:
             message = f"shuffled labels need the data of {use!r}, which is a file"
             raise grid.error(

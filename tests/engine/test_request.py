@@ -195,8 +195,12 @@ def test_a_plain_text(tokenizer: Any) -> None:
 def test_a_tokenizer_without_a_chat_template() -> None:
     base = AutoTokenizer.from_pretrained(models.resolve("tiny-llama").model)
     base.chat_template = None
+    prompt = ask(base, "is it so?", system="Be brief.", answer_prefix=" Yes")
+    assert base.decode(prompt.token_ids) == "Be brief.\n\nInput: is it so?\nResponse: Yes"
+    assert pieces(base, prompt, prompt.template_length) == " Yes"
+    assert pieces(base, prompt, prompt.user_turn_length) == "\nResponse: Yes"
     with pytest.raises(ModelError, match="no chat template") as error:
-        ask(base, "is it so?")
+        render_chat(base, [{"role": "user", "content": "is it so?"}])
     assert "plain text" in error.value.hint
 
 
@@ -205,3 +209,21 @@ def test_a_template_that_rewrites_the_turn() -> None:
     odd.chat_template = "{% if add_generation_prompt %}>{% endif %}{{ messages[0]['content'] }}"
     with pytest.raises(ModelError, match="changes the user's turn"):
         ask(odd, "is it so?")
+
+
+class EndsEveryText:
+    """A base model's tokenizer that begins and ends every text by itself, a token a character."""
+
+    def __call__(self, text: str, **_: object) -> dict[str, list[object]]:
+        ids = [1, *map(ord, text), 2]
+        offsets = [(0, 0), *((n, n + 1) for n in range(len(text))), (0, 0)]
+        return {"input_ids": list(ids), "offset_mapping": list(offsets)}
+
+
+def test_a_text_that_the_tokenizer_ends_is_left_open_for_the_answer() -> None:
+    prompt = ask(EndsEveryText(), "Rain?", answer_prefix=" Yes")
+    text = "Input: Rain?\nResponse: Yes"
+    assert prompt.token_ids == (1, *map(ord, text))
+    # the token at the front belongs to the template
+    assert prompt.template_length == 1 + len("Input: Rain?\nResponse:")
+    assert prompt.user_turn_length == 1 + len("Input: Rain?")

@@ -4,6 +4,9 @@
 """
 
 import importlib
+import signal
+import sys
+import threading
 from typing import Any
 
 import click
@@ -55,6 +58,9 @@ class VerbGroup(click.Group):
             formatter.write_dl([(verb, line) for verb, (_, line) in VERBS.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
+        if threading.current_thread() is threading.main_thread():
+            # so that an engine is closed by whoever started it; a run has its own way to stop
+            signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
         try:
             return super().invoke(ctx)
         except VsteerError as error:

@@ -61,7 +61,7 @@ def with_gap(tokenizer: Any, question: str, answer: str, system: str | None = No
     ends_clear = header[-1:].isspace() or any(
         header.endswith(token) for token in tokenizer.all_special_tokens
     )
-    return answer if ends_clear else f" {answer.lstrip()}"
+    return answer.lstrip() if ends_clear else f" {answer.lstrip()}"
 
 
 def ask(tokenizer: Any, question: str, system: str | None = None, answer_prefix: str = "") -> Prompt:
@@ -79,9 +79,14 @@ def _encode(
     encoded = tokenizer(
         header + answer_prefix, add_special_tokens=add_special_tokens, return_offsets_mapping=True
     )
-    ends = [end for _, end in encoded["offset_mapping"]]
+    ids, ends = list(encoded["input_ids"]), [end for _, end in encoded["offset_mapping"]]
+    # Some tokenizers end every text by themselves, and an ended text has no answer. What they add covers no
+    # characters; at the front it stays.
+    while len(ids) > 1 and ends[-1] == 0:
+        ids.pop()
+        ends.pop()
     return Prompt(
-        tuple(encoded["input_ids"]),
+        tuple(ids),
         template_length=sum(end <= len(header) for end in ends),
         user_turn_length=sum(end <= len(turn) for end in ends),
     )
