@@ -13,6 +13,7 @@ create or replace temp macro parameter(name, otherwise) as coalesce(getvariable(
 --   curve          configurations that differ in nothing but the layer have the same
 --   dose           configurations that differ in nothing but the multiplier have the same
 --   anywhere       configurations that differ in nothing but the system prompt have the same
+--   direction      which way the multiplier pushes, 1 or -1; an ablation takes away
 --   relative_norm  |multiplier| x the vector's norm / the stream's norm at that layer, measured where the
 --                  vector was extracted and in the same model; null where that isn't known
 create or replace temp table conditions as
@@ -46,6 +47,7 @@ select (row_number() over (order by run, evaluation, config_id))::integer as con
        (dense_rank() over (order by setting, pushed, multiplier))::integer as curve,
        (dense_rank() over (order by setting, pushed, layers))::integer as dose,
        (dense_rank() over (order by asked, pushed, layers, multiplier))::integer as anywhere,
+       coalesce(nullif(sign(multiplier), 0), -1) as direction,
        abs(multiplier) * vector_norm / nullif(stream_norm, 0) as relative_norm,
        * exclude (asked, pushed)
 from found;

@@ -26,9 +26,7 @@ NO_NORMS = (
     " null::varchar as made_in_revision, null::varchar as made_in_sha256, null::int as made_at_layer,"
     " null::varchar as derived limit 0"
 )
-NO_SCORES = (
-    "select null::varchar as run, null::varchar as row_id, null::varchar as scorer, null::double as score limit 0"
-)
+NO_SCORES = "select null::varchar as run, null::varchar as row_id, null::varchar as scorer, null::double as score limit 0"
 
 
 def connect_runs(folders: Sequence[Path]) -> duckdb.DuckDBPyConnection:
@@ -63,7 +61,9 @@ def setup(folders: Sequence[Path]) -> list[str]:
 def statements(text: str) -> list[str]:
     """The statements of a file, which end in a semicolon at a line's end; without its comment lines."""
     code = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("--"))
-    return [part.strip() for part in code.replace(";\n", ";\0").rstrip().rstrip(";").split(";\0") if part.strip()]
+    return [
+        part.strip() for part in code.replace(";\n", ";\0").rstrip().rstrip(";").split(";\0") if part.strip()
+    ]
 
 
 def run_names(folders: Sequence[Path]) -> dict[str, Path]:

@@ -1,0 +1,1 @@
+"""The SQL that answers what papers ask, one question a file. `vsteer sql --list` lists them."""

@@ -1,0 +1,47 @@
+-- Does negative steering act more strongly than positive?
+--
+-- Parameters: none. A row for each layer at which both m and -m were run, everything else being the same.
+-- Columns:
+--   multiplier                  |m|
+--   effect_minus, effect_plus   mean change of the logit difference at -m and at +m, on items that have both
+--   asymmetry, asymmetry_se     -effect_minus - effect_plus, and its standard error over items, paired:
+--                               above 0 where negative steering acts more strongly in its own direction
+--   effect_p_*, asymmetry_p*    the same of p(matching)
+--   headroom_minus, _plus       effect_p over the room it had: p downwards, 1 - p upwards
+--   asymmetry_headroom          -headroom_minus - headroom_plus
+--   baseline_p                  what the unsteered model does, which says where the ceiling is near
+--   norm, relative_norm         the vector's norm; |m| x its length / the stream's, null where not measured
+--   mass_minus, mass_plus       probability of all answers together; unsteered: baseline_mass
+-- Caveat: an asymmetry of probabilities can be nothing but a ceiling: believe it where all three agree. The
+--   headroom's is a ratio of means and has no standard error here; no interval is given. Many layers are many
+--   looks: choose the layer beforehand.
+with per_item as materialized (select * from item_effects),
+pairs as (
+    select n.condition as minus, p.condition as plus, p.*
+    from conditions p
+    join conditions n on n.dose = p.dose and n.multiplier = -p.multiplier
+    where p.multiplier > 0 and p.control = ''
+),
+paired as (
+    select q.minus, q.plus, count(*) as items, avg(n.effect) as effect_minus, avg(p.effect) as effect_plus,
+           avg(-n.effect - p.effect) as asymmetry,
+           stddev_samp(-n.effect - p.effect) / sqrt(count(*)) as asymmetry_se,
+           avg(n.effect_p) as effect_p_minus, avg(p.effect_p) as effect_p_plus,
+           avg(-n.effect_p - p.effect_p) as asymmetry_p,
+           stddev_samp(-n.effect_p - p.effect_p) / sqrt(count(*)) as asymmetry_p_se,
+           avg(p.baseline_p_match) as baseline_p, avg(n.total_mass) as mass_minus,
+           avg(p.total_mass) as mass_plus, avg(p.baseline_mass) as baseline_mass
+    from pairs q
+    join per_item n on n.condition = q.minus
+    join per_item p on p.condition = q.plus and p.item = n.item
+    where n.effect is not null and p.effect is not null
+    group by q.minus, q.plus
+)
+select q.run, q.model, q.evaluation, q.system, q.vector, q.norm, q.positions, q.operation, q.layers, q.depth,
+       q.multiplier, q.relative_norm, items, baseline_p, effect_minus, effect_plus, asymmetry, asymmetry_se,
+       effect_p_minus, effect_p_plus, asymmetry_p, asymmetry_p_se,
+       over_headroom(effect_p_minus, baseline_p) as headroom_minus,
+       over_headroom(effect_p_plus, baseline_p) as headroom_plus,
+       -headroom_minus - headroom_plus as asymmetry_headroom, mass_minus, mass_plus, baseline_mass
+from paired join pairs q using (minus, plus)
+order by all;

@@ -1,0 +1,223 @@
+"""`vsteer sql NAME RUN...`: a question of `queries/` asked of one run or many, or a prompt for SQL of one's own."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vsteer.cli.plain_table import number, plain_table
+from vsteer.errors import UsageError, VectorError
+
+if TYPE_CHECKING:
+    import duckdb
+
+FORMATS = ("table", "csv", "json", "md")
+CLI_FLAGS = {"table": "-box", "csv": "-csv", "json": "-json", "md": "-markdown"}
+SHELL_HELP = """\
+A query's name asks it; anything else is SQL, which ends in a semicolon, over the views
+rows, configs, prompts, norms, scores, conditions, baselines, effects, item_effects, config_effects.
+.list         the queries and what they ask     .about NAME   a query's columns and caveat
+.set A=B      a query's parameter               .help, .quit"""
+PROMPT, MORE = "vsteer> ", "   ...> "
+
+
+@click.command()
+@click.argument("names", metavar="[NAME] RUN...", nargs=-1)
+@click.option("--format", "shape", type=click.Choice(FORMATS), default="table", help="How rows are printed.")
+@click.option("--set", "settings", metavar="A=B", multiple=True, help="A query's parameter; may be repeated.")
+@click.option("--print", "print_", is_flag=True, help="Print a duckdb command that does the same, and stop.")
+@click.option("--list", "list_", is_flag=True, help="List the queries and what they ask.")
+@click.option("--about", is_flag=True, help="Print the columns and the caveat of the query NAME.")
+def sql(
+    names: tuple[str, ...], shape: str, settings: tuple[str, ...], print_: bool, list_: bool, about: bool
+) -> None:
+    """Ask the query NAME of the runs in the folders RUN; without NAME, a shell with the runs' views.
+
+    \b
+    Example:
+      vsteer sql layer_peaks runs/quickstart
+      vsteer sql sign_asymmetry runs/quickstart runs/other --format csv
+    """
+    from vsteer.store.questions import query, script
+
+    if list_:
+        click.echo(listing())
+        return
+    name, runs = _split(names)
+    if about:
+        if name is None:
+            raise UsageError("--about needs a query", "vsteer sql --list lists them")
+        click.echo(query(name).about)
+        return
+    asked = query(name) if name is not None else None
+    folders = [Path(run) for run in runs]
+    parameters = dict(map(_parameter, settings))
+    for folder in folders:
+        _measure_vectors(folder)
+    if print_:
+        text = script(folders, asked, parameters)
+        click.echo(f"duckdb {CLI_FLAGS[shape]} {'-c' if asked else '-cmd'} {shlex.quote(text)}")
+        return
+    from vsteer.store.questions import parameters_sql
+    from vsteer.store.questions_views import connect_runs
+
+    with connect_runs(folders) as database:
+        for statement in parameters_sql(parameters):
+            database.execute(statement)
+        if asked:
+            click.echo(answer(database, asked.sql, shape))
+        else:
+            shell(database, shape, sys.stdin.isatty())
+
+
+def _split(names: Sequence[str]) -> tuple[str | None, Sequence[str]]:
+    """A first word that is no folder is a query's name."""
+    from vsteer.store.questions import queries
+
+    if names and (names[0] in queries() or not Path(names[0]).exists()):
+        if not Path(names[0]).exists() and ("/" in names[0]):
+            raise UsageError(f"there is no folder {names[0]}", "give a query's name, or a run's folder")
+        return names[0], names[1:]
+    return None, names
+
+
+def _parameter(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise UsageError(f"--set {text} is no parameter", "write it as name=value, such as --set layer=12")
+    return name, value
+
+
+def _measure_vectors(folder: Path) -> None:
+    """A run of before its vectors' lengths were written, or whose vectors changed since."""
+    from vsteer.vectors.run_norms import norms_are_current, write_vector_norms
+
+    if norms_are_current(folder):
+        return
+    try:
+        write_vector_norms(folder)
+    except VectorError as error:
+        click.echo(f"warning: relative_norm is not known: {error.message}", err=True)
+
+
+def listing() -> str:
+    from vsteer.store.questions import queries
+
+    found = queries()
+    width = max(map(len, found))
+    return "\n".join(f"{name:{width}}  {each.question}" for name, each in found.items())
+
+
+def answer(database: duckdb.DuckDBPyConnection, statement: str, shape: str) -> str:
+    """What DuckDB says to a statement, in the shape that was asked for."""
+    result = database.execute(statement)
+    header = [column[0] for column in result.description or ()]
+    return SHAPES[shape](header, result.fetchall())
+
+
+def as_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """What is the same in every row is said once, above."""
+    if not rows:
+        return f"no rows; the columns are {', '.join(header)}"
+    if len(rows) == 1:
+        width = max(map(len, header))
+        return "\n".join(
+            f"{name:{width}}  {number(cell)}" for name, cell in zip(header, rows[0], strict=True)
+        )
+    same = [n for n in range(len(header)) if len({repr(row[n]) for row in rows}) == 1]
+    said = [f"{header[n]}: {number(rows[0][n])}" for n in same if rows[0][n] not in ("", None)]
+    kept = [n for n in range(len(header)) if n not in same] or list(range(len(header)))
+    table = plain_table([header[n] for n in kept], [[number(row[n], 3) for n in kept] for row in rows])
+    return "\n".join([*said, table])
+
+
+def as_csv(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(["" if cell is None else cell for cell in row] for row in rows)
+    return out.getvalue().removesuffix("\n")
+
+
+def as_json(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    said = [dict(zip(header, row, strict=True)) for row in rows]
+    return json.dumps(said, indent=2, default=str, ensure_ascii=False)
+
+
+def as_markdown(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+    body = [line(["" if cell is None else number(cell) for cell in row]) for row in rows]
+    return "\n".join([line(header), line(["---"] * len(header)), *body])
+
+
+SHAPES: dict[str, Callable[[Sequence[str], Sequence[Sequence[Any]]], str]] = {
+    "table": as_table,
+    "csv": as_csv,
+    "json": as_json,
+    "md": as_markdown,
+}
+
+
+def shell(database: duckdb.DuckDBPyConnection, shape: str, asks: bool) -> None:
+    """Read queries' names, SQL and dot commands until there are no more."""
+    if asks:
+        import readline  # noqa: F401 - input() then has a history
+
+        click.echo(f"{SHELL_HELP}\n")
+    text = ""
+    while True:
+        try:
+            line = input((MORE if text else PROMPT) if asks else "")
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            text = ""
+            click.echo()
+            continue
+        text = f"{text}\n{line}".strip()
+        if text in (".quit", ".exit"):
+            return
+        if not text or not (text.startswith(".") or text.endswith(";") or " " not in text):
+            continue
+        said, text = _said(database, text.rstrip(";").strip(), shape), ""
+        click.echo(said)
+
+
+def _said(database: duckdb.DuckDBPyConnection, text: str, shape: str) -> str:
+    import duckdb
+
+    from vsteer.store.questions import parameters_sql, queries, query
+
+    command, _, rest = text.partition(" ")
+    try:
+        match command:
+            case ".help":
+                return SHELL_HELP
+            case ".list":
+                return listing()
+            case ".about":
+                return query(rest).about
+            case ".set":
+                for statement in parameters_sql(dict([_parameter(rest)])):
+                    database.execute(statement)
+                return ""
+        if command.startswith("."):
+            return f"error: no command {command}\nhint: .help lists them"
+        known = queries()
+        if " " not in text and text.isidentifier():
+            return answer(database, query(text).sql, shape)
+        return answer(database, known[text].sql if text in known else text, shape)
+    except UsageError as error:
+        return f"error: {error.message}\nhint: {error.hint}"
+    except (duckdb.Error, KeyboardInterrupt) as error:
+        return f"error: {error or 'interrupted'}"
