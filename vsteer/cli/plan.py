@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from vsteer.budget import BlockBudget, Budget, Rates
     from vsteer.grid import Grid
+    from vsteer.memory import Memory
     from vsteer.plan import Plan
 
     Seconds = tuple[float, float]
@@ -43,29 +44,36 @@ def show(path: Path, as_json: bool, rates: Callable[[Plan], Rates | None] | None
     """Print the plan of a grid; `rates` says what was measured of a plan's model, for a time range."""
     from vsteer import budget
     from vsteer.grid import read_grid
+    from vsteer.memory import memory_of
     from vsteer.plan import make_plans
 
     grid = read_grid(path)
     plans = make_plans(grid)
     budgets = [budget.budget(one) for one in plans]
     measured = [rates(one) if rates else None for one in plans]
+    memories = [memory_of(one) for one in plans]
     times = [one.seconds(rate) if rate else None for one, rate in zip(budgets, measured, strict=True)]
     if as_json:
         pairs = zip(budgets, times, strict=True)
-        models = [budget.as_json(one) | {"seconds": seconds} for one, seconds in pairs]
+        models = [
+            budget.as_json(one) | {"seconds": seconds, "memory": memory and vars(memory)}
+            for (one, seconds), memory in zip(pairs, memories, strict=True)
+        ]
         click.echo(
             json.dumps({"name": grid.name, "models": models, "total": budget.summed(budgets)}, indent=2)
         )
         return
-    click.echo("\n".join(_text(grid, budgets, times)))
+    click.echo("\n".join(_text(grid, budgets, times, memories)))
 
 
-def _text(grid: Grid, budgets: list[Budget], times: list[Seconds | None]) -> list[str]:
+def _text(
+    grid: Grid, budgets: list[Budget], times: list[Seconds | None], memories: list[Memory | None]
+) -> list[str]:
     from vsteer.budget import summed
 
     lines = [f"{grid.name}: {len(budgets)} model{'s' * (len(budgets) > 1)}"]
-    for one, seconds in zip(budgets, times, strict=True):
-        lines += ["", *_model(one, seconds)]
+    for one, seconds, memory in zip(budgets, times, memories, strict=True):
+        lines += ["", *_model(one, seconds, memory)]
     if len(budgets) > 1:
         total = summed(budgets)
         lines += ["", f"all models: {total['rows']:,} rows, {total['requests']:,} requests,"]
@@ -75,7 +83,7 @@ def _text(grid: Grid, budgets: list[Budget], times: list[Seconds | None]) -> lis
     return lines
 
 
-def _model(one: Budget, seconds: Seconds | None) -> list[str]:
+def _model(one: Budget, seconds: Seconds | None, memory: Memory | None) -> list[str]:
     about = "~" if one.pending else ""
     saved = 1 - one.computed_tokens / one.prompt_tokens
     facts = [
@@ -94,6 +102,12 @@ def _model(one: Budget, seconds: Seconds | None) -> list[str]:
     ]
     if seconds:
         facts.append(("time", f"{_time(seconds[0])} to {_time(seconds[1])}"))
+    if memory:
+        facts.append(("weights", f"{_size(memory.weights_bytes)} on each device ({memory.device})"))
+    if memory and memory.kv_bytes is not None:
+        facts.append(
+            ("KV memory", f"{_size(max(0, memory.kv_bytes))}, {memory.kv_tokens:,} tokens (estimated)")
+        )
     lines = [_rule(one.model)]
     if one.pending:
         lines += _wrapped("The model is not at hand: tokens are estimated, and ids are pending.", "")
