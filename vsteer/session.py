@@ -198,6 +198,7 @@ class ModelRun:
     def run(self) -> None:
         if next(self._to_do(), None) is None:
             return
+        self.supplier.check()
         spec, restarts = self.spec, 0
         while True:
             engine = self._load(spec)

@@ -24,6 +24,7 @@ from vsteer.vectors.atomic import written_whole
 from vsteer.vectors.contrast import read_contrast
 from vsteer.vectors.derive import content_sha256, for_model, random_like
 from vsteer.vectors.files import file_sha256, load, save
+from vsteer.vectors.members import members, parse_token
 from vsteer.vectors.norms import length, scaled_to, with_norm
 from vsteer.vectors.vector import Origin, SteeringVector
 
@@ -68,6 +69,13 @@ class Supplier:
             if name in used and not source.is_file and not all(p.exists() for p in self._extracted(source))
         ]
 
+    def check(self) -> None:
+        """Find what is wrong with the data before the model is loaded, which takes long."""
+        for source in self.to_extract:
+            contrast = read_contrast(*source.files)
+            for _ in members(self.plan.tokenizer, contrast, parse_token(source.token), source.system):
+                pass
+
     def extract(self, engine: SupplyingEngine, source: VectorSource, progress: Callable[[], None]) -> None:
         """Make a source's raw vector, its shuffled-label vectors and its diagnostics, in one pass."""
         import pyarrow as pa
@@ -75,7 +83,6 @@ class Supplier:
 
         from vsteer.vectors import diagnose
         from vsteer.vectors.extract import extract
-        from vsteer.vectors.members import parse_token
 
         contrast = read_contrast(*source.files)
         raw, *shuffled = self._extracted(source)

@@ -69,11 +69,12 @@ def extract(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from vsteer.engine.template import load_tokenizer
     from vsteer.models import resolve
     from vsteer.vectors.extract import check_method, member_count
     from vsteer.vectors.files import file_sha256
     from vsteer.vectors.items import ItemSet
-    from vsteer.vectors.members import parse_token
+    from vsteer.vectors.members import members, parse_token
     from vsteer.vectors.norms import parse_norm, with_norm
     from vsteer.vectors.vector import Origin
 
@@ -93,6 +94,9 @@ def extract(
     tables = [out.with_suffix(f".{table}.parquet") for table in ("layers", "pca", "cosine")]
     _check_out(out, tables, force)
     source = resolve(model, revision)
+    tokenizer = load_tokenizer(source.model, source.revision)
+    for _ in members(tokenizer, contrast, chosen, system):
+        pass
 
     from vsteer.engine.driver import EngineOptions, VllmEngine
     from vsteer.engine.table import Capacity
@@ -120,9 +124,9 @@ def extract(
         with Progress(*columns, console=console) as bar:
             task = bar.add_task("extracting", total=member_count(contrast))
             extraction = run_extract(
-                engine, engine.tokenizer, contrast, chosen, system, progress=lambda: bar.advance(task)
+                engine, tokenizer, contrast, chosen, system, progress=lambda: bar.advance(task)
             )
-        made_in, template = engine.dtype, "chat" if is_chat(engine.tokenizer) else "plain"
+        made_in, template = engine.dtype, "chat" if is_chat(tokenizer) else "plain"
     finally:
         engine.close()
     with extraction:

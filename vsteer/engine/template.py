@@ -15,6 +15,18 @@ from vsteer.errors import ModelError
 Message = Mapping[str, str]
 
 
+def load_tokenizer(model: str, revision: str | None = None) -> Any:
+    """The model's tokenizer, without the model."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(model, revision=revision)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"the tokenizer of {model} can't be read: {error}", hint="is it a model of Hugging Face's layout?"
+        ) from error
+
+
 def render_text(tokenizer: Any, text: str) -> Prompt:
     """A plain text prompt, as a base model takes it."""
     return Prompt.plain(tokenizer(text)["input_ids"])
