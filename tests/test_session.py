@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from tests import stand_in
-from vsteer.errors import StoreError, UnsupportedError
+from vsteer.errors import StoreError
 from vsteer.grid import read_grid
 from vsteer.plan import make_plans
 from vsteer.session import COMPLETE, INCOMPLETE, INTERRUPTED, Outcome, run_grid
@@ -200,7 +200,10 @@ def test_rows_that_no_plan_has_any_more_are_moved_aside(
 
 def test_engine_settings_do_not_change_the_rows(grid: Path) -> None:
     ids = planned(grid)
-    text = grid.read_text() + "engine: {tensor_parallel_size: 2, max_num_seqs: 7, enforce_eager: true}\n"
+    text = (
+        grid.read_text()
+        + "engine: {tensor_parallel_size: 2, replicas: 3, max_num_seqs: 7, enforce_eager: true}\n"
+    )
     grid.write_text(text)
     assert planned(grid) == ids
 
@@ -271,13 +274,6 @@ def test_the_first_interrupt_finishes_what_is_under_way(grid: Path) -> None:
     found = status(folder)
     assert (found.done, found.errors) == (outcome.good, outcome.errors)
     assert run(grid).good > outcome.good
-
-
-def test_replicas_are_refused_by_name(tmp_path: Path) -> None:
-    path = written(tmp_path)
-    path.write_text(path.read_text() + "engine: {replicas: 2}\n")
-    with pytest.raises(UnsupportedError, match="replicas"):
-        run(path)
 
 
 def killed(grid: Path, kills: int, seed: int) -> tuple[int, Path]:

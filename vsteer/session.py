@@ -15,13 +15,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vsteer import __version__, models
 from vsteer.budget import budget
-from vsteer.errors import EngineError, UnsupportedError, VsteerError
+from vsteer.errors import EngineError, VsteerError
 from vsteer.grid import EngineSpec, Grid, read_grid
 from vsteer.plan import Plan, make_plans
 from vsteer.progress import RunProgress, duration
@@ -104,7 +105,6 @@ def run_grid(
 ) -> Outcome:
     """Run a grid, or go on with it. `load` stands in for vLLM in tests."""
     grid = read_grid(path)
-    _refuse_replicas(grid)
     fetch_models(grid)
     plans = make_plans(grid)
     folder = run_folder(grid)
@@ -130,7 +130,13 @@ def run_grid(
                 )
             for file in store.set_aside:
                 progress.say(f"warning: {file.name} could not be read and is in set-aside/: {file.why}")
-            return _run(plans, store, progress, retry_errors, planned, load or load_vllm)
+
+            def tell(event: str, **fields: Any) -> None:
+                store.event(event, **fields)
+                if event == "replica_died":
+                    progress.say(f"replica {fields['replica']} died: {fields['error']}")
+
+            return _run(plans, store, progress, retry_errors, planned, load or partial(load_vllm, tell=tell))
 
 
 def _run(
@@ -227,6 +233,7 @@ class ModelRun:
         name = self.plan.facts.name
         self.progress.phase(
             f"{name}: loading it into vLLM"
+            + (f" {spec.replicas} times" if spec.replicas > 1 else "")
             + ("" if spec.enforce_eager else " and compiling")
             + ", and proving that it steers (this takes a while)"
         )
@@ -355,15 +362,27 @@ def manifest(grid: Grid, plans: Sequence[Plan]) -> dict[str, Any]:
     }
 
 
-def load_vllm(plan: Plan, spec: EngineSpec, extracts: bool) -> RunEngine:
+def load_vllm(
+    plan: Plan, spec: EngineSpec, extracts: bool, tell: Callable[..., None] = lambda event, **fields: None
+) -> RunEngine:
+    """One engine, or several as one; `tell` hears of those that die."""
     from vsteer.engine.driver import VllmEngine
+    from vsteer.engine.places import find_places
+    from vsteer.engine.replicas import Replicas, window
     from vsteer.engine.table import Capacity
 
-    size = budget(plan)
-    return VllmEngine(
-        str(plan.facts.folder),
-        options=_options(plan, spec),
-        capacity=Capacity.for_grid(size.cells, size.vector_rows, size.terms, CAPTURES if extracts else 0),
+    size, options = budget(plan), _options(plan, spec)
+    capacity = Capacity.for_grid(size.cells, size.vector_rows, size.terms, CAPTURES if extracts else 0)
+    make = partial(VllmEngine, str(plan.facts.folder), options=options, capacity=capacity)
+    if spec.replicas == 1:
+        return make()
+    return Replicas(
+        make,
+        find_places(spec.replicas, options),
+        plan.tokenizer,
+        window=window(spec.max_num_seqs),
+        one_first=not spec.enforce_eager,
+        tell=tell,
     )
 
 
@@ -396,16 +415,6 @@ def _write_plan(store: Store, plans: Sequence[Plan], hashes: Mapping[tuple[int, 
         (record for plan in plans for record in plan.prompt_records()),
         sum(plan.row_count for plan in plans),
     )
-
-
-def _refuse_replicas(grid: Grid) -> None:
-    for n, model in enumerate(grid.model):
-        if grid.engine_for(model).replicas > 1:
-            raise UnsupportedError(
-                f"{grid.path}, line {grid.line(('model', n))}: replicas: {grid.engine_for(model).replicas} "
-                "is planned, but not run yet",
-                hint="use tensor_parallel_size, or split the grid; the rows keep their ids",
-            )
 
 
 def _put_aside(folder: Path) -> None:
