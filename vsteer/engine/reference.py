@@ -80,7 +80,7 @@ class ReferenceEngine:
         with self._hooks(*requests):
             self._seen = 0
             logits = self.model(input_ids=ids, logits_to_keep=len(forced), use_cache=False).logits
-        return torch.log_softmax(logits.float(), dim=-1)
+        return torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
 
     @torch.inference_mode()
     def streams(self, token_ids: Iterable[int], steered_as: Request | None = None) -> NDArray[np.float32]:
@@ -185,8 +185,10 @@ class ReferenceEngine:
             stream = output[0] if isinstance(output, tuple) else output
             positions = torch.arange(self._seen, self._seen + stream.shape[1])
             inside = (positions >= spans[:, :1]) & (positions < spans[:, 1:])
-            addition = inside[:, :, None].float() * added[:, None, :]
-            steered = (stream.float() + addition.to(stream.device)).to(stream.dtype)
+            addition = (inside[:, :, None].float() * added[:, None, :]).to(stream.device)
+            # in float32 at least
+            wide = torch.promote_types(stream.dtype, torch.float32)
+            steered = (stream.to(wide) + addition).to(stream.dtype)
             return (steered, *output[1:]) if isinstance(output, tuple) else steered
 
         return hook
