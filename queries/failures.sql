@@ -20,12 +20,20 @@ found as (
     left join (select run, evaluation, config_id, count(*) as there from rows group by all) r
            on r.run = c.run and r.evaluation = c.evaluation and r.config_id = c.config_id
 ),
-steered as (
-    select r.run, r.model, r.evaluation, r.config_id, r.row_id, r.steered_tokens, r.logit_diff, r.kind,
-           c.baseline_id, r.prompt_id
-    from rows r
-    join conditions c on c.run = r.run and c.evaluation = r.evaluation and c.config_id = r.config_id
-    where r.status = 'ok' and r.vector <> ''
+unpaired as materialized (
+    select b.run, b.evaluation, b.config_id as baseline_id, p.prompt_id
+    from conditions b
+    join (select distinct run, evaluation, system, prompt_id from prompts where kind = 'choice') p
+      on p.run = b.run and p.evaluation = b.evaluation and p.system = b.system
+    anti join baselines d on d.run = b.run and d.evaluation = b.evaluation and d.baseline_id = b.config_id
+                         and d.prompt_id = p.prompt_id
+    where b.vector = '' and b.kind = 'choice'
+),
+-- in two steps, as DuckDB would else take the rows for the smaller side
+suspects as materialized (
+    select run, model, evaluation, config_id, row_id, prompt_id from rows
+    where status = 'ok' and vector <> '' and kind = 'choice'
+      and prompt_id in (select prompt_id from unpaired)
 ),
 problems as (
     select run, model, evaluation, 'error' as problem,
@@ -39,14 +47,16 @@ problems as (
     union all by name
     select run, model, evaluation, 'steered nothing' as problem, '' as what, count(*) as rows,
            count(distinct config_id) as configs, min(row_id) as example
-    from steered where coalesce(steered_tokens, 0) <= 0 group by all
+    from rows
+    where status = 'ok' and vector <> '' and (steered_tokens is null or steered_tokens <= 0) group by all
     union all by name
-    select run, model, evaluation, 'nothing to compare with' as problem, '' as what, count(*) as rows,
-           count(distinct config_id) as configs, min(row_id) as example
-    from steered s
-    anti join baselines b on b.run = s.run and b.evaluation = s.evaluation and b.baseline_id = s.baseline_id
-                         and b.prompt_id = s.prompt_id
-    where s.kind = 'choice' group by all
+    select r.run, r.model, r.evaluation, 'nothing to compare with' as problem, '' as what, count(*) as rows,
+           count(distinct r.config_id) as configs, min(r.row_id) as example
+    from unpaired u
+    join conditions c on c.run = u.run and c.evaluation = u.evaluation and c.baseline_id = u.baseline_id
+    join suspects r on r.run = c.run and r.evaluation = c.evaluation and r.config_id = c.config_id
+                   and r.prompt_id = u.prompt_id
+    group by all
     union all by name
     select run, model, evaluation, 'not finite' as problem, '' as what, count(*) as rows,
            count(distinct config_id) as configs, min(row_id) as example

@@ -49,12 +49,12 @@ def bench_queries(rows: int = 10_000_000) -> list[Figure]:
     with tempfile.TemporaryDirectory(prefix="vsteer-bench-") as name:
         folder = Path(name) / "run"
         written = make_run(folder, rows)
-        figures = []
+        figures = [Figure("rows", written)]
         for asked in queries():
             command = [sys.executable, "-c", ASK, str(folder), asked]
             said = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
             views, seconds, found, peak = map(float, said)
-            note = f"{seconds:.2f} s, {found:.0f} rows, {peak:.0f} MiB, views {views:.2f} s before; {written:,} rows"
+            note = f"{seconds:.2f} s, {found:.0f} rows, {peak:.0f} MiB, views {views:.2f} s"
             figures += [
                 Figure(f"{asked} seconds left of {SECONDS:g}", SECONDS - seconds, target=0, note=note),
                 Figure(f"{asked} MiB left of {MIB}", MIB - peak, target=0),
@@ -111,8 +111,9 @@ from cells;
 create table prompts as
 select md5(item || letter_order || system) as prompt_id, md5(item || letter_order) as item_id,
        'choice:refusal' as evaluation, 'choice' as kind, 'refusal' as data, sha256('refusal') as data_sha256,
-       '' as category, letter_order, case letter_order when 'original' then '' else md5(item || 'original') end
-       as swapped_from, system, 'Question ' || item as question, 'Question ' || item as prompt,
+       '' as category, letter_order,
+       case letter_order when 'original' then '' else md5(item || 'original') end as swapped_from,
+       system, 'Question ' || item as question, 'Question ' || item as prompt,
        [1, 2, 3] as token_ids, 129 as prompt_tokens, ['A', 'B'] as choices,
        (item + (letter_order = 'swapped')::int) % 2 as matching, item
 from range({{items}}) a(item), unnest(['original', 'swapped']) b(letter_order), unnest({systems}) c(system);

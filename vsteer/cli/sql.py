@@ -1,4 +1,4 @@
-"""`vsteer sql NAME RUN...`: a question of `queries/` asked of one run or many, or a prompt for SQL of one's own."""
+"""`vsteer sql NAME RUN...`: a question of `queries/` asked of one run or many, or a shell."""
 
 from __future__ import annotations
 

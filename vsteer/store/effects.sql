@@ -13,6 +13,7 @@ create or replace temp macro parameter(name, otherwise) as coalesce(getvariable(
 --   curve          configurations that differ in nothing but the layer have the same
 --   dose           configurations that differ in nothing but the multiplier have the same
 --   anywhere       configurations that differ in nothing but the system prompt have the same
+--   steering       configurations that steer one model alike, whatever it is asked, have the same
 --   direction      which way the multiplier pushes, 1 or -1; an ablation takes away
 --   relative_norm  |multiplier| x the vector's norm / the stream's norm at that layer, measured where the
 --                  vector was extracted and in the same model; null where that isn't known
@@ -22,7 +23,9 @@ with settings as (
                    system, system_prompt, forced_prefix, max_tokens, temperature, top_p, seed) as setting,
            hash(run, evaluation, kind, model, model_commit, dtype, quantization, kv_cache_dtype,
                 forced_prefix, max_tokens, temperature, top_p, seed) as asked,
-           hash(vector, vector_recipe, norm, control, control_index, operation, positions) as pushed
+           hash(vector, vector_recipe, norm, case when vector <> '' then control end, control_index, operation,
+                positions) as pushed,
+           hash(run, model, model_commit, dtype, quantization, kv_cache_dtype) as loaded
     from configs
 ),
 measured as (
@@ -33,23 +36,24 @@ measured as (
 ),
 found as (
     select c.*, b.config_id as baseline_id, n.vector_norm, n.made_in_model, n.made_at_layer,
+           n.made_in_model = c.model or c.model_commit in (n.made_in_revision, n.made_in_sha256) as made_here,
            -- a vector from elsewhere knows another model's stream
-           case when n.made_in_model = c.model or c.model_commit in (n.made_in_revision, n.made_in_sha256)
-                then n.stream_norm end as stream_norm
+           case when made_here then n.stream_norm end as stream_norm
     from settings c
     left join settings b on b.setting = c.setting and b.vector = ''
     left join measured n on n.run = c.run and n.vector_sha256 = c.vector_sha256 and n.layer = c.layer
                         and c.vector <> ''
     qualify row_number() over (partition by c.run, c.evaluation, c.config_id
-                               order by (n.made_in_model = c.model) desc nulls last) = 1
+                               order by made_here desc nulls last) = 1
 )
 select (row_number() over (order by run, evaluation, config_id))::integer as condition,
        (dense_rank() over (order by setting, pushed, multiplier))::integer as curve,
        (dense_rank() over (order by setting, pushed, layers))::integer as dose,
        (dense_rank() over (order by asked, pushed, layers, multiplier))::integer as anywhere,
+       (dense_rank() over (order by loaded, pushed, layers, multiplier))::integer as steering,
        coalesce(nullif(sign(multiplier), 0), -1) as direction,
        abs(multiplier) * vector_norm / nullif(stream_norm, 0) as relative_norm,
-       * exclude (asked, pushed)
+       * exclude (asked, pushed, loaded)
 from found;
 
 -- What the unsteered model does, one row a prompt: what a row's effect is measured against.
@@ -90,6 +94,26 @@ join baselines b on b.run = c.run and b.evaluation = c.evaluation and b.baseline
                 and b.prompt_id = r.prompt_id
 where r.kind = 'choice' and r.status = 'ok' and r.vector <> '';
 
+-- Ranks of a list's numbers, from 1; equal ones share the mean of theirs. And Spearman's correlation by them.
+create or replace temp macro ranks(xs) as list_transform(
+    xs, lambda x: len(list_filter(xs, lambda y: y < x)) + (len(list_filter(xs, lambda y: y = x)) + 1) / 2);
+create or replace temp macro pearson(xs, ys) as
+    (list_inner_product(xs, ys) - list_sum(xs) * list_sum(ys) / len(xs))
+    / nullif(sqrt((list_inner_product(xs, xs) - list_sum(xs) ** 2 / len(xs))
+                  * (list_inner_product(ys, ys) - list_sum(ys) ** 2 / len(ys))), 0);
+create or replace temp macro spearman(xs, ys) as pearson(ranks(xs), ranks(ys));
+
+-- How large a model is, in billions of parameters, as its name says: 7b, 0.5B, 135m. null where the name says
+-- nothing, or two things, or counts experts (8x7b).
+create or replace temp macro billions_in(name) as (
+    with found as (
+        select regexp_extract_all(lower(name), '(?:^|[^0-9a-z.])([0-9]+(?:\.[0-9]+)?[bm])(?:$|[^0-9a-z])', 1) as sizes
+    )
+    select case when len(sizes) = 1 then rtrim(sizes[1], 'bm')::double
+                / case right(sizes[1], 1) when 'b' then 1 else 1000 end end
+    from found
+);
+
 -- The vector's effects, one row a configuration and question: the mean over letter orders and samples.
 create or replace temp view item_effects as
 select condition, item, avg(effect) as effect, avg(effect_p) as effect_p, avg(logit_diff) as logit_diff,
@@ -112,5 +136,6 @@ with means as (
 select c.run, c.evaluation, c.model, c.system, c.vector, c.norm, c.positions, c.operation, c.layer, c.layers,
        c.depth, c.multiplier, c.vector_norm, c.stream_norm, c.relative_norm, m.*,
        over_headroom(m.effect_p, m.baseline_p_match) as effect_headroom, c.curve, c.dose, c.anywhere,
-       c.made_in_model, c.made_at_layer
+       c.steering, c.direction, c.made_in_model,
+       c.made_here, c.made_at_layer
 from means m join conditions c using (condition);

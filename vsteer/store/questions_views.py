@@ -26,7 +26,10 @@ NO_NORMS = (
     " null::varchar as made_in_revision, null::varchar as made_in_sha256, null::int as made_at_layer,"
     " null::varchar as derived limit 0"
 )
-NO_SCORES = "select null::varchar as run, null::varchar as row_id, null::varchar as scorer, null::double as score limit 0"
+NO_SCORES = (
+    "select null::varchar as run, null::varchar as row_id, null::varchar as scorer,"
+    " null::double as score limit 0"
+)
 
 
 def connect_runs(folders: Sequence[Path]) -> duckdb.DuckDBPyConnection:
