@@ -185,10 +185,20 @@ def test_the_frontier_of_effect_and_coherence(tmp_path: Path) -> None:
     assert ask("coherence_frontier", run) == []
     perplexity = {None: 5.0, 1: 6.0, 2: 8.0, 3: 20.0}
     with connect_runs([run]) as database:
-        rows = database.execute("select row_id, layer from rows where kind = 'open_ended'").fetchall()
-    scores = [{"row_id": row, "scorer": "perplexity", "score": perplexity[layer]} for row, layer in rows]
+        rows = database.execute(
+            "select row_id, finished_at, layer from rows where kind = 'open_ended'"
+        ).fetchall()
+    scored = [(row_id, at, perplexity[layer]) for row_id, at, layer in rows]
+    # of a text that was computed again since
+    scored.append((rows[0][0], rows[0][1] - timedelta(seconds=9), 1e6))
+    scores = [
+        {"row_id": row_id, "row_finished_at": at, "value": value, "name": "perplexity", "note": None}
+        | {"scorer": "perplexity", "scorer_hash": "abc"}
+        for row_id, at, value in scored
+    ]
     (run / "scores").mkdir()
-    pq.write_table(pa.Table.from_pylist(scores), run / "scores" / "perplexity.parquet")
+    pq.write_table(pa.Table.from_pylist(scores), run / "scores" / "perplexity-abc.parquet")
+    pq.write_table(pa.table({"slope": [1.0]}), run / "scores" / "steerability-def.parquet")
     found = ask("coherence_frontier", run)
     assert [(row["layers"], row["score"], row["effect"], row["frontier"]) for row in found] == [
         ([1], 6.0, 2.0, True),

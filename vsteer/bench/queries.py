@@ -120,7 +120,7 @@ from range({{items}}) a(item), unnest(['original', 'swapped']) b(letter_order), 
 create view rows as
 with asked as (
     select c.* exclude (rows, seed), p.prompt_id, p.item_id, p.letter_order, p.choices, p.matching, p.item,
-           1 + sin(item) + multiplier * exp(-((coalesce(layer, 0) - 16) / 6) ** 2) * (control = '')::int
+           1 + sin(item) + multiplier * exp(0 - ((coalesce(layer, 0) - 16) / 6) ** 2) * (control = '')::int
            + 0.1 * sin(item * coalesce(layer, 0) + multiplier) as logit_diff,
            0.4 + 0.5 * (hash(config_id, prompt_id) % 1000) / 1000 as total_mass
     from configs c join prompts p using (system)

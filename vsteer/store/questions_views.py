@@ -16,10 +16,12 @@ import duckdb
 
 from vsteer.errors import StoreError, UsageError
 from vsteer.store.status import require_run
-from vsteer.store.views import CONFIGS, PROMPTS, exact, quoted, rows_sql
+from vsteer.store.views import CONFIGS, PROMPTS, exact, file_list, quoted, rows_sql
 
 NORMS = "vectors/norms.parquet"
 SCORES = "scores/*.parquet"
+# one line an item, not a row
+OF_ITEMS = "steerability-"
 NO_NORMS = (
     "select null::varchar as run, null::varchar as file, null::varchar as vector_sha256, null::int as layer,"
     " null::double as vector_norm, null::double as stream_norm, null::varchar as made_in_model,"
@@ -27,8 +29,9 @@ NO_NORMS = (
     " null::varchar as derived limit 0"
 )
 NO_SCORES = (
-    "select null::varchar as run, null::varchar as row_id, null::varchar as scorer,"
-    " null::double as score limit 0"
+    "select null::varchar as run, null::varchar as row_id, null::timestamp as row_finished_at,"
+    " null::varchar as scorer, null::varchar as scorer_hash, null::varchar as name, null::double as value,"
+    " null::varchar as note limit 0"
 )
 
 
@@ -51,7 +54,7 @@ def setup(folders: Sequence[Path]) -> list[str]:
         "configs": [(run, _file(folder, CONFIGS)) for run, folder in runs.items()],
         "prompts": [(run, _file(folder, PROMPTS)) for run, folder in runs.items()],
         "norms": [(run, _file(folder, NORMS)) for run, folder in runs.items() if (folder / NORMS).exists()],
-        "scores": [(run, _glob(folder, SCORES)) for run, folder in runs.items() if any(folder.glob(SCORES))],
+        "scores": [(run, _scores(files)) for run, folder in runs.items() if (files := _score_files(folder))],
     }
     empty = {"norms": NO_NORMS, "scores": NO_SCORES}
     views = [
@@ -98,5 +101,9 @@ def _file(folder: Path, name: str) -> str:
     return f"select * from read_parquet({quoted(exact(folder / name))})"
 
 
-def _glob(folder: Path, pattern: str) -> str:
-    return f"select * from read_parquet({quoted(f'{exact(folder)}/{pattern}')}, union_by_name = true)"
+def _score_files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.glob(SCORES) if not file.name.startswith(OF_ITEMS))
+
+
+def _scores(files: Sequence[Path]) -> str:
+    return f"select * from read_parquet({file_list(files)}, union_by_name = true)"

@@ -1,0 +1,31 @@
+"""The queries' benchmark makes a run that the store would have written, and measures each query on it."""
+
+from pathlib import Path
+
+from vsteer.bench.queries import LAYERS, MULTIPLIERS, SYSTEMS, VECTORS, bench_queries, make_run
+from vsteer.store import shards as sh
+from vsteer.store.questions import queries
+from vsteer.store.questions_views import connect_runs
+
+
+def test_the_made_up_run_is_one_of_the_stores(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    steered = VECTORS * LAYERS * len(MULTIPLIERS) * 3 * len(SYSTEMS)
+    # three items in two letter orders come nearest to so many
+    assert make_run(run, 40_000) == 3 * 2 * (steered + len(SYSTEMS))
+    (shard,) = sh.list_shards(run / "rows")
+    assert sh.is_compact([shard])
+    assert sh.fault_of(shard, whole=False) is None
+    with connect_runs([run]) as database:
+        peaks = database.execute(
+            "select layer from config_effects where multiplier = 1 and system = ''"
+            " qualify row_number() over (partition by curve order by effect desc) = 1"
+        ).fetchall()
+    # around the layer where they were put: what was added to each row is a tenth of the effect
+    assert peaks
+    assert all(abs(layer - 16) <= 4 for (layer,) in peaks)
+
+
+def test_every_query_is_measured() -> None:
+    figures = {figure.name for figure in bench_queries(20_000)}
+    assert {f"{name} seconds left of 2" for name in queries()} <= figures
