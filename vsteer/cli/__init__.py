@@ -19,6 +19,7 @@ VERBS = {
     "status": ("vsteer.cli.status:status", "Say where a run stands."),
     "check": ("vsteer.cli.status:check", "Prove a run whole against its plan."),
     "sql": ("vsteer.cli.sql:sql", "Ask of one run or many what papers ask, in SQL."),
+    "score": ("vsteer.cli.score:score", "Score the texts and items of a run, without generating."),
     "plan": ("vsteer.cli.plan:plan", "Say what a grid comes to, before it is run."),
     "verify": ("vsteer.cli.verify:verify", "Hold vLLM's steering of a model against Hugging Face's."),
     "vectors": ("vsteer.cli.vectors:vectors", "Look at steering vectors, compare them, make others of them."),

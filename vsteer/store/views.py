@@ -12,6 +12,7 @@ from pathlib import Path
 import duckdb
 
 from vsteer.store import shards as sh
+from vsteer.store.scores import STEERABILITY, score_files
 from vsteer.store.status import require_run, steadily
 
 CONFIGS, PROMPTS = "configs.parquet", "prompts.parquet"
@@ -47,6 +48,7 @@ def _rows_sql(rows: Path) -> str:
 def connect(folder: Path) -> duckdb.DuckDBPyConnection:
     """A database in memory with the views `rows`, `configs` and `prompts` of a run.
 
+    Where there are any: `scores` too, of rows as they now stand, and `steerability`.
     Made for the files as they stand: after a compaction, or rows that follow one, connect anew.
     """
     database = duckdb.connect()
@@ -56,4 +58,13 @@ def connect(folder: Path) -> duckdb.DuckDBPyConnection:
             database.execute(
                 f"create view {name} as select * from read_parquet({quoted(exact(folder / file))})"
             )
+    scores, per_item = score_files(folder)
+    if scores:
+        # Not those of a text that was computed again since.
+        database.execute(
+            f"create view scores as select s.* from read_parquet({file_list(scores)}) s"
+            " semi join rows r on r.row_id = s.row_id and r.finished_at = s.row_finished_at"
+        )
+    if per_item:
+        database.execute(f"create view {STEERABILITY} as select * from read_parquet({file_list(per_item)})")
     return database

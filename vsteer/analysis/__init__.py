@@ -1,0 +1,1 @@
+"""Statistics and fits that SQL can't do: numbers in, numbers out."""

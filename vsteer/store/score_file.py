@@ -1,0 +1,265 @@
+"""One scorer's file in a run: which rows it has still to score, and their scores, saved as they come.
+
+The file is whole at every moment. Saving writes it anew, so it is done every half minute, or less often once
+it takes longer: a kill costs less than a minute of scoring. Memory holds one batch of rows and of scores.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vsteer.errors import StoreError
+from vsteer.store import shards as sh
+from vsteer.store.files import TEMPORARY, disk_errors, parquet_writer, sync_folder
+from vsteer.store.lock import FolderLock
+from vsteer.store.scores import SCORES_FOLDER, schema_of, scores_path
+from vsteer.store.views import BEST_FIRST, connect, exact, quoted
+
+MEMORY = "1GB"
+ROWS_AT_ONCE = 2048
+SCORES_AT_ONCE = 65536
+SAVE_SECONDS = 30.0
+# Saving copies what was saved before, and must stay a small part of the work.
+SAVE_SHARE = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """A stored text, as a scorer sees it: nothing says how it was steered."""
+
+    row_id: str
+    finished_at: datetime
+    text: str
+    # only where the scorer asks for them
+    token_ids: tuple[int, ...] = ()
+    question: str = ""
+
+
+class WholeParquet:
+    """A Parquet file written in pieces, that takes its name only when it is whole."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self.path = path
+        self._temporary = path.with_name(f".{path.name}{TEMPORARY}")
+        with self._disk():
+            self._file = self._temporary.open("wb")
+            self._writer = parquet_writer(self._file, schema)
+
+    def write(self, table: pa.Table) -> None:
+        with self._disk():
+            self._writer.write_table(table, row_group_size=max(1, len(table)))
+
+    def finish(self) -> None:
+        with self._disk():
+            self._writer.close()
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            self._temporary.replace(self.path)
+            sync_folder(self.path.parent)
+
+    def abandon(self) -> None:
+        with suppress(OSError, pa.ArrowException):
+            self._writer.close()
+        with suppress(OSError):
+            self._file.close()
+            self._temporary.unlink(missing_ok=True)
+
+    @contextmanager
+    def _disk(self) -> Iterator[None]:
+        with disk_errors(f"writing {self.path}"):
+            yield
+
+
+class ScoreFile:
+    """A scorer's scores of a run, which this process alone adds to."""
+
+    def __init__(self, folder: Path, scorer: str, scorer_hash: str, about: Mapping[str, Any]) -> None:
+        self.folder, self.scorer, self.scorer_hash = folder, scorer, scorer_hash
+        self.path = scores_path(folder, scorer, scorer_hash)
+        self.save_seconds = SAVE_SECONDS
+        self._schema = schema_of(scorer, scorer_hash, about)
+        self._scores: list[tuple[str, datetime, str, float | None, str | None]] = []
+        self._writer: WholeParquet | None = None
+        self._spent = 0.0  # what the last saving took
+        self._saved_at = time.monotonic()
+        self._database = scoring_database(folder)
+        self._lock = FolderLock(folder / SCORES_FOLDER)
+        try:
+            self._drop_stale()
+        except BaseException:
+            self.release()
+            raise
+
+    def counts(self) -> tuple[int, int]:
+        """How many texts there are, and how many of them have scores."""
+        found = self._database.execute(
+            "select count(*), count(d.row_id) from outputs o"
+            " left join done d on d.row_id = o.row_id and d.finished_at = o.finished_at"
+        ).fetchall()
+        return int(found[0][0]), int(found[0][1])
+
+    def unscored(self, *also: Literal["token_ids", "question"]) -> Iterator[Output]:
+        """Every good text without a score, once."""
+        names = ("row_id", "finished_at", "text", *also)
+        with readable(self.folder):
+            reader = (
+                self._database.cursor()
+                .sql(f"select {', '.join(names)} from outputs anti join done using (row_id, finished_at)")
+                .to_arrow_reader(ROWS_AT_ONCE)
+            )
+            for batch in reader:
+                for values in zip(*(batch[name].to_pylist() for name in names), strict=True):
+                    yield Output(**dict(zip(names, values, strict=True)))
+
+    def add(self, output: Output, name: str, value: float | None, note: str | None = None) -> None:
+        self._scores.append((output.row_id, output.finished_at, name, value, note))
+
+    def end_row(self) -> None:
+        """All scores of a row were added: they are saved together or not at all."""
+        if len(self._scores) >= SCORES_AT_ONCE:
+            self._write()
+        if time.monotonic() - self._saved_at > max(self.save_seconds, self._spent / SAVE_SHARE):
+            self.save()
+
+    def save(self) -> None:
+        self._write()
+        if self._writer:
+            began = time.monotonic()
+            self._writer.finish()
+            self._writer = None
+            self._spent += time.monotonic() - began
+        self._saved_at = time.monotonic()
+
+    def release(self) -> None:
+        """Let the folder go, without saving."""
+        if self._writer:
+            self._writer.abandon()
+            self._writer = None
+        self._database.close()
+        self._lock.release()
+        shutil.rmtree(_scratch(self.folder), ignore_errors=True)
+
+    def __enter__(self) -> ScoreFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            # What was scored is kept, whatever ended the scoring.
+            self.save()
+        finally:
+            self.release()
+
+    def _write(self) -> None:
+        if not self._scores:
+            return
+        if self._writer is None:
+            began = time.monotonic()
+            self._writer = WholeParquet(self.path, self._schema)
+            for table in self._saved():
+                self._writer.write(table)
+            self._spent = time.monotonic() - began
+        row_ids, times, names, values, notes = zip(*self._scores, strict=True)
+        count = len(self._scores)
+        columns = (row_ids, times, [self.scorer] * count, [self.scorer_hash] * count, names, values, notes)
+        arrays = [pa.array(column, field.type) for column, field in zip(columns, self._schema, strict=True)]
+        self._writer.write(pa.Table.from_arrays(arrays, schema=self._schema))
+        self._scores.clear()
+
+    def _saved(self) -> Iterator[pa.Table]:
+        if not self.path.exists():
+            return
+        with pq.ParquetFile(self.path, page_checksum_verification=True) as file:
+            for batch in file.iter_batches(SCORES_AT_ONCE):
+                yield pa.Table.from_batches([batch]).cast(self._schema)
+
+    def _drop_stale(self) -> None:
+        """Leave no score of a row that is gone or was computed again, and learn which rows have one."""
+        source = f"read_parquet({quoted(exact(self.path))})"
+        current = "semi join outputs o on o.row_id = s.row_id and o.finished_at = s.row_finished_at"
+        with readable(self.folder):
+            if not self.path.exists():
+                self._database.execute("create table done as select row_id, finished_at from outputs limit 0")
+                return
+            self._database.execute(
+                "create table done as select distinct s.row_id, s.row_finished_at as finished_at"
+                f" from {source} s {current}"
+            )
+            kept, there = self._database.execute(
+                f"select (select count(*) from {source} s {current}), (select count(*) from {source})"
+            ).fetchall()[0]
+            if kept == there:
+                return
+            reader = self._database.sql(f"select s.* from {source} s {current}").to_arrow_reader(
+                SCORES_AT_ONCE
+            )
+            writer = WholeParquet(self.path, self._schema)
+            try:
+                for batch in reader:
+                    writer.write(pa.Table.from_batches([batch]).cast(self._schema))
+                writer.finish()
+            except BaseException:
+                writer.abandon()
+                raise
+
+
+def scoring_database(folder: Path) -> duckdb.DuckDBPyConnection:
+    """The run's views, and `outputs`: each good text with its question; in bounded memory."""
+    with readable(folder):
+        database = connect(folder)
+        with disk_errors(f"making {folder / SCORES_FOLDER}"):
+            (folder / SCORES_FOLDER).mkdir(exist_ok=True)
+        database.execute(f"set memory_limit = {quoted(MEMORY)}")
+        database.execute(f"set temp_directory = {quoted(str(_scratch(folder)))}")
+        database.execute("set preserve_insertion_order = false")
+        # Joins as they are written: the optimizer would hash the texts where it guesses that there are few.
+        database.execute("set disabled_optimizers = 'join_order,build_side_probe_side'")
+        # As compaction does it: the choice of each row's best is made without dragging its text along.
+        rows = exact(sh.rows_folder(folder)) + "/*.parquet"
+        source = f"read_parquet({quoted(rows)}, filename = true, file_row_number = true)"
+        database.execute(
+            f"create table superseded as select filename, file_row_number from {source}"
+            f" qualify row_number() over (partition by row_id order by {BEST_FIRST}) > 1"
+        )
+        database.execute(
+            "create view outputs as select r.row_id, r.finished_at, r.text, r.token_ids,"
+            " coalesce(p.question, '') as question"
+            f" from {source} r anti join superseded s using (filename, file_row_number) left join"
+            " (select prompt_id, any_value(question) as question from prompts group by prompt_id) p"
+            " using (prompt_id) where r.kind = 'open_ended' and r.status = 'ok'"
+        )
+    return database
+
+
+@contextmanager
+def readable(folder: Path) -> Iterator[None]:
+    """Turn what DuckDB and Arrow say of files into a StoreError."""
+    try:
+        yield
+    except (duckdb.CatalogException, duckdb.BinderException, duckdb.ParserException):
+        raise  # our own mistake
+    except (duckdb.Error, pa.ArrowException) as error:
+        raise StoreError(
+            f"the rows or scores in {folder} can't be read: {str(error).splitlines()[0][:200]}",
+            hint="if the run goes on, give the same command again; if a file is damaged, `vsteer run` sets it"
+            " aside, and a file in scores/ can be deleted",
+        ) from error
+
+
+def _scratch(folder: Path) -> Path:
+    return folder / SCORES_FOLDER / ".scratch"
