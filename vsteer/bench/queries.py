@@ -69,6 +69,7 @@ def make_run(folder: Path, rows: int) -> int:
     with duckdb.connect(
         config={"memory_limit": "4GB", "temp_directory": str(folder / "scratch")}
     ) as database:
+        database.execute("set enable_progress_bar = false")
         for statement in MADE_UP.format(items=items).split(";"):
             database.execute(statement)
         columns = ", ".join(ROWS_SCHEMA.names)

@@ -41,6 +41,8 @@ def connect_runs(folders: Sequence[Path]) -> duckdb.DuckDBPyConnection:
     Made for the files as they stand: after a compaction, or rows that follow one, connect anew.
     """
     database = duckdb.connect()
+    # it would be drawn into what is piped to a file
+    database.execute("set enable_progress_bar = false")
     for statement in setup(folders):
         database.execute(statement)
     return database
