@@ -110,7 +110,10 @@ def test_length() -> None:
         (" \n", None),
         ("Plain, isn't it? (Yes: 10% of \u20ac5.)", 0),
         (
-            "\u00bfD\u00f3nde? \u6771\u4eac\u3002 \u0939\u093f\u0928\u094d\u0926\u0940 \u0648\u0634\u064f\u0643\u0631\u0627\u061f",
+            (
+                "\u00bfD\u00f3nde? \u6771\u4eac\u3002 \u0939\u093f\u0928\u094d\u0926\u0940"
+                " \u0648\u0634\u064f\u0643\u0631\u0627\u061f"
+            ),
             0,
         ),
         ("ab\ufffd\ufffd", 2 / 4),

@@ -24,9 +24,7 @@ SCORES = (
     Column("scorer", STRING, "the scorer: refusal, repetition, length, characters, judge"),
     Column("scorer_hash", STRING, "hash of everything that changes what the scorer says: 12 hex digits"),
     Column("name", STRING, "which of the scorer's numbers; a judge's is its rubric's name"),
-    Column(
-        "value", FLOAT, "the number", null="there is none: the text is too short, a judge's answer unreadable"
-    ),
+    Column("value", FLOAT, "the number it gives", null="none: the text is too short, the judge unreadable"),
     Column(
         "note",
         STRING,
