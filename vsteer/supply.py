@@ -16,19 +16,23 @@ import numpy as np
 
 from vsteer.configs import VectorUse
 from vsteer.engine.request import Direction, Engine
+from vsteer.errors import DataError
 from vsteer.facts import ModelFacts, template_name
-from vsteer.identity import identify
+from vsteer.identity import VERSION, identify
 from vsteer.plan import Plan
 from vsteer.sources import VectorSource
 from vsteer.vectors.atomic import written_whole
 from vsteer.vectors.contrast import read_contrast
 from vsteer.vectors.derive import content_sha256, for_model, random_like
 from vsteer.vectors.files import file_sha256, load, save
+from vsteer.vectors.items import ItemSet, UnpairedSets
 from vsteer.vectors.members import members, parse_token
 from vsteer.vectors.norms import length, scaled_to, with_norm
 from vsteer.vectors.vector import Origin, SteeringVector
 
 FOLDER = "vectors"
+# Raise whenever the same recipe comes to give other numbers.
+EXTRACTION_VERSION = 1
 
 
 class SupplyingEngine(Engine, Protocol):
@@ -72,7 +76,7 @@ class Supplier:
     def check(self) -> None:
         """Find what is wrong with the data before the model is loaded, which takes long."""
         for source in self.to_extract:
-            contrast = read_contrast(*source.files)
+            contrast = _read(source)
             for _ in members(self.plan.tokenizer, contrast, parse_token(source.token), source.system):
                 pass
 
@@ -84,7 +88,7 @@ class Supplier:
         from vsteer.vectors import diagnose
         from vsteer.vectors.extract import extract
 
-        contrast = read_contrast(*source.files)
+        contrast = _read(source)
         raw, *shuffled = self._extracted(source)
         with extract(
             engine, engine.tokenizer, contrast, parse_token(source.token), source.system, progress
@@ -107,8 +111,9 @@ class Supplier:
             origin = replace(vector.origin, derived=(f"shuffled labels {index}, seed {seed}",))
             found = {layer: direction.astype(np.float32) for layer, direction in directions.items()}
             save(replace(vector, directions=found, origin=origin), path, overwrite=True)
-        # last: where it is, the others are
-        save(vector, raw, overwrite=True)
+        # last: where it is, the others are; and once rows were made with it, it stays what it is
+        if not raw.exists():
+            save(vector, raw)
 
     def supply(self) -> Supply:
         """Every vector, once everything was extracted."""
@@ -156,6 +161,8 @@ class Supplier:
     def _raw_of(self, source: VectorSource) -> SteeringVector:
         if source.name not in self._raw:
             path = source.files[0] if source.is_file else self._extracted(source)[0]
+            if source.is_file and file_sha256(path) != source.sha256[0]:
+                raise _changed(path)
             self._raw[source.name] = load(path, source.name)
         return self._raw[source.name]
 
@@ -163,7 +170,7 @@ class Supplier:
         """The raw vector's file, then those of its shuffled labels."""
         name = f"{source.name}-extracted-{identify(self._recipe(source.recipe()))[:12]}"
         count, seed = self._shuffles(source)
-        controls = [f"{name}-shuffled-{n:02}-of-{count}-{seed:016x}" for n in range(count)]
+        controls = [f"{name}-shuffled-{n:02}-{seed:016x}" for n in range(count)]
         return [self.folder / f"{stem}.safetensors" for stem in (name, *controls)]
 
     def _shuffles(self, source: VectorSource) -> tuple[int, int]:
@@ -180,7 +187,11 @@ class Supplier:
         return self.folder / f"{stem}-{identify(self._recipe(use.recipe))[:12]}.safetensors"
 
     def _recipe(self, recipe: Mapping[str, Any]) -> dict[str, Any]:
-        return {"model": self.plan.facts.identity(), "recipe": dict(recipe)}
+        return {
+            "version": [VERSION, EXTRACTION_VERSION],
+            "model": self.plan.facts.identity(),
+            "recipe": dict(recipe),
+        }
 
     def _origin(self, engine: SupplyingEngine, source: VectorSource, pairs: int) -> Origin:
         facts: ModelFacts = self.plan.facts
@@ -200,6 +211,22 @@ class Supplier:
             model_type=engine.model_type,
             model_layers=engine.layers,
         )
+
+
+def _read(source: VectorSource) -> ItemSet | UnpairedSets:
+    """The source's data, which must still be what it was when the plan named it."""
+    contrast = read_contrast(*source.files)
+    sets = [contrast] if isinstance(contrast, ItemSet) else [contrast.positive, contrast.negative]
+    if tuple(dict.fromkeys(one.source.sha256 for one in sets)) != source.sha256:
+        raise _changed(source.files[0])
+    return contrast
+
+
+def _changed(path: Path) -> DataError:
+    return DataError(
+        f"{path} changed while the run went on",
+        "give the same command again: it plans with the file as it is",
+    )
 
 
 def member_total(source: VectorSource) -> int:

@@ -53,7 +53,7 @@ def check(
     found = compare(engine, reference, requests, make_vectors(reference, seed=seed), exact=exact)
 
     print(
-        f"largest difference {found.largest_difference:.2e} ({found.rounding_rows} rows that float32 rounds), "
+        f"largest difference {found.largest_difference:.2e} ({found.rounding_rows} rows rounded), "
         f"least slip {found.least_slip:.3f}, {found.cached_tokens} tokens cached, "
         f"{engine.recomputed_tokens()} computed again"
     )

@@ -271,6 +271,14 @@ def test_answers_that_differ_in_more_than_one_token_need_another_token(tmp_path:
         list(members(Words(), read_contrast(path), -400))
 
 
+def test_a_token_before_the_members_differ_is_refused(tmp_path: Path) -> None:
+    path = pairs_file(tmp_path, '{"prompt": "Rain?", "positive": "It rains.", "negative": "It pours."}')
+    data = read_contrast(path)
+    with pytest.raises(DataError, match=r"line 1: at the token -3 the two members have not begun to differ"):
+        list(members(Words(), data, -3))
+    assert len(list(members(Words(), data, -2))) == 2
+
+
 def test_instructions_have_no_answer_token(tmp_path: Path) -> None:
     path = pairs_file(tmp_path, '{"positive": ["Do harm.", "Do more."], "negative": ["Do good."]}')
     with pytest.raises(UsageError, match="no answer token"):

@@ -15,24 +15,32 @@ from typing import Any
 from vsteer.cli.plain_table import plain_table
 from vsteer.store.views import connect
 
+# A model may stand in a grid in two dtypes, and their rows must not meet.
+SCORED = """
+create temp view scored as
+with dtypes as (select distinct config_id, dtype from configs),
+several as (
+    select model from (select distinct model, dtype from configs) group by model having count(*) > 1
+)
+select case when r.model in (from several) then r.model || ' in ' || d.dtype else r.model end as model,
+       r.* exclude (model)
+from rows r join dtypes d using (config_id)
+where r.kind = 'choice' and r.status = 'ok' and r.logit_diff is not null and len(r.layers) <= 1
+"""
 EFFECTS = """
-with scored as (
-    select * from rows
-    where kind = 'choice' and status = 'ok' and logit_diff is not null and len(layers) <= 1
-),
-baseline as (
+with baseline as (
     select model, evaluation, system, prompt_id, logit_diff from scored where vector = ''
 )
 select s.model, s.evaluation, s.system, s.vector, s.norm, s.positions, s.control, s.control_index,
-       s.multiplier, s.layer, avg(s.logit_diff - b.logit_diff), avg(s.total_mass)
+       s.multiplier, s.layer, avg(s.logit_diff - b.logit_diff), avg(s.total_mass), count(*),
+       any_value(s.vector_sha256)
 from scored s join baseline b using (model, evaluation, system, prompt_id)
 where s.vector <> ''
 group by all order by all
 """
 BASELINES = """
 select model, evaluation, system, avg(logit_diff), avg(total_mass), count(*)
-from rows where kind = 'choice' and status = 'ok' and vector = '' and logit_diff is not null
-group by all order by all
+from scored where vector = '' group by all order by all
 """
 # With so many of a kind, a peak outside all of theirs is outside at the 5% level.
 ENOUGH_CONTROLS = 19
@@ -44,6 +52,12 @@ class Effect:
     multiplier: float
     effect: float
     mass: float
+    prompts: int
+    vector_sha256: str
+
+    @property
+    def place(self) -> tuple[int, float, int]:
+        return self.layer, self.multiplier, self.prompts
 
 
 Controls = Mapping[tuple[str, int], list[Effect]]
@@ -51,13 +65,15 @@ Controls = Mapping[tuple[str, int], list[Effect]]
 
 def layer_curves(folder: Path) -> str:
     database = connect(folder)
+    database.execute(SCORED)
     baselines = {row[:3]: row[3:] for row in database.execute(BASELINES).fetchall()}
     steered: dict[tuple[str, ...], list[Effect]] = defaultdict(list)
     controls: dict[tuple[str, ...], dict[tuple[str, int], list[Effect]]] = defaultdict(
         lambda: defaultdict(list)
     )
     for row in database.execute(EFFECTS).fetchall():
-        group, control, index, found = row[:6], row[6], row[7], Effect(row[9], row[8], row[10], row[11])
+        group, control, index = row[:6], row[6], row[7]
+        found = Effect(row[9], row[8], *row[10:])
         if control in ("random", "shuffled"):
             controls[group][control, index].append(found)
         else:
@@ -71,6 +87,7 @@ def _curve(
 ) -> str:
     model, evaluation, system, vector, norm, positions = group
     margin, mass, questions = baseline
+    counts = sorted({one.prompts for one in found})
     multipliers = sorted({one.multiplier for one in found})
     by_place = {(one.layer, one.multiplier): one for one in found}
     layers = sorted({one.layer for one in found})
@@ -88,7 +105,8 @@ def _curve(
             ]
         )
     with_system = f" under the system prompt {system!r}" if system else ""
-    unsteered = f"mean of {questions} prompts, less the unsteered {margin:+.2f}"
+    prompts = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    unsteered = f"mean of {prompts} prompts, less the unsteered {margin:+.2f} of {questions}"
     head = [
         f"{evaluation}{with_system}: effect of {vector} (norm {norm}) at {positions} in {model}",
         f"log p(matching) - log p(not matching), {unsteered}",
@@ -101,20 +119,27 @@ def _verdict(found: Sequence[Effect], controls: Controls) -> str:
     """The peak, and whether it stands outside the controls; said only with enough of them."""
     peak = max(found, key=lambda one: abs(one.effect))
     said = [f"largest effect: {peak.effect:+.2f} at layer {peak.layer}, multiplier {peak.multiplier:+g}"]
+    places = {one.place for one in found}
+    own = frozenset(one.vector_sha256 for one in found)
     for kind in ("random", "shuffled"):
-        largest = [
-            max(abs(one.effect) for one in run) for (control, _), run in controls.items() if control == kind
-        ]
-        if not largest:
+        runs = [run for (control, _), run in controls.items() if control == kind]
+        if not runs:
             continue
-        said.append(f"largest of {len(largest)} {kind} vectors over the same layers: {max(largest):.2f}")
-        if len(largest) >= ENOUGH_CONTROLS:
-            outside = abs(peak.effect) > max(largest)
+        largest = max(abs(one.effect) for run in runs for one in run)
+        # a control counts where it has every row that the vector has, and is a vector of its own
+        whole = [run for run in runs if {one.place for one in run} == places]
+        distinct = {frozenset(one.vector_sha256 for one in run) for run in whole} - {own}
+        said.append(f"largest of {len(runs)} {kind} vectors: {largest:.2f}")
+        if len(whole) < len(runs):
+            said.append(f"only {len(whole)} of them have all rows of the vector")
+        if len(distinct) < ENOUGH_CONTROLS:
             said.append(
-                f"the peak is outside the band of the {kind} vectors (5% level)"
-                if outside
-                else f"the peak is NOT outside the band of the {kind} vectors: no effect is shown"
+                f"too few to say more: {len(distinct)} whole and distinct, {ENOUGH_CONTROLS} are needed"
+            )
+        elif abs(peak.effect) > largest:
+            said.append(
+                f"the peak is outside the band of the {kind} vectors (5% level, for this table alone)"
             )
         else:
-            said.append(f"too few of them to say more: {ENOUGH_CONTROLS} are needed")
+            said.append(f"the peak is NOT outside the band of the {kind} vectors: no effect is shown")
     return "\n".join(said)

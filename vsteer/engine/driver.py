@@ -10,8 +10,10 @@ import contextlib
 import itertools
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import InvalidStateError
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -91,7 +93,14 @@ class VllmEngine:
                 raise UsageError(
                     f"vLLM does not know an engine option: {error}", hint="see vLLM's EngineArgs"
                 ) from None
-            config = args.create_engine_config()
+            try:
+                config = args.create_engine_config()
+            except ValueError as error:
+                # pydantic's own kind too, which says where and then how often
+                said = next((line for line in str(error).splitlines() if "rror, " in line), str(error))
+                raise UsageError(
+                    f"vLLM refuses the engine's options: {said.strip()}", hint="mend the engine's settings"
+                ) from None
             check_family(config.model_config.hf_config.architectures or ())
             refuse_unproven(config)
             try:
@@ -116,9 +125,13 @@ class VllmEngine:
         self._max_in_flight = 2 * options.max_num_seqs + 64
         self._table: SteeringTable | None = None
         self._in_flight: dict[str, _Flight] = {}
+        self._closed = threading.Event()
+        threading.Thread(target=self._fail_what_waits, name="vsteer-engine", daemon=True).start()
         self._captures_under_way = 0
         # how many requests have come to an end since the start
         self.finished = 0
+        # and how many steps have returned: an engine that hangs returns none
+        self.steps = 0
         self._numbers = itertools.count(1)
         try:
             prove_steering(self)
@@ -133,7 +146,7 @@ class VllmEngine:
         with tempfile.TemporaryDirectory(prefix="vsteer-") as folder:
             path = Path(folder, "table.safetensors")
             table.save(path)
-            answers = self._llm.collective_rpc("vsteer_load_table", args=(str(path),))
+            answers = self._rpc("vsteer_load_table", str(path))
         if len({answer["sha256"] for answer in answers}) != 1:
             raise SteeringFault("the workers hold different steering tables")
         held = {layer for answer in answers for layer in answer["layers"]}
@@ -182,7 +195,7 @@ class VllmEngine:
 
         Many of them say that the KV memory is too small for max_num_seqs.
         """
-        counts: list[int] = self._llm.collective_rpc("vsteer_recomputed")
+        counts: list[int] = self._rpc("vsteer_recomputed")
         return max(counts)
 
     def under_way(self) -> list[str]:
@@ -203,6 +216,7 @@ class VllmEngine:
         return list(getattr(manager, "processes", []))
 
     def close(self) -> None:
+        self._closed.set()
         self._llm.engine_core.shutdown()
 
     def _submit(self, request: Request) -> Result | None:
@@ -246,9 +260,10 @@ class VllmEngine:
             )
             # A name that never returns: the V1 runner tells requests apart by their name alone.
             name = f"{request.id}#{next(self._numbers)}"
-            inside = self._llm.add_request(
-                name, TokensPrompt(prompt_token_ids=list(request.prompt.token_ids)), params
-            )
+            with self._alive():
+                inside = self._llm.add_request(
+                    name, TokensPrompt(prompt_token_ids=list(request.prompt.token_ids)), params
+                )
         # from 0.27 on the second is no longer the first
         except (ValueError, VLLMValidationError) as error:
             return Result(request.id, "error", error=f"vLLM refuses it: {error}")
@@ -273,15 +288,9 @@ class VllmEngine:
         return CellSpan(next(self._numbers), cell, self._table.fingerprints[cell], start, end)
 
     def _step(self) -> list[tuple[_Flight, Any]]:
-        from vllm.v1.engine.exceptions import EngineDeadError
-
-        try:
+        with self._alive():
             outputs = self._llm.step()
-        except EngineDeadError as error:
-            raise EngineError(
-                f"the engine died: {error}",
-                hint="its own words are above; an out-of-memory wants a smaller max_num_seqs",
-            ) from error
+        self.steps += 1
         finished = [
             (self._in_flight[output.request_id.rpartition("#")[0]], output)
             for output in outputs
@@ -295,7 +304,7 @@ class VllmEngine:
         keys = [flight.span.key for flight, _ in finished if flight.span]
         records: dict[int, list[int]] = {}
         if keys:
-            answers = self._llm.collective_rpc("vsteer_collect", args=(keys,))
+            answers = self._rpc("vsteer_collect", keys)
             for answer in answers:
                 for key, (first, done) in zip(keys, answer, strict=True):
                     # a rank of a pipeline may be a step behind: the least of all is what is sure
@@ -316,7 +325,7 @@ class VllmEngine:
             spec.key: np.full((len(spec.positions), self.layers, self.hidden_size), np.nan, np.float32)
             for spec in specs
         }
-        for answer in self._llm.collective_rpc("vsteer_captured", args=([spec.key for spec in specs],)):
+        for answer in self._rpc("vsteer_captured", [spec.key for spec in specs]):
             layers = answer["layers"]
             if not layers:
                 continue
@@ -375,14 +384,45 @@ class VllmEngine:
         if not self._in_flight:
             return
         flights, self._in_flight = list(self._in_flight.values()), {}
-        self._llm.abort_request([flight.inside for flight in flights], internal=True)
         self._captures_under_way = 0
-        keys = [flight.span.key for flight in flights if flight.span]
-        if keys:
-            self._llm.collective_rpc("vsteer_collect", args=(keys,))
-        keys = [flight.capture.key for flight in flights if flight.capture]
-        if keys:
-            self._llm.collective_rpc("vsteer_captured", args=(keys,))
+        # a dead engine has nothing left to forget, and what killed it is already on its way up
+        with contextlib.suppress(EngineError):
+            with self._alive():
+                self._llm.abort_request([flight.inside for flight in flights], internal=True)
+            if keys := [flight.span.key for flight in flights if flight.span]:
+                self._rpc("vsteer_collect", keys)
+            if keys := [flight.capture.key for flight in flights if flight.capture]:
+                self._rpc("vsteer_captured", keys)
+
+    def _rpc(self, method: str, *args: Any) -> list[Any]:
+        """Ask every worker. Fails when the engine dies meanwhile."""
+        with self._alive():
+            answers: list[Any] = self._llm.collective_rpc(method, args=args)
+        return answers
+
+    @contextlib.contextmanager
+    def _alive(self) -> Iterator[None]:
+        """An engine that dies while it is asked is an `EngineError`, whatever it was asked."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        try:
+            yield
+        except EngineDeadError as error:
+            raise EngineError(
+                f"the engine died (exit codes {self.exit_codes()}): {error}",
+                hint="its own words are above; an out-of-memory wants a smaller max_num_seqs",
+            ) from error
+
+    def _fail_what_waits(self) -> None:
+        """vLLM's client waits for ever for an answer of an engine that was killed: it sends no last word."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        while not self._closed.wait(1):
+            if any(code is not None for code in self.exit_codes()):
+                waiting = getattr(self._llm.engine_core, "utility_results", {})
+                for future in list(waiting.values()):
+                    with contextlib.suppress(InvalidStateError):
+                        future.set_exception(EngineDeadError())
 
 
 @dataclass(frozen=True)
@@ -437,6 +477,8 @@ def engine_environment(options: EngineOptions, plugins: str | None = None) -> It
     wanted = {
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_NO_USAGE_STATS": "1",
+        # a forked process would inherit that plugins are loaded, and never load ours
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
         # vLLM's own, in every one of its processes
         "PYTHONWARNINGS": "ignore::FutureWarning",
         OURS: "1",

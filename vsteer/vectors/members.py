@@ -74,6 +74,12 @@ def pair_members(
         positions = [_answer_position(rendered[0], rendered[1], where)] * 2
     else:
         positions = [_from_end(prompt, token, where) for prompt in rendered]
+    alike = [prompt.token_ids[: at + 1] for prompt, at in zip(rendered, positions, strict=True)]
+    if alike[0] == alike[1]:
+        raise DataError(
+            f"{where}: at the token {token} the two members have not begun to differ",
+            "there is nothing to read there; give --token last, or an offset nearer to the end",
+        )
     assert item.not_matching is not None
     letters = [item.choices[index].label for index in (item.matching, item.not_matching)]
     positive, negative = (

@@ -1,0 +1,83 @@
+"""An engine that dies under the driver, played by a fake of vLLM's client: one error, no waiting."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from concurrent.futures import Future
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from vllm.v1.engine.exceptions import EngineDeadError
+
+from vsteer.engine.driver import VllmEngine
+from vsteer.engine.request import Prompt, Request, Steering, Term
+from vsteer.engine.table import Capacity
+from vsteer.errors import EngineError
+
+STEERED = Steering((Term("v", 0, 1.0),))
+
+
+class DyingClient:
+    """vLLM's LLMEngine, whose core is gone: whatever it is asked, it says so."""
+
+    def __init__(self) -> None:
+        process = SimpleNamespace(exitcode=-9, kill=lambda: None)
+        manager = SimpleNamespace(processes=[process])
+        self.waiting: Future[Any] = Future()
+        self.engine_core = SimpleNamespace(
+            resources=SimpleNamespace(engine_manager=manager),
+            utility_results={1: self.waiting},
+            shutdown=lambda: None,
+        )
+
+    def add_request(self, name: str, *_: object) -> str:
+        return name
+
+    def step(self) -> list[Any]:
+        raise EngineDeadError
+
+    def collective_rpc(self, *_: object, **__: object) -> list[Any]:
+        raise EngineDeadError
+
+    def abort_request(self, *_: object, **__: object) -> None:
+        raise EngineDeadError
+
+
+def engine() -> VllmEngine:
+    made: Any = VllmEngine.__new__(VllmEngine)
+    made._llm = DyingClient()
+    made._in_flight, made._numbers, made._captures_under_way = {}, itertools.count(1), 0
+    made.finished = made.steps = 0
+    made.capacity, made._max_in_flight, made._closed = Capacity(captures=4), 8, threading.Event()
+    made.vocab_size, made.max_model_len, made.hidden_size, made.layers = 100, 100, 2, 1
+    made._table = SimpleNamespace(cell_of=lambda steering: 1, fingerprints=["", "0" * 64])
+    found: VllmEngine = made
+    return found
+
+
+@pytest.mark.parametrize("steering", [None, STEERED])
+@pytest.mark.parametrize("capture", [(), (1,)])
+def test_whatever_is_under_way_its_death_is_an_engine_error(
+    steering: Steering | None, capture: tuple[int, ...]
+) -> None:
+    dying = engine()
+    with pytest.raises(EngineError, match=r"the engine died \(exit codes \[-9\]\)"):
+        list(dying.run([Request("r", Prompt.plain(range(9)), steering, capture=capture)]))
+    assert dying.under_way() == []
+
+
+def test_what_waits_for_a_dead_engine_is_failed() -> None:
+    dying = engine()
+    thread = threading.Thread(target=dying._fail_what_waits, daemon=True)
+    thread.start()
+    began = time.monotonic()
+    client: Any = dying._llm
+    with pytest.raises(EngineDeadError):
+        client.waiting.result(timeout=10)
+    assert time.monotonic() - began < 5
+    dying.close()
+    thread.join(timeout=5)
+    assert not thread.is_alive()
