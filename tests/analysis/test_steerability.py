@@ -80,7 +80,9 @@ def run(tmp_path: Path) -> Path:
             add(item, order, layer, multiplier, found)
     prompts = [
         makers.prompt(0, prompt_id="prompt-a", item_id="a"),
-        makers.prompt(1, prompt_id="prompt-a-swapped", item_id="a-swapped", letter_order="swapped", swapped_from="a"),
+        makers.prompt(
+            1, prompt_id="prompt-a-swapped", item_id="a-swapped", letter_order="swapped", swapped_from="a"
+        ),
         makers.prompt(2, prompt_id="prompt-b", item_id="b"),
     ]  # fmt: skip
     with open_store(tmp_path / "run") as store:

@@ -1,4 +1,4 @@
-"""Judging against a faulty stand-in server: no text lost, none scored wrongly, none asked twice, no key kept."""
+"""Judging against a faulty stand-in server: no text lost or scored wrongly, none asked twice, no key kept."""
 
 from __future__ import annotations
 
