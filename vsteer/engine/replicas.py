@@ -199,7 +199,7 @@ class Replicas:
                 return self._take(replica, message)
             if replica.process.is_alive():
                 return []
-        self._bury(replica, None)
+        self._bury(replica)
         return []
 
     def _take(self, replica: _Replica, message: Any) -> list[Result]:
@@ -218,12 +218,11 @@ class Replicas:
             case Loaded():
                 replica.state = "up"
             case Failed(error, codes):
-                self._codes += codes
                 # an engine that never worked, or can't do what it is asked, won't another time
                 hopeless = replica.state != "up" and not replica.restarts
                 if hopeless or not isinstance(error, EngineError):
                     raise error
-                self._bury(replica, error)
+                self._bury(replica, error, codes)
         return []
 
     def _answered(self, replica: _Replica, result: Result) -> Result:
@@ -233,20 +232,24 @@ class Replicas:
         self.finished += 1
         return result
 
-    def _bury(self, replica: _Replica, why: EngineError | None) -> None:
-        """Take back what it had not answered, and start it again."""
+    def _bury(
+        self, replica: _Replica, why: EngineError | None = None, codes: tuple[int | None, ...] = ()
+    ) -> None:
+        """Take back what it had not answered, and start it again. `codes` are its engine's, where it told."""
         replica.end()
-        code = replica.process.exitcode
-        self._codes.append(code)
+        if why is None:
+            # else it is this call that ended it
+            codes = (replica.process.exitcode,)
+        self._codes += codes
         left = replica.take_back()
         self._returned.extend(left)
         again = replica.restarts < RESTARTS and not self._killed
-        said = why.message if why else f"its process ended with exit code {code}"
+        said = why.message if why else f"its process ended with exit code {codes[0]}"
         self._tell(
             "replica_died",
             replica=replica.number,
             error=said,
-            exit_codes=list(self._codes),
+            exit_codes=list(codes),
             given_back=len(left),
             restart=replica.restarts + 1 if again else None,
         )
