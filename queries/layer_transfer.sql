@@ -11,11 +11,13 @@
 --   norm, relative_norm     the vector's norm; |multiplier| x its length / the stream's at `layer`
 -- Caveat: one direction has one length at every layer, so later layers, whose stream is longer, get relatively
 --   less: read effect beside relative_norm. share is a ratio and has no interval here.
+with moved as materialized (
+    select * from config_effects where made_at_layer is not null and layer is not null
+)
 select e.run, e.model, e.evaluation, e.system, e.vector, e.norm, e.positions, e.operation, e.multiplier,
        e.made_at_layer, e.layer, e.depth, e.effect, e.effect_se, o.effect as own_effect,
        case when abs(o.effect) > 2 * o.effect_se then e.effect / o.effect end as share,
        e.effect_p, e.relative_norm, e.items, e.total_mass
-from config_effects e
-left join config_effects o on o.curve = e.curve and o.layer = e.made_at_layer
-where e.made_at_layer is not null and e.layer is not null
+from moved e
+left join moved o on o.curve = e.curve and o.layer = e.made_at_layer
 order by all;

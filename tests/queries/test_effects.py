@@ -25,14 +25,14 @@ def sigmoid(x: float) -> float:
 
 
 def peaked(cell: Cell) -> float:
-    """Unsteered 0.5; layer 3 adds 2 to every item, layer 2 nearly so, layer 4 always 0.2 less, 0 nothing."""
+    """Unsteered 0.5; layer 3 adds 2 to every item, layer 2 nearly so, layer 4 always 0.1 less, 0 nothing."""
     one, letter = cell.steered, 1.0 if cell.order == "original" else -1.0
     by_layer = {
         None: [0.0] * 4,
         0: [0.0] * 4,
         2: [1.7, 2.1, 2.1, 1.9],
         3: [2.0] * 4,
-        4: [1.8] * 4,
+        4: [1.6, 2.0, 2.0, 1.8],
         6: [-0.5] * 4,
     }
     if one.control:
@@ -52,7 +52,7 @@ def test_the_peak_is_where_it_was_put_with_the_layers_that_come_near(tmp_path: P
         # the letter adds and takes away: both orders of an item together, or the error would be large
         assert found["effect"] == pytest.approx(sign * 2.0)
         assert found["effect_se"] == pytest.approx(0.0, abs=1e-12)
-        # the mean gap of layer 2 is 0.05, its standard error sqrt(0.11 / 3) / 2 = 0.0957; layer 4's is 0
+        # layer 2's mean gap is 0.05, its standard error sqrt(0.11 / 3) / 2 = 0.0957; layer 4's gap is 0.15
         assert found["near_layers"] == [2, 3]
         assert (found["layers_swept"], found["wrong_way_layers"], found["items"]) == (5, 1, 4)
         assert (found["norm"], found["relative_norm"]) == ("raw", pytest.approx(2 / 50))
@@ -218,6 +218,13 @@ def test_the_vector_is_held_against_each_controls_own_maximum(
     assert bands[1, 1.0]["control_high"] == pytest.approx(strongest)
     assert bands[2, 1.0]["control_high"] == pytest.approx(0.2)
     assert bands[2, -1.0]["effect"] == pytest.approx(-0.9)
+
+
+def test_a_control_that_was_not_everywhere_is_not_counted(tmp_path: Path) -> None:
+    vectors = sweep("toy", (1, 2), (1.0,))
+    some = [*controls(vectors, 2), *controls(vectors[:1], 3)]
+    (row,) = ask("controls", make_run(tmp_path / "run", [*vectors, *some], lambda cell: 1.0))
+    assert row["controls"] == 2
 
 
 def test_steerability_agrees_with_scipy(tmp_path: Path) -> None:

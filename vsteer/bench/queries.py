@@ -27,7 +27,7 @@ STEERED = VECTORS * LAYERS * len(MULTIPLIERS) * len(SYSTEMS) * len(CONTROLS)
 
 # One process a query, so that each has its own peak of memory. The views are made first: a shell has them.
 ASK = """
-import resource, sys, time
+import re, sys, time
 from pathlib import Path
 from vsteer.store.questions import query
 from vsteer.store.questions_views import connect_runs
@@ -38,7 +38,9 @@ made = time.perf_counter()
 sql = query(sys.argv[2]).sql
 rows = len(database.execute(sql).fetchall())
 first = time.perf_counter() - made
-print(made - began, first, rows, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+# not getrusage's: that one begins with what the parent had when it forked
+peak = re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]
+print(made - began, first, rows, int(peak) / 1024)
 """
 
 
