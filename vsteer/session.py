@@ -36,6 +36,7 @@ from vsteer.store.lock import FolderLock
 from vsteer.store.store import Store, open_store
 from vsteer.store.views import CONFIGS
 from vsteer.supply import Supplier, Supply, SupplyingEngine, member_total
+from vsteer.vectors.run_norms import write_vector_norms
 
 if TYPE_CHECKING:
     from vsteer.engine.driver import EngineOptions
@@ -269,6 +270,7 @@ class ModelRun:
         self.progress.phase(f"{len(self.plan.vectors):,} vectors, controls included")
         supply = self.supplier.supply()
         self.start.made(self.plan, supply)
+        write_vector_norms(self.store.folder)
         engine.load(supply.vectors, self.plan.steerings())
         self.progress.rows_begin(self.start.counts)
         meter = Meter()

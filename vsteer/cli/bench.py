@@ -78,6 +78,21 @@ def run(model: str, as_json_: bool) -> None:
     _show(bench_run(model, _tell), as_json_)
 
 
+@bench.command()
+@click.option("--rows", default=10_000_000, show_default=True, help="How many rows to make up.")
+@click.option("--json", "as_json_", is_flag=True, help="Print one JSON object instead of a table.")
+def queries(rows: int, as_json_: bool) -> None:
+    """How long every query takes on made-up rows, on two threads.
+
+    \b
+    Example:
+      vsteer bench queries --rows 1000000
+    """
+    from vsteer.bench.queries import bench_queries
+
+    _show(bench_queries(rows), as_json_)
+
+
 def _tell(line: str) -> None:
     click.echo(f"... {line}", err=True)
 

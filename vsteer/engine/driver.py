@@ -423,6 +423,10 @@ class VllmEngine:
                 for future in list(waiting.values()):
                     with contextlib.suppress(InvalidStateError):
                         future.set_exception(EngineDeadError())
+                # and for the results of a step
+                outputs = getattr(self._llm.engine_core, "outputs_queue", None)
+                if outputs is not None and outputs.empty():
+                    outputs.put_nowait(EngineDeadError())
 
 
 @dataclass(frozen=True)
