@@ -380,12 +380,14 @@ def test_a_run_through_replicas_has_the_rows_of_one_engine(tmp_path: Path) -> No
 
 
 PARENT = """
-import sys, time
+import signal, sys
 from pathlib import Path
 from tests.engine.replica_stand_in import Make
 from tests.engine.test_replicas import grid, started
 
 if __name__ == "__main__":
+    # a shell lets what it starts in the background ignore SIGINT, and tests may run there
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     engine = started(Make(Path(sys.argv[1]), pace=0.01))
     for n, _ in enumerate(engine.run(grid(prompts=2000, configurations=5))):
         if n == 5:
