@@ -12,7 +12,7 @@ from vsteer import models
 from vsteer.engine.template import is_chat
 from vsteer.errors import ModelError, VsteerError
 from vsteer.grid import Grid, Model
-from vsteer.models.identity import model_sha256
+from vsteer.models.identity import cached_snapshot, model_sha256
 
 # What vLLM uses by itself. Small blocks share more of a prefix; a CPU's smallest are of 32 tokens.
 GPU_BLOCK, CPU_BLOCK = 16, 32
@@ -111,18 +111,8 @@ def _locate(grid: Grid, model: Model) -> tuple[Path, dict[str, str]] | None:
     folder = Path(source.model)
     if folder.is_dir():
         return folder, {"sha256": model_sha256(folder)}
-    snapshot = _cached_snapshot(source.model, source.revision)
+    snapshot = cached_snapshot(source.model, source.revision)
     return (snapshot, {"hub": source.model, "commit": snapshot.name}) if snapshot else None
-
-
-def _cached_snapshot(hub_id: str, revision: str | None) -> Path | None:
-    """Where the hub's own cache holds this model's settings; its folder is named by the commit."""
-    try:
-        from huggingface_hub import try_to_load_from_cache
-    except ModuleNotFoundError:
-        return None
-    found = try_to_load_from_cache(hub_id, "config.json", revision=revision)
-    return Path(found).parent if isinstance(found, str) else None
 
 
 def _config(folder: Path) -> dict[str, Any]:

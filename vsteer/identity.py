@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
 
 VERSION = 1
 
@@ -35,8 +34,3 @@ def derived_seed(*content: object) -> int:
 def sampling_seed(run_seed: int, item_id: str, order: str, sample: int) -> int:
     """Equal for every configuration, so that what differs between two of them isn't the dice."""
     return derived_seed(run_seed, item_id, order, sample)
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

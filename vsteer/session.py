@@ -129,7 +129,7 @@ def run_grid(
         done = store.done()
         with RunProgress(planned, done.standing if not retry_errors else len(done.good)) as progress:
             progress.phase(f"{grid.name}: {planned:,} rows, {done.standing:,} of them stand in {folder}")
-            if before is not None and (changed := changes(before.get("grid"), manifest(grid, plans)["grid"])):
+            if before is not None and (changed := changes(before.get("grid"), grid.model_dump(mode="json"))):
                 progress.say(f"the grid changed since the last start: {', '.join(changed)}")
             if unplanned:
                 progress.say(

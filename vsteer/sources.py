@@ -13,9 +13,10 @@ from typing import Any, TypeVar
 from vsteer.axes import did_you_mean
 from vsteer.errors import VsteerError
 from vsteer.grid import DataVector, FileVector, Grid
-from vsteer.identity import file_sha256, identify
+from vsteer.identity import identify
 from vsteer.vectors.builtin import behaviours, data_path, parts
 from vsteer.vectors.contrast import read_contrast, read_prompts, read_questions
+from vsteer.vectors.files import file_sha256
 from vsteer.vectors.items import ItemSet, PromptSet, UnpairedSets
 from vsteer.yaml_lines import Loc
 

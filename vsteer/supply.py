@@ -21,7 +21,6 @@ from vsteer.facts import ModelFacts, template_name
 from vsteer.identity import VERSION, identify
 from vsteer.plan import Plan
 from vsteer.sources import VectorSource
-from vsteer.vectors.atomic import written_whole
 from vsteer.vectors.contrast import read_contrast
 from vsteer.vectors.derive import content_sha256, for_model, random_like
 from vsteer.vectors.files import file_sha256, load, save
@@ -82,9 +81,6 @@ class Supplier:
 
     def extract(self, engine: SupplyingEngine, source: VectorSource, progress: Callable[[], None]) -> None:
         """Make a source's raw vector, its shuffled-label vectors and its diagnostics, in one pass."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         from vsteer.vectors import diagnose
         from vsteer.vectors.extract import extract
 
@@ -96,17 +92,11 @@ class Supplier:
             vector = extraction.vector(
                 source.name, source.method, self._origin(engine, source, extraction.pairs)
             )
-            tables = {
-                "layers": diagnose.layer_table(extraction, vector),
-                "pca": diagnose.pca_table(extraction),
-                "cosine": diagnose.cosine_table(vector),
-            }
+            tables = diagnose.tables(extraction, vector)
             seed = self._shuffles(source)[1]
             chance = extraction.shuffled(len(shuffled), seed) if shuffled else []
         self.folder.mkdir(parents=True, exist_ok=True)
-        for table, rows in tables.items():
-            with written_whole(raw.with_suffix(f".{table}.parquet"), overwrite=True) as path:
-                pq.write_table(pa.Table.from_pylist(rows), path, compression="zstd")
+        diagnose.write_tables(tables, raw, overwrite=True)
         for index, (path, directions) in enumerate(zip(shuffled, chance, strict=True)):
             origin = replace(vector.origin, derived=(f"shuffled labels {index}, seed {seed}",))
             found = {layer: direction.astype(np.float32) for layer, direction in directions.items()}

@@ -10,9 +10,7 @@ import click
 from vsteer.errors import UsageError
 
 if TYPE_CHECKING:
-    from vsteer.vectors.diagnose import Rows
     from vsteer.vectors.items import ItemSet, UnpairedSets
-    from vsteer.vectors.vector import SteeringVector
 
 CAPTURES = 64
 
@@ -71,8 +69,9 @@ def extract(
 
     from vsteer.engine.template import load_tokenizer
     from vsteer.models import resolve
+    from vsteer.vectors import diagnose
     from vsteer.vectors.extract import check_method, member_count
-    from vsteer.vectors.files import file_sha256
+    from vsteer.vectors.files import file_sha256, save
     from vsteer.vectors.items import ItemSet
     from vsteer.vectors.members import members, parse_token
     from vsteer.vectors.norms import parse_norm, with_norm
@@ -91,7 +90,7 @@ def extract(
     chosen = parse_token(token or _default_token(contrast))
     name = name or Path(data).stem
     out = out or Path(f"{name}.safetensors")
-    tables = [out.with_suffix(f".{table}.parquet") for table in ("layers", "pca", "cosine")]
+    tables = [diagnose.table_path(out, table) for table in diagnose.TABLES]
     _check_out(out, tables, force)
     source = resolve(model, revision)
     tokenizer = load_tokenizer(source.model, source.revision)
@@ -99,10 +98,10 @@ def extract(
         pass
 
     from vsteer.engine.driver import EngineOptions, VllmEngine
+    from vsteer.engine.support import has_gpu
     from vsteer.engine.table import Capacity
     from vsteer.engine.template import is_chat
     from vsteer.models.identity import commit_of, sha256_of
-    from vsteer.vectors import diagnose
     from vsteer.vectors.extract import extract as run_extract
 
     console = Console(stderr=True)
@@ -114,7 +113,7 @@ def extract(
         max_model_len=max_model_len,
         tensor_parallel_size=tensor_parallel_size,
         enforce_eager=eager,
-        kv_cache_gib=None if _has_gpu() else 1,
+        kv_cache_gib=None if has_gpu() else 1,
     )
     engine = VllmEngine(
         source.model, revision=source.revision, options=options, capacity=Capacity(captures=CAPTURES)
@@ -147,12 +146,10 @@ def extract(
             model_layers=engine.layers,
         )
         vector = with_norm(extraction.vector(name, method, origin), norm)
-        found = [
-            diagnose.layer_table(extraction, vector),
-            diagnose.pca_table(extraction),
-            diagnose.cosine_table(vector),
-        ]
-    _write(vector, out, dict(zip(tables, found, strict=True)), force)
+        found = diagnose.tables(extraction, vector)
+    # the tables first: a vector that is there has its diagnostics
+    diagnose.write_tables(found, out, overwrite=force)
+    save(vector, out, overwrite=force)
     click.echo(f"{out}  {file_sha256(out)[:12]}  {len(vector.layers)} layers, {vector.hidden_size} wide")
     for table in tables:
         click.echo(str(table))
@@ -189,23 +186,3 @@ def _check_out(out: Path, tables: list[Path], force: bool) -> None:
     there = [path for path in (out, *tables) if path.exists()]
     if there and not force:
         raise UsageError(f"{there[0]} exists", "give another --out, or --force to replace it")
-
-
-def _write(vector: SteeringVector, out: Path, tables: dict[Path, Rows], force: bool) -> None:
-    """The tables first: a vector that is there has its diagnostics."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    from vsteer.vectors.atomic import written_whole
-    from vsteer.vectors.files import save
-
-    for path, rows in tables.items():
-        with written_whole(path, force) as temporary:
-            pq.write_table(pa.Table.from_pylist(rows), temporary, compression="zstd")
-    save(vector, out, overwrite=force)
-
-
-def _has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()

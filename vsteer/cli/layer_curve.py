@@ -13,34 +13,23 @@ from pathlib import Path
 from typing import Any
 
 from vsteer.cli.plain_table import plain_table
-from vsteer.store.views import connect
+from vsteer.store.questions_views import connect_runs
 
-# A model may stand in a grid in two dtypes, and their rows must not meet.
-SCORED = """
-create temp view scored as
-with dtypes as (select distinct config_id, dtype from configs),
-several as (
-    select model from (select distinct model, dtype from configs) group by model having count(*) > 1
-)
-select case when r.model in (from several) then r.model || ' in ' || d.dtype else r.model end as model,
-       r.* exclude (model)
-from rows r join dtypes d using (config_id)
-where r.kind = 'choice' and r.status = 'ok' and r.logit_diff is not null and len(r.layers) <= 1
-"""
+# `setting` is all that a baseline shares with what is measured against it: see effects.sql.
 EFFECTS = """
-with baseline as (
-    select model, evaluation, system, prompt_id, logit_diff from scored where vector = ''
-)
-select s.model, s.evaluation, s.system, s.vector, s.norm, s.positions, s.control, s.control_index,
-       s.multiplier, s.layer, avg(s.logit_diff - b.logit_diff), avg(s.total_mass), count(*),
-       any_value(s.vector_sha256)
-from scored s join baseline b using (model, evaluation, system, prompt_id)
-where s.vector <> ''
-group by all order by all
+select c.setting, c.model, c.dtype, c.evaluation, c.system, c.vector, c.norm, c.positions, c.control,
+       c.control_index, c.multiplier, c.layer, avg(e.effect), avg(e.total_mass), count(*), c.vector_sha256
+from effects e join conditions c using (condition)
+where len(c.layers) = 1 and e.effect is not null
+group by all
+order by c.model, c.dtype, c.evaluation, c.system, c.vector, c.norm, c.positions, c.control, c.control_index,
+         c.multiplier, c.layer
 """
 BASELINES = """
-select model, evaluation, system, avg(logit_diff), avg(total_mass), count(*)
-from scored where vector = '' group by all order by all
+select c.setting, avg(b.baseline_logit_diff), avg(b.baseline_mass), count(*)
+from baselines b join conditions c on c.condition = b.baseline_condition
+where b.baseline_logit_diff is not null
+group by c.setting
 """
 # With so many of a kind, a peak outside all of theirs is outside at the 5% level.
 ENOUGH_CONTROLS = 19
@@ -64,21 +53,26 @@ Controls = Mapping[tuple[str, int], list[Effect]]
 
 
 def layer_curves(folder: Path) -> str:
-    database = connect(folder)
-    database.execute(SCORED)
-    baselines = {row[:3]: row[3:] for row in database.execute(BASELINES).fetchall()}
-    steered: dict[tuple[str, ...], list[Effect]] = defaultdict(list)
-    controls: dict[tuple[str, ...], dict[tuple[str, int], list[Effect]]] = defaultdict(
+    database = connect_runs([folder])
+    baselines = {row[0]: row[1:] for row in database.execute(BASELINES).fetchall()}
+    steered: dict[tuple[Any, ...], list[Effect]] = defaultdict(list)
+    controls: dict[tuple[Any, ...], dict[tuple[str, int], list[Effect]]] = defaultdict(
         lambda: defaultdict(list)
     )
     for row in database.execute(EFFECTS).fetchall():
-        group, control, index = row[:6], row[6], row[7]
-        found = Effect(row[9], row[8], *row[10:])
+        group, control, index, found = row[:8], row[8], row[9], Effect(row[11], row[10], *row[12:])
         if control in ("random", "shuffled"):
             controls[group][control, index].append(found)
         else:
             steered[group].append(found)
-    parts = [_curve(group, found, baselines[group[:3]], controls[group]) for group, found in steered.items()]
+    dtypes = defaultdict(set)
+    for _, model, dtype, *_ in steered:
+        dtypes[model].add(dtype)
+    parts = []
+    for group, effects in steered.items():
+        setting, model, dtype, *asked = group
+        name = f"{model} in {dtype}" if len(dtypes[model]) > 1 else model
+        parts.append(_curve((name, *asked), effects, baselines[setting], controls[group]))
     return "\n\n".join(parts)
 
 

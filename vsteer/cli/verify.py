@@ -42,6 +42,7 @@ def verify(
         make_vectors,
     )
     from vsteer.engine.reference import ReferenceEngine
+    from vsteer.engine.support import has_gpu
     from vsteer.engine.table import Capacity
 
     click.echo("... loading the reference (Hugging Face, float32)", err=True)
@@ -53,7 +54,7 @@ def verify(
         max_num_seqs=64,
         tensor_parallel_size=tensor_parallel_size,
         enforce_eager=eager,
-        kv_cache_gib=1 if not _has_gpu() else None,
+        kv_cache_gib=1 if not has_gpu() else None,
     )
     engine = VllmEngine(
         source.model,
@@ -113,9 +114,3 @@ def verify(
         click.echo("verified" if not found.failures else "NOT verified")
     if found.failures:
         raise click.exceptions.Exit(1)
-
-
-def _has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()

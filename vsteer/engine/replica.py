@@ -177,9 +177,7 @@ class _Serving:
 
     def _death(self, error: BaseException) -> BaseException:
         """An engine whose process is gone fails in many ways, and they are all this one."""
-        gone = type(error).__name__ == "EngineDeadError" or any(
-            code is not None for code in self._exit_codes()
-        )
+        gone = any(code is not None for code in self._exit_codes())
         if isinstance(error, VsteerError | SteeringFault) or not gone:
             return error
         return EngineError(f"the engine died: {error!r}", hint="its own words are above")

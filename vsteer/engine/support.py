@@ -16,6 +16,12 @@ CONFIG_KEY = "vsteer"
 FAMILIES = {"LlamaForCausalLM": "vsteer.engine.llama:SteeredLlamaForCausalLM"}
 
 
+def has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def check_family(architectures: Sequence[str]) -> None:
     if not any(name in FAMILIES for name in architectures):
         raise UnsupportedError(

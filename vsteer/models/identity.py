@@ -49,10 +49,18 @@ def sha256_of(model: str, revision: str | None) -> str:
     return model_sha256(model if Path(model).is_dir() else _cached(model, revision))
 
 
-def _cached(model: str, revision: str | None) -> Path:
-    from huggingface_hub import try_to_load_from_cache
-
+def cached_snapshot(model: str, revision: str | None) -> Path | None:
+    """Where the hub's own cache holds a model's settings, in a folder named by the commit."""
+    try:
+        from huggingface_hub import try_to_load_from_cache
+    except ModuleNotFoundError:
+        return None
     found = try_to_load_from_cache(model, "config.json", revision=revision)
-    if not isinstance(found, str):
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def _cached(model: str, revision: str | None) -> Path:
+    found = cached_snapshot(model, revision)
+    if found is None:
         raise ModelError(f"{model} is not in the hub's cache", "load it once; then its files can be named")
-    return Path(found).parent
+    return found

@@ -7,17 +7,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from vsteer.vectors.activations import Float64
+from vsteer.vectors.atomic import written_whole
 from vsteer.vectors.extract import Extraction
 from vsteer.vectors.principal import principal
 from vsteer.vectors.vector import SteeringVector
 
 HALVES = 20
+TABLES = ("layers", "pca", "cosine")
 Rows = list[dict[str, Any]]
+
+
+def tables(extraction: Extraction, vector: SteeringVector) -> dict[str, Rows]:
+    """All three, by the word in their files' names."""
+    return {
+        "layers": layer_table(extraction, vector),
+        "pca": pca_table(extraction),
+        "cosine": cosine_table(vector),
+    }
+
+
+def table_path(vector: Path, table: str) -> Path:
+    return vector.with_suffix(f".{table}.parquet")
+
+
+def write_tables(found: Mapping[str, Rows], vector: Path, overwrite: bool) -> None:
+    """Beside the vector's file."""
+    for table, rows in found.items():
+        with written_whole(table_path(vector, table), overwrite) as temporary:
+            pq.write_table(pa.Table.from_pylist(rows), temporary, compression="zstd")
 
 
 def layer_table(extraction: Extraction, vector: SteeringVector) -> Rows:

@@ -81,6 +81,7 @@ def file_sha256(path: str | Path) -> str:
     """The file's hash; of CAA's folder the hash of the names and hashes of its files, by layer."""
     path = Path(path)
     if not path.is_dir():
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
     lines = [f"{file_sha256(file)}  {file.name}\n" for file in caa_file.files_in(path)]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
