@@ -1,0 +1,301 @@
+"""statistics/: what SQL can't work out of the rows, computed once and stored beside them.
+
+`statistics/TABLE.parquet`, one file a table of TABLES. Each says in its metadata what it was made of: a
+`fingerprint` of the files that were read and of the way they were read. Where that is no longer the run's,
+the statistics are of other rows than the run has, and nobody should read them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vsteer.store import shards as sh
+from vsteer.store.files import as_parquet, disk_errors, write_file
+from vsteer.store.schema import FLOAT, FLOATS, INT, INTS, STRING, STRINGS, Column, arrow_schema
+from vsteer.store.views import CONFIGS, PROMPTS
+
+STATISTICS_FOLDER = "statistics"
+METADATA = b"statistics"
+# Of what the numbers mean and how they are made: statistics of another version are not read.
+VERSION = 1
+BOOL = pa.bool_()
+
+MEASURES = ("logit_diff", "p_match")
+# A peak's, a band's and a scaling's other columns in conditions are found by evaluation and config_id.
+_EVALUATION = Column("evaluation", STRING, "the evaluation's name")
+_CONFIG = Column("config_id", STRING, "the configuration, in configs.parquet")
+_MEASURE = Column("measure", STRING, "what the effect is of", values=MEASURES)
+_ITEMS = Column("items", INT, "items that count; both letter orders and all samples of one are one value")
+_ITEMS_LEFT_OUT = Column(
+    "items_left_out",
+    INT,
+    "items of the evaluation that don't: they have no effect at one of the places compared",
+)
+_ROWS_LEFT_OUT = Column(
+    "rows_left_out", INT, "planned rows without an effect: missing, failed, not finite, or no baseline"
+)
+_WHY = Column("why", STRING, "why columns are null, and what to beware of", null="nothing to say")
+_NORM = Column("norm", STRING, "the norm that was applied to the vector: raw, unit, caa, residual:0.1")
+_RELATIVE = Column(
+    "relative_norm",
+    FLOAT,
+    "|multiplier| x the vector's norm / the stream's norm there",
+    null="not measured in this model",
+)
+_STEERED = (
+    Column("model", STRING, "the model, as the grid names it"),
+    Column("vector", STRING, "the vector's name"),
+    _NORM,
+    Column("positions", STRING, "which tokens are steered: all, after_prompt, ..."),
+    Column("operation", STRING, "what is done to the stream: add, ablate"),
+    Column("system", STRING, "the system prompt's name; empty: none"),
+)  # fmt: skip
+_MULTIPLIER = Column("multiplier", FLOAT, "what the vector is multiplied with", null="ablate, which has none")
+_SEED = Column("seed", INT, "the seed of what was drawn")
+_NO_INTERVAL = "no interval: see why"
+
+INTERVALS = (
+    _EVALUATION,
+    _CONFIG,
+    _MEASURE,
+    _ITEMS,
+    _ROWS_LEFT_OUT,
+    Column("mean", FLOAT, "mean effect over items: steered less unsteered, paired", null="items is 0"),
+    Column("low", FLOAT, "lower end of its 95% interval over items", null=_NO_INTERVAL),
+    Column("high", FLOAT, "upper end", null=_NO_INTERVAL),
+    Column("se", FLOAT, "standard error over items", null="items < 2"),
+    Column(
+        "p_value",
+        FLOAT,
+        "paired t-test of the mean against the baseline, two-sided; of this configuration alone, not "
+        "corrected for how many there are",
+        null="items < 2, or all items are equal",
+    ),
+    Column("method", STRING, "how the interval was made: bca", null=_NO_INTERVAL),
+    _SEED,
+    _WHY,
+)
+
+PEAKS = (
+    _EVALUATION,
+    Column("config_id", STRING, "the configuration at the best layer on all items; in configs.parquet"),
+    _MEASURE,
+    *_STEERED,
+    _MULTIPLIER,
+    Column("layer", INT, "the layer of the largest effect in the multiplier's direction, on all items"),
+    Column("depth", FLOAT, "(layer + 1) / number of layers"),
+    Column("effect", FLOAT, "mean effect there: chosen and measured on the same items, so too large"),
+    _RELATIVE,
+    Column("layers_swept", INT, "how many single layers were compared"),
+    _ITEMS,
+    _ITEMS_LEFT_OUT,
+    Column(
+        "heldout_effect",
+        FLOAT,
+        "mean effect on one half of the items at the layer that the other half chose, over splits, both "
+        "halves in turn",
+        null="items < 4",
+    ),
+    Column("low", FLOAT, "lower end of its 95% interval over items", null=_NO_INTERVAL),
+    Column("high", FLOAT, "upper end", null=_NO_INTERVAL),
+    Column("heldout_layer", INT, "the layer that halves chose most often", null="items < 4"),
+    Column("heldout_share", FLOAT, "the share of halves that chose it", null="items < 4"),
+    Column(
+        "near_layers",
+        INTS,
+        "layers that can't be told from the best: no paired t-test against it at 5% / (layers - 1), one-sided; "
+        "the truly best layer is among them in 95% of runs",
+        null="items < 2",
+    ),
+    Column("splits", INT, "how many half-splits were drawn"),
+    _SEED,
+    _WHY,
+)
+
+BANDS = (
+    _EVALUATION,
+    Column("config_id", STRING, "the peak's configuration: the row of peaks that this belongs to"),
+    _MEASURE,
+    Column("control", STRING, "which kind of control vectors", values=("random", "shuffled")),
+    *_STEERED,
+    _MULTIPLIER,
+    Column("largest", FLOAT, "the vector's effect of largest size over its layers, with its sign"),
+    Column("largest_layer", INT, "where"),
+    Column("largest_relative_norm", FLOAT, _RELATIVE.about, null=_RELATIVE.null),
+    Column("layers_swept", INT, "how many single layers were compared"),
+    _ITEMS,
+    _ITEMS_LEFT_OUT,
+    Column("controls", INT, "whole control vectors: with every one of the items at every one of the layers"),
+    Column("controls_left_out", INT, "control vectors that are not whole"),
+    Column("control_max", FLOAT, "the largest of their own largest |effect| over layers", null="no control"),
+    Column("control_median", FLOAT, "the median of those", null="no control"),
+    Column("exceeded_by", INT, "how many controls' largest |effect| is the vector's or more"),
+    Column("p_value", FLOAT, "(1 + exceeded_by) / (1 + controls)", null="no control"),
+    Column(
+        "outside",
+        BOOL,
+        "whether the vector exceeds every control: the 5% level with 19, for this curve alone",
+        null="fewer than 19 whole controls",
+    ),
+    _WHY,
+)
+
+ASYMMETRIES = (
+    _EVALUATION,
+    Column("config_id", STRING, "the configuration at +multiplier, in configs.parquet"),
+    Column("minus_config_id", STRING, "the one at -multiplier"),
+    _MEASURE,
+    *_STEERED,
+    Column("layers", INTS, "the layers that are steered, from 0"),
+    Column("multiplier", FLOAT, "|multiplier| of both"),
+    _RELATIVE,
+    _ITEMS,
+    _ITEMS_LEFT_OUT,
+    Column(
+        "asymmetry",
+        FLOAT,
+        "-effect at minus - effect at plus, mean over items that have both: above 0 where negative steering "
+        "acts more strongly in its own direction",
+        null="items is 0",
+    ),
+    Column("low", FLOAT, "lower end of its 95% interval over items", null=_NO_INTERVAL),
+    Column("high", FLOAT, "upper end", null=_NO_INTERVAL),
+    Column("se", FLOAT, "standard error over items", null="items < 2"),
+    Column("p_value", FLOAT, "paired t-test, two-sided, not corrected", null="items < 2, or all are equal"),
+    _SEED,
+    _WHY,
+)
+
+DOSES = (
+    _EVALUATION,
+    Column("config_id", STRING, "one configuration of the family, the one of the largest multiplier"),
+    _MEASURE,
+    *_STEERED,
+    Column("layers", INTS, "the layers that are steered, from 0"),
+    Column("multipliers", FLOATS, "ascending; 0 is the unsteered model on the same items"),
+    Column("means", FLOATS, "logit_diff or p_match at each, mean over items"),
+    Column("relative_norms", FLOATS, "|multiplier| x the vector's norm / the stream's; entries null: not measured"),
+    _ITEMS,
+    _ITEMS_LEFT_OUT,
+    Column("isotonic", FLOATS, "the nearest curve to means that never turns back", null="points < 3"),
+    Column("isotonic_direction", STRING, "which way it goes", null="points < 3", values=("rising", "falling")),
+    Column("isotonic_r2", FLOAT, "1 - its residual sum of squares / that about the mean; 1: monotone",
+           null="points < 3, or all means are equal"),
+    Column("fit", STRING, "line: mean = intercept + slope x multiplier, of logit_diff; logistic: mean = "
+           "1 / (1 + exp(-(intercept + slope x multiplier))), of p_match", values=("line", "logistic")),
+    Column("intercept", FLOAT, "of the fit; logits", null="points < 3, or no fit: see why"),
+    Column("slope", FLOAT, "of the fit; logits for each 1 of multiplier", null="where intercept is"),
+    Column("slope_low", FLOAT, "lower end of its 95% interval over items", null=_NO_INTERVAL),
+    Column("slope_high", FLOAT, "upper end", null=_NO_INTERVAL),
+    Column("midpoint", FLOAT, "-intercept / slope: the multiplier of even odds", null="no fit, or slope is 0"),
+    Column("fit_r2", FLOAT, "1 - the fit's residual sum of squares / that about the mean",
+           null="where intercept is, or all means are equal"),
+    Column("residual_df", INT, "points less the fit's two parameters"),
+    _SEED,
+    _WHY,
+)  # fmt: skip
+
+FAMILIES = ("exponential", "power", "log_linear")
+SCALING = (
+    _EVALUATION,
+    _MEASURE,
+    Column("vector", STRING, "the vector's name"),
+    _NORM,
+    Column("positions", STRING, "which tokens are steered: all, after_prompt, ..."),
+    Column("operation", STRING, "what is done to the stream: add, ablate"),
+    Column("system", STRING, "the system prompt's name; empty: none"),
+    _MULTIPLIER,
+    Column("family", STRING, "exponential: offset + scale x exp(-rate x billions); power: scale x "
+           "billions^-rate; log_linear: offset + scale x ln(billions)", values=FAMILIES),
+    Column("models", STRINGS, "the models, by size"),
+    Column("billions", FLOATS, "their parameters in billions, as their names say"),
+    Column("effects", FLOATS, "their peaks: heldout_effect in peaks, which is what is fitted"),
+    Column("depths", FLOATS, "the peaks' depths"),
+    Column("relative_norms", FLOATS, "the peaks' relative_norm; entries null: not measured"),
+    Column("models_left_out", INT, "models without a held-out peak, or whose name doesn't say its size"),
+    Column("points", INT, "how many models are fitted; each counts alike"),
+    Column("offset", FLOAT, "of the family", null="no such parameter, or no fit: see why"),
+    Column("offset_low", FLOAT, "lower end of its 95% profile interval", null=_NO_INTERVAL),
+    Column("offset_high", FLOAT, "upper end", null=_NO_INTERVAL),
+    Column("scale", FLOAT, "of the family", null="no fit: see why"),
+    Column("scale_low", FLOAT, "lower end", null=_NO_INTERVAL),
+    Column("scale_high", FLOAT, "upper end", null=_NO_INTERVAL),
+    Column("rate", FLOAT, "of the family", null="no such parameter, or no fit: see why"),
+    Column("rate_low", FLOAT, "lower end", null=_NO_INTERVAL),
+    Column("rate_high", FLOAT, "upper end", null=_NO_INTERVAL),
+    Column("residual_df", INT, "points less the family's parameters; 0: the curve goes through every point and "
+           "nothing is left to judge it by", null="fewer points than parameters"),
+    Column("rss", FLOAT, "residual sum of squares", null="no fit"),
+    Column("aicc", FLOAT, "Akaike's criterion, corrected for few points; less is better",
+           null="fewer points than parameters + 3"),
+    Column("loo_rmse", FLOAT, "root mean square error of each model predicted from the others",
+           null="fewer points than parameters + 2"),
+    Column("preferred", BOOL, "whether the data prefer this family to both others", null="they can't tell: see why"),
+    _WHY,
+)  # fmt: skip
+
+TABLES: Mapping[str, Sequence[Column]] = {
+    "intervals": INTERVALS,
+    "peaks": PEAKS,
+    "bands": BANDS,
+    "asymmetries": ASYMMETRIES,
+    "doses": DOSES,
+    "scaling": SCALING,
+}
+
+
+def statistics_path(folder: Path, table: str) -> Path:
+    return folder / STATISTICS_FOLDER / f"{table}.parquet"
+
+
+def fingerprint(folder: Path) -> str:
+    """A hash of what statistics are made of: the rows' files, whose names carry their checksums, and tables."""
+    found = hashlib.sha256(f"statistics {VERSION}".encode())
+    with disk_errors(f"reading {folder}"):
+        for shard in sh.list_shards(sh.rows_folder(folder)):
+            found.update(f"\n{shard.name} {shard.stat().st_size}".encode())
+        for name in (CONFIGS, PROMPTS, "vectors/norms.parquet"):
+            if (folder / name).exists():
+                with (folder / name).open("rb") as file:
+                    found.update(f"\n{name} {hashlib.file_digest(file, 'sha256').hexdigest()}".encode())
+    return found.hexdigest()[:32]
+
+
+def statistics_are_current(folder: Path) -> bool:
+    """Whether every table is there and was made of the run as it stands."""
+    paths = [statistics_path(folder, table) for table in TABLES]
+    if not all(path.exists() for path in paths):
+        return False
+    now = fingerprint(folder)
+    return all(_made_of(path) == now for path in paths)
+
+
+def _made_of(path: Path) -> str:
+    try:
+        said = pq.read_schema(path).metadata or {}
+        return str(json.loads(said.get(METADATA, b"{}")).get("fingerprint", ""))
+    except (OSError, ValueError):  # ArrowInvalid and a JSON fault are ValueErrors
+        return ""
+
+
+def statistics_schema(table: str, about: Mapping[str, Any]) -> pa.Schema:
+    schema = arrow_schema(STATISTICS_FOLDER, TABLES[table])
+    made = json.dumps({"version": VERSION, **about}, sort_keys=True).encode()
+    return schema.with_metadata({**(schema.metadata or {}), METADATA: made})
+
+
+def write_table(
+    folder: Path, name: str, records: Sequence[Mapping[str, Any]], about: Mapping[str, Any]
+) -> None:
+    """Put a table in its place, whole or not at all; `about` has the fingerprint."""
+    with disk_errors(f"making {folder / STATISTICS_FOLDER}"):
+        (folder / STATISTICS_FOLDER).mkdir(exist_ok=True)
+    table = pa.Table.from_pylist([dict(record) for record in records], statistics_schema(name, about))
+    write_file(statistics_path(folder, name), as_parquet(table))
