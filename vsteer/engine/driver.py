@@ -31,6 +31,7 @@ from vsteer.engine.request import (
     Vectors,
     expected_steered_tokens,
 )
+from vsteer.engine.seams import refuse_unknown_seams
 from vsteer.engine.step import NOT_SEEN, CellSpan
 from vsteer.engine.support import CONFIG_KEY, check_family, refuse_unproven
 from vsteer.engine.table import Capacity, SteeringTable
@@ -82,6 +83,7 @@ class VllmEngine:
         options = options or EngineOptions()
         self.capacity = capacity or Capacity()
         _check_plugin_is_allowed()
+        refuse_unknown_seams()
         with engine_environment(options):
             # vllm reads its environment at import
             from vllm.engine.arg_utils import EngineArgs
@@ -254,6 +256,8 @@ class VllmEngine:
                 ignore_eos=request.ignore_eos,
                 logprob_token_ids=list(request.logprob_token_ids) or None,
                 logprobs=None if request.logprob_token_ids else 0,
+                # vLLM then computes the whole prompt: no cached block is read
+                prompt_logprobs=None if request.prompt_logprobs_from is None else 0,
                 detokenize=bool(request.stop),
                 output_kind=RequestOutputKind.FINAL_ONLY,
                 extra_args=extra_args or None,
@@ -369,6 +373,7 @@ class VllmEngine:
             text=completion.text if request.stop else self.decode(token_ids),
             finish_reason=completion.finish_reason,
             logprobs=_logprobs(request, completion.logprobs),
+            prompt_logprobs=_prompt_logprobs(request, output.prompt_logprobs),
             prompt_tokens=len(request.prompt.token_ids),
             cached_tokens=output.num_cached_tokens or 0,
             steered_tokens=steered,
@@ -440,6 +445,20 @@ class _Flight:
 def _logprobs(request: Request, logprobs: Any) -> tuple[dict[int, float], ...]:
     return tuple(
         {token: float(entry.logprob) for token, entry in position.items()} for position in logprobs or ()
+    )
+
+
+def _prompt_logprobs(request: Request, logprobs: Any) -> tuple[float, ...]:
+    first, ids = request.prompt_logprobs_from, request.prompt.token_ids
+    if first is None:
+        return ()
+    if logprobs is None or len(logprobs) != len(ids):
+        raise SteeringFault(
+            f"request {request.id!r} came back with log-probabilities of {len(logprobs or ())} prompt tokens "
+            f"instead of {len(ids)}"
+        )
+    return tuple(
+        float(position[token].logprob) for token, position in zip(ids[first:], logprobs[first:], strict=True)
     )
 
 

@@ -143,10 +143,21 @@ class ReferenceEngine:
             text=text,
             finish_reason=reason,
             logprobs=tuple(logprobs),
+            prompt_logprobs=self._prompt_logprobs(request),
             prompt_tokens=len(prompt),
             steered_tokens=steered,
             captured=self._captured(request) if request.capture else None,
         )
+
+    def _prompt_logprobs(self, request: Request) -> tuple[float, ...]:
+        first, ids = request.prompt_logprobs_from, request.prompt.token_ids
+        if first is None:
+            return ()
+        with self._hooks(request):
+            self._seen = 0
+            logits = self.model(input_ids=self._tensor(list(ids)), use_cache=False).logits[0]
+        distribution = torch.log_softmax(logits.float(), dim=-1)
+        return tuple(float(distribution[place - 1, ids[place]]) for place in range(first, len(ids)))
 
     def _captured(self, request: Request) -> NDArray[np.float32]:
         streams = self.streams(request.prompt.token_ids, request)

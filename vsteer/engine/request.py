@@ -111,6 +111,8 @@ class Request:
     ignore_eos: bool = False
     # log-probabilities of exactly these tokens, at every generated position
     logprob_token_ids: tuple[int, ...] = ()
+    # log-probabilities of the prompt's own tokens, from this position on
+    prompt_logprobs_from: int | None = None
     # positions of the prompt whose stream is wanted after every layer, increasing
     capture: tuple[int, ...] = ()
 
@@ -128,6 +130,11 @@ class Request:
             a >= b for a, b in zip(self.capture, self.capture[1:], strict=False)
         ):
             return f"cannot capture the positions {self.capture} of a prompt of {len(ids)} tokens"
+        if self.prompt_logprobs_from is not None and not 0 < self.prompt_logprobs_from < len(ids):
+            return (
+                f"no token of a prompt of {len(ids)} has a log-probability from position "
+                f"{self.prompt_logprobs_from} on"
+            )
         if len(ids) + self.max_tokens > max_model_len:
             return (
                 f"too long: {len(ids)} prompt tokens + {self.max_tokens} to generate exceed "
@@ -148,6 +155,8 @@ class Result:
     finish_reason: str | None = None
     # one mapping a generated position: the sampled token and every requested one
     logprobs: tuple[dict[int, float], ...] = field(default=())
+    # of the prompt's tokens from prompt_logprobs_from on
+    prompt_logprobs: tuple[float, ...] = ()
     prompt_tokens: int = 0
     cached_tokens: int = 0
     # processed positions that lay in the span, those from blocks of the same steering included

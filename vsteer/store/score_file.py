@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -46,6 +46,7 @@ class Output:
     # only where the scorer asks for them
     token_ids: tuple[int, ...] = ()
     question: str = ""
+    prompt_token_ids: tuple[int, ...] = ()
 
 
 class WholeParquet:
@@ -87,7 +88,17 @@ class WholeParquet:
 class ScoreFile:
     """A scorer's scores of a run, which this process alone adds to."""
 
-    def __init__(self, folder: Path, scorer: str, scorer_hash: str, about: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        scorer: str,
+        scorer_hash: str,
+        about: Mapping[str, Any],
+        *,
+        model: str | None = None,
+        evaluations: Sequence[str] | None = None,
+    ) -> None:
+        """Of all models and evaluations, unless it is said which."""
         self.folder, self.scorer, self.scorer_hash = folder, scorer, scorer_hash
         self.path = scores_path(folder, scorer, scorer_hash)
         self.save_seconds = SAVE_SECONDS
@@ -100,6 +111,10 @@ class ScoreFile:
         self._lock = FolderLock(folder / SCORES_FOLDER)
         try:
             self._drop_stale()
+            chosen = [_among("model", None if model is None else [model]), _among("evaluation", evaluations)]
+            self._database.execute(
+                f"create view wanted as select * from outputs where {' and '.join(chosen)}"
+            )
         except BaseException:
             self.release()
             raise
@@ -107,18 +122,18 @@ class ScoreFile:
     def counts(self) -> tuple[int, int]:
         """How many texts there are, and how many of them have scores."""
         found = self._database.execute(
-            "select count(*), count(d.row_id) from outputs o"
+            "select count(*), count(d.row_id) from wanted o"
             " left join done d on d.row_id = o.row_id and d.finished_at = o.finished_at"
         ).fetchall()
         return int(found[0][0]), int(found[0][1])
 
-    def unscored(self, *also: Literal["token_ids", "question"]) -> Iterator[Output]:
+    def unscored(self, *also: Literal["token_ids", "question", "prompt_token_ids"]) -> Iterator[Output]:
         """Every good text without a score, once."""
         names = ("row_id", "finished_at", "text", *also)
         with readable(self.folder):
             reader = (
                 self._database.cursor()
-                .sql(f"select {', '.join(names)} from outputs anti join done using (row_id, finished_at)")
+                .sql(f"select {', '.join(names)} from wanted anti join done using (row_id, finished_at)")
                 .to_arrow_reader(ROWS_AT_ONCE)
             )
             for batch in reader:
@@ -237,10 +252,11 @@ def scoring_database(folder: Path) -> duckdb.DuckDBPyConnection:
             f" qualify row_number() over (partition by row_id order by {BEST_FIRST}) > 1"
         )
         database.execute(
-            "create view outputs as select r.row_id, r.finished_at, r.text, r.token_ids,"
-            " coalesce(p.question, '') as question"
+            "create view outputs as select r.row_id, r.finished_at, r.model, r.evaluation, r.text,"
+            " r.token_ids, coalesce(p.question, '') as question, p.token_ids as prompt_token_ids"
             f" from {source} r anti join superseded s using (filename, file_row_number) left join"
-            " (select prompt_id, any_value(question) as question from prompts group by prompt_id) p"
+            " (select prompt_id, any_value(question) as question, any_value(token_ids) as token_ids"
+            " from prompts group by prompt_id) p"
             " using (prompt_id) where r.kind = 'open_ended' and r.status = 'ok'"
         )
     return database
@@ -259,6 +275,12 @@ def readable(folder: Path) -> Iterator[None]:
             hint="if the run goes on, give the same command again; if a file is damaged, `vsteer run` sets it"
             " aside, and a file in scores/ can be deleted",
         ) from error
+
+
+def _among(column: str, values: Sequence[str] | None) -> str:
+    if values is None:
+        return "true"
+    return f"{column} in ({', '.join(map(quoted, values)) or 'null'})"
 
 
 def _scratch(folder: Path) -> Path:
