@@ -37,6 +37,10 @@ class Coherence:
     def open(self) -> int:
         return self.texts - self.standing - self.scored - self.failed
 
+    @property
+    def faults(self) -> str:
+        return f"{self.failed:,} have none"
+
 
 class CoherenceFile:
     """The perplexities of one model's texts in a run, of some evaluations or all."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
+    from vsteer.coherence import Coherence
+    from vsteer.engine.driver import VllmEngine
     from vsteer.evals.judge import Judged
 
 INCOMPLETE = 3
@@ -21,12 +24,16 @@ INCOMPLETE = 3
     "names",
     multiple=True,
     metavar="NAME",
-    help="refusal, repetition, length, characters, steerability or judge; may be repeated. By default the "
-    "first four.",
+    help="refusal, repetition, length, characters, steerability, perplexity or judge; may be repeated. By "
+    "default the first four.",
 )
 @click.option("--rubric", help="judge: refusal, sentiment, language, or a text file.")
-@click.option("--base-url", help="judge: an OpenAI-compatible endpoint, such as http://127.0.0.1:8000/v1.")
-@click.option("--judge-model", help="judge: the model's name there.")
+@click.option(
+    "--base-url",
+    help="judge: an OpenAI-compatible endpoint, such as http://127.0.0.1:8000/v1. Without it the judge runs "
+    "here.",
+)
+@click.option("--judge-model", help="judge: the model's name there; here a name, a folder or a hub id.")
 @click.option(
     "--budget", type=click.IntRange(min=1), help="judge: spend no more tokens on this run than this."
 )
@@ -40,6 +47,13 @@ INCOMPLETE = 3
     show_default=True,
     help="judge: seconds a try.",
 )
+@click.option("--revision", help="judge here: revision of a hub model.")
+@click.option(
+    "--dtype", default="bfloat16", show_default=True, help="judge here: bfloat16, float16, float32."
+)
+@click.option("--tensor-parallel-size", default=1, show_default=True, help="judge here: on so many GPUs.")
+@click.option("--max-model-len", type=int, help="judge here: the longest prompt and answer, in tokens.")
+@click.option("--eager", is_flag=True, help="judge here: without compilation, a quicker start.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON array instead of text.")
 def score(
     run: Path,
@@ -50,40 +64,55 @@ def score(
     budget: int | None,
     concurrency: int,
     timeout: float,
+    revision: str | None,
+    dtype: str,
+    tensor_parallel_size: int,
+    max_model_len: int | None,
+    eager: bool,
     as_json: bool,
 ) -> None:
     """Score what the run in the folder RUN wrote, into RUN/scores/. Nothing is generated.
 
     refusal, repetition, length and characters look at texts; steerability fits a line to each choice item
-    over its multipliers; judge asks a model for a number from 0 to 10 by a rubric. The same command scores
-    only what is new; an answer of a judge is never paid for twice. A judge's key is read from OPENAI_API_KEY
-    in the environment. Exit codes: 0 complete, 3 a judge has texts left open.
+    over its multipliers; perplexity loads the run's own model, unsteered, and asks how likely it holds each
+    text; judge asks a model for a number from 0 to 10 by a rubric, at an endpoint or in the local engine. The
+    same command scores only what is new; an answer of a judge is never paid for twice. A judge's key is read
+    from OPENAI_API_KEY in the environment. Exit codes: 0 complete, 3 a judge has texts left open.
 
     \b
     Example:
       vsteer score runs/quickstart --scorer refusal --scorer repetition
     """
     from vsteer.errors import UsageError
+    from vsteer.evals.coherence import PERPLEXITY
     from vsteer.evals.scorers import PLAIN
     from vsteer.store.scores import STEERABILITY
 
     chosen = list(dict.fromkeys(names or PLAIN))
-    known = [*PLAIN, STEERABILITY, "judge"]
+    known = [*PLAIN, STEERABILITY, PERPLEXITY, "judge"]
     if unknown := [name for name in chosen if name not in known]:
         raise UsageError(f"no scorer is called {unknown[0]!r}", f"there are {', '.join(known)}")
-    if "judge" in chosen and not (rubric and base_url and judge_model):
+    if "judge" in chosen and not (rubric and judge_model):
         raise UsageError(
             "a judge needs to know what to judge by, and whom to ask",
-            "give --rubric, --base-url and --judge-model",
+            "give --rubric and --judge-model, and --base-url where it is asked at an endpoint",
         )
-    said, left_open = [], 0
+    said: list[dict[str, Any]] = []
+    left_open = 0
     for name in chosen:
         if name == "judge":
             assert rubric
-            assert base_url
             assert judge_model
-            found = _judge(run, rubric, base_url, judge_model, budget, concurrency, timeout, as_json)
+            if base_url:
+                judged = _judge(run, rubric, base_url, judge_model, budget, concurrency, timeout)
+            else:
+                here = (revision, dtype, tensor_parallel_size, max_model_len, eager)
+                judged = _judge_here(run, rubric, judge_model, budget, *here)
+            found = _judged(judged, rubric, judge_model, as_json)
             left_open += found["open"]
+        elif name == PERPLEXITY:
+            said += _perplexity(run, as_json)
+            continue
         elif name == STEERABILITY:
             found = _steerability(run, as_json)
         else:
@@ -119,6 +148,43 @@ def _steerability(run: Path, quiet: bool) -> dict[str, Any]:
     return {"scorer": "steerability", "hash": HASH, "lines": lines, "file": str(path)}
 
 
+def _perplexity(run: Path, quiet: bool) -> list[dict[str, Any]]:
+    """Of each of the run's models, one after another; one whose texts all have theirs is not loaded."""
+    from vsteer.coherence import CoherenceFile
+    from vsteer.loading import load_stored, stored_models
+
+    said = []
+    told = _Told()
+    for facts, spec in stored_models(run):
+        with CoherenceFile(run, facts.name, facts.identity()) as file:
+            if file.result.open:
+                click.echo(f"... {facts.name}: loading it into vLLM (this takes a while)", err=True)
+                engine = load_stored(facts, spec)
+                try:
+                    file.score(engine, told)
+                finally:
+                    engine.close()
+        done = file.result
+        if not quiet:
+            click.echo(
+                f"perplexity under {done.model}: {done.scored:,} of {done.texts:,} texts scored, "
+                f"{done.standing:,} were, {done.failed:,} have none: {done.path}"
+            )
+        said.append(
+            {
+                "scorer": "perplexity",
+                "model": done.model,
+                "hash": done.scorer_hash,
+                "texts": done.texts,
+                "standing": done.standing,
+                "scored": done.scored,
+                "failed": done.failed,
+                "file": str(done.path),
+            }
+        )
+    return said
+
+
 def _judge(
     run: Path,
     rubric: str,
@@ -127,14 +193,40 @@ def _judge(
     budget: int | None,
     concurrency: int,
     timeout: float,
-    quiet: bool,
-) -> dict[str, Any]:
+) -> Judged:
     from vsteer.evals.endpoint import Endpoint
     from vsteer.evals.judge import MAX_TOKENS, judge_texts
     from vsteer.evals.rubrics import load_rubric
 
     endpoint = Endpoint(base_url, model, MAX_TOKENS, timeout=timeout)
-    done = judge_texts(run, load_rubric(rubric), endpoint, budget, concurrency, _Told())
+    return judge_texts(run, load_rubric(rubric), endpoint, budget, concurrency, _Told())
+
+
+def _judge_here(
+    run: Path, rubric: str, model: str, budget: int | None, revision: str | None, dtype: str, *how: Any
+) -> Judged:
+    from vsteer.engine.template import load_tokenizer
+    from vsteer.evals.local_judge import judge_locally
+    from vsteer.evals.rubrics import load_rubric
+    from vsteer.loading import fetched, load_named
+    from vsteer.models.identity import model_sha256
+
+    asked = load_rubric(rubric)
+    folder = fetched(model, revision)
+    with ExitStack() as closing:
+
+        def load() -> VllmEngine:
+            click.echo(f"... {model}: loading it into vLLM (this takes a while)", err=True)
+            engine = load_named(folder, dtype, *how)
+            closing.callback(engine.close)
+            return engine
+
+        weights = {"sha256": model_sha256(folder), "dtype": dtype}
+        tokenizer = load_tokenizer(str(folder))
+        return judge_locally(run, asked, model, weights, tokenizer, load, budget, _Told())
+
+
+def _judged(done: Judged, rubric: str, model: str, quiet: bool) -> dict[str, Any]:
     if not quiet:
         click.echo(_said(done, rubric))
     return {
@@ -170,11 +262,7 @@ class _Told:
 
         self._now, self._last = monotonic, monotonic()
 
-    def __call__(self, done: Judged) -> None:
+    def __call__(self, done: Judged | Coherence) -> None:
         if self._now() - self._last > 60:
             self._last = self._now()
-            click.echo(
-                f"{done.standing + done.scored:,} of {done.texts:,} scored | "
-                f"{done.unreadable:,} unreadable | {done.unanswered:,} unanswered",
-                err=True,
-            )
+            click.echo(f"{done.texts - done.open:,} of {done.texts:,} have a score | {done.faults}", err=True)

@@ -1,14 +1,16 @@
 """A judge: a model that gives each stored text a number from 0 to 10 by a rubric, many asked at once.
 
+It is asked at an endpoint (here) or in the local engine (`local_judge.py`); the books are the same.
+
 Every text ends as one of three: scored; a scored failure (the answer came, and can't be read); or open,
 because no answer came or the budget is spent, and then the same command asks again. Texts that would be
 asked the same words are asked about once. Each answer is stored as it comes (`store/answers.py`)."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +52,10 @@ class Judged:
     def open(self) -> int:
         return self.texts - self.standing - self.scored - self.unreadable
 
+    @property
+    def faults(self) -> str:
+        return f"{self.unreadable:,} unreadable | {self.unanswered:,} unanswered"
+
 
 def identity(rubric: Rubric, model: str, max_tokens: int) -> dict[str, Any]:
     return {
@@ -64,104 +70,76 @@ def identity(rubric: Rubric, model: str, max_tokens: int) -> dict[str, Any]:
     }
 
 
-class Judging:
-    """One call of a judge on a run."""
+@dataclass(frozen=True, slots=True)
+class Question:
+    key: str  # in the cache of answers
+    prompt: str
+
+
+class Books:
+    """One call of a judge on a run: who waits for which answer, what came, and what it cost."""
 
     def __init__(
         self,
         file: ScoreFile,
         answers: Answers,
-        endpoint: Endpoint,
         rubric: Rubric,
         budget: int | None,
-        concurrency: int,
         told: Callable[[Judged], None],
     ) -> None:
-        self.file, self.answers, self.endpoint, self.rubric = file, answers, endpoint, rubric
-        self.budget, self.concurrency, self.told = budget, concurrency, told
+        self.file, self.answers, self.rubric = file, answers, rubric
+        self.budget, self.told = budget, told
         texts, standing = file.counts()
         self.result = Judged(file.path, file.scorer_hash, texts, standing)
-        # What the questions under way may cost at most, and the texts that wait for each.
-        self._held: dict[Future[Answer], int] = {}
-        self._waiting: dict[str, list[Output]] = defaultdict(list)
-        self._keys: dict[Future[Answer], str] = {}
-        self._faults = 0
+        # The texts that wait for each question under way, and what that may cost at most.
+        self._waiting: dict[str, list[Output]] = {}
+        self._held: dict[str, int] = {}
 
-    def run(self) -> Judged:
-        pool = ThreadPoolExecutor(self.concurrency, "vsteer-judge")
-        try:
-            for output in self.file.unscored("question"):
-                self._take(pool, output)
-                if self.result.over_budget or self.result.gave_up:
-                    break
-            while self._held:
-                self._collect()
-        finally:
-            self.endpoint.stop.set()
-            pool.shutdown(wait=True, cancel_futures=True)
-            self.result.tokens = self.answers.spent(self.file.scorer_hash)
-        return self.result
+    @property
+    def under_way(self) -> int:
+        return len(self._held)
 
-    def _take(self, pool: ThreadPoolExecutor, output: Output) -> None:
+    def question(self, output: Output) -> Question | None:
+        """What is to be asked of a text; None where it has its answer, or waits for that of an equal one."""
         prompt = self.rubric.prompt(output.question, output.text)
         key = identify({"judge": self.file.scorer_hash, "prompt": prompt})
         if key in self._waiting:
             self._waiting[key].append(output)
-            return
+            return None
         if answer := self.answers.get(key):
             self._score(output, answer)
-            return
-        most = self.endpoint.most_tokens(prompt)
-        while self._held and (len(self._held) >= self.concurrency or not self._affordable(most)):
-            self._collect()
-        if self.result.gave_up:
-            return
-        if not self._affordable(most):
-            self.result.over_budget = True
-            return
+            return None
+        return Question(key, prompt)
+
+    def affordable(self, most: int) -> bool:
+        return self.budget is None or self.spent() + sum(self._held.values()) + most <= self.budget
+
+    def spent(self) -> int:
+        return self.answers.spent(self.file.scorer_hash)
+
+    def asked(self, question: Question, output: Output, most: int) -> None:
         self.result.asked += 1
-        future = pool.submit(self._ask, key, prompt)
-        self._held[future], self._keys[future] = most, key
-        self._waiting[key].append(output)
+        self._held[question.key], self._waiting[question.key] = most, [output]
 
-    def _affordable(self, most: int) -> bool:
-        if self.budget is None:
-            return True
-        return self.answers.spent(self.file.scorer_hash) + sum(self._held.values()) + most <= self.budget
+    def keep(self, key: str, answer: Answer, tokens: int, known: bool) -> None:
+        """Store an answer before anybody learns of it; from any thread."""
+        self.answers.put(key, self.file.scorer_hash, answer, tokens, known)
 
-    def _ask(self, key: str, prompt: str) -> Answer:
-        """In a thread of the pool: the answer is stored before anybody learns of it."""
-        judge = self.file.scorer_hash
-        answer, paid = self.endpoint.ask(prompt, self._lost)
-        self.answers.put(key, judge, answer, paid.tokens, paid.known)
-        return answer
+    def answered(self, key: str, answer: Answer) -> None:
+        for output in self._ended(key):
+            self._score(output, answer)
 
-    def _lost(self, tokens: int) -> None:
-        """A try came to nothing, and may have been paid for; is there enough for another?"""
-        judge = self.file.scorer_hash
-        self.answers.pay(judge, tokens)
-        if self.budget is not None and self.answers.spent(judge) + tokens > self.budget:
-            raise Unanswered("the budget is spent on tries without an answer")
+    def unanswered(self, key: str, why: str) -> None:
+        self.result.unanswered += len(self._ended(key))
+        self.result.last_fault = why
 
-    def _collect(self) -> None:
-        done, _ = wait(self._held, return_when=FIRST_COMPLETED)
-        for future in done:
-            del self._held[future]
-            outputs = self._waiting.pop(self._keys.pop(future))
-            try:
-                answer = future.result()
-            except Unanswered as fault:
-                self.result.unanswered += len(outputs)
-                self.result.last_fault = str(fault)
-                self._faults += 1
-                self.result.gave_up |= self._faults >= max(GIVE_UP_AFTER, self.concurrency)
-            except Stopped:
-                pass
-            else:
-                self._faults = 0
-                for output in outputs:
-                    self._score(output, answer)
-        self.told(self.result)
+    def dropped(self, key: str) -> None:
+        """Not asked after all."""
+        self._ended(key)
+
+    def _ended(self, key: str) -> list[Output]:
+        del self._held[key]
+        return self._waiting.pop(key)
 
     def _score(self, output: Output, answer: Answer) -> None:
         verdict = read_verdict(answer.text, answer.cut_off)
@@ -171,6 +149,95 @@ class Judging:
             self.result.scored += 1
         self.file.add(output, self.rubric.name, verdict.score, verdict.reason)
         self.file.end_row()
+
+
+@contextmanager
+def open_books(
+    folder: Path,
+    rubric: Rubric,
+    about: Mapping[str, Any],
+    budget: int | None,
+    told: Callable[[Judged], None],
+) -> Iterator[Books]:
+    """The books of a judge that `about` identifies; what was scored is kept, whatever ends it."""
+    with ScoreFile(folder, JUDGE, scorer_hash(about), about) as file:
+        answers = Answers(folder)
+        try:
+            books = Books(file, answers, rubric, budget, told)
+            try:
+                yield books
+            finally:
+                books.result.tokens = books.spent()
+        finally:
+            answers.close()
+
+
+class Asking:
+    """Questions to an endpoint, so many at once, each in a thread."""
+
+    def __init__(self, books: Books, endpoint: Endpoint, concurrency: int) -> None:
+        self.books, self.endpoint, self.concurrency = books, endpoint, concurrency
+        self.result = books.result
+        self._keys: dict[Future[Answer], str] = {}
+        self._faults = 0
+
+    def run(self) -> None:
+        pool = ThreadPoolExecutor(self.concurrency, "vsteer-judge")
+        try:
+            for output in self.books.file.unscored("question"):
+                self._take(pool, output)
+                if self.result.over_budget or self.result.gave_up:
+                    break
+            while self._keys:
+                self._collect()
+        finally:
+            self.endpoint.stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _take(self, pool: ThreadPoolExecutor, output: Output) -> None:
+        question = self.books.question(output)
+        if question is None:
+            return
+        most = self.endpoint.most_tokens(question.prompt)
+        while self._keys and (len(self._keys) >= self.concurrency or not self.books.affordable(most)):
+            self._collect()
+        if self.result.gave_up:
+            return
+        if not self.books.affordable(most):
+            self.result.over_budget = True
+            return
+        self.books.asked(question, output, most)
+        self._keys[pool.submit(self._ask, question)] = question.key
+
+    def _ask(self, question: Question) -> Answer:
+        """In a thread of the pool."""
+        answer, paid = self.endpoint.ask(question.prompt, self._lost)
+        self.books.keep(question.key, answer, paid.tokens, paid.known)
+        return answer
+
+    def _lost(self, tokens: int) -> None:
+        """A try came to nothing, and may have been paid for; is there enough for another?"""
+        books = self.books
+        books.answers.pay(books.file.scorer_hash, tokens)
+        if books.budget is not None and books.spent() + tokens > books.budget:
+            raise Unanswered("the budget is spent on tries without an answer")
+
+    def _collect(self) -> None:
+        done, _ = wait(self._keys, return_when=FIRST_COMPLETED)
+        for future in done:
+            key = self._keys.pop(future)
+            try:
+                answer = future.result()
+            except Unanswered as fault:
+                self.books.unanswered(key, str(fault))
+                self._faults += 1
+                self.result.gave_up |= self._faults >= max(GIVE_UP_AFTER, self.concurrency)
+            except Stopped:
+                self.books.dropped(key)
+            else:
+                self._faults = 0
+                self.books.answered(key, answer)
+        self.books.told(self.result)
 
 
 def judge_texts(
@@ -183,9 +250,6 @@ def judge_texts(
 ) -> Judged:
     """Judge every text of a run that has no verdict of this judge. Answers in the cache cost nothing."""
     about = identity(rubric, endpoint.model, endpoint.max_tokens)
-    with ScoreFile(folder, JUDGE, scorer_hash(about), about) as file:
-        answers = Answers(folder)
-        try:
-            return Judging(file, answers, endpoint, rubric, budget, concurrency, told).run()
-        finally:
-            answers.close()
+    with open_books(folder, rubric, about, budget, told) as books:
+        Asking(books, endpoint, concurrency).run()
+    return books.result
