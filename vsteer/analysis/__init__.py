@@ -1,1 +1,1 @@
-"""Statistics and fits that SQL can't do: numbers in, numbers out."""
+"""Statistics, over items and over models: what SQL cannot say of the rows."""

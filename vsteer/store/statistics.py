@@ -36,7 +36,7 @@ _ITEMS = Column("items", INT, "items that count; both letter orders and all samp
 _ITEMS_LEFT_OUT = Column(
     "items_left_out",
     INT,
-    "items of the evaluation that don't: they have no effect at one of the places compared",
+    "items of the evaluation that don't: without an effect somewhere that is compared",
 )
 _ROWS_LEFT_OUT = Column(
     "rows_left_out", INT, "planned rows without an effect: missing, failed, not finite, or no baseline"
@@ -88,6 +88,9 @@ PEAKS = (
     Column("config_id", STRING, "the configuration at the best layer on all items; in configs.parquet"),
     _MEASURE,
     *_STEERED,
+    Column(
+        "billions", FLOAT, "the model's parameters in billions, as its name says", null="the name doesn't say"
+    ),
     _MULTIPLIER,
     Column("layer", INT, "the layer of the largest effect in the multiplier's direction, on all items"),
     Column("depth", FLOAT, "(layer + 1) / number of layers"),
@@ -110,8 +113,8 @@ PEAKS = (
     Column(
         "near_layers",
         INTS,
-        "layers that can't be told from the best: no paired t-test against it at 5% / (layers - 1), one-sided; "
-        "the truly best layer is among them in 95% of runs",
+        "layers that can't be told from the best: the best doesn't beat them in a one-sided paired t-test at "
+        "5% / (layers - 1); the layer that is best in truth is among them in 95% of runs",
         null="items < 2",
     ),
     Column("splits", INT, "how many half-splits were drawn"),
@@ -181,11 +184,12 @@ DOSES = (
     Column("layers", INTS, "the layers that are steered, from 0"),
     Column("multipliers", FLOATS, "ascending; 0 is the unsteered model on the same items"),
     Column("means", FLOATS, "logit_diff or p_match at each, mean over items"),
-    Column("relative_norms", FLOATS, "|multiplier| x the vector's norm / the stream's; entries null: not measured"),
+    Column("relative_norms", FLOATS, "relative_norm at each multiplier; null entries: not measured"),
     _ITEMS,
     _ITEMS_LEFT_OUT,
     Column("isotonic", FLOATS, "the nearest curve to means that never turns back", null="points < 3"),
-    Column("isotonic_direction", STRING, "which way it goes", null="points < 3", values=("rising", "falling")),
+    Column("isotonic_direction", STRING, "which way it goes", null="points < 3",
+           values=("rising", "falling")),
     Column("isotonic_r2", FLOAT, "1 - its residual sum of squares / that about the mean; 1: monotone",
            null="points < 3, or all means are equal"),
     Column("fit", STRING, "line: mean = intercept + slope x multiplier, of logit_diff; logistic: mean = "
@@ -194,7 +198,8 @@ DOSES = (
     Column("slope", FLOAT, "of the fit; logits for each 1 of multiplier", null="where intercept is"),
     Column("slope_low", FLOAT, "lower end of its 95% interval over items", null=_NO_INTERVAL),
     Column("slope_high", FLOAT, "upper end", null=_NO_INTERVAL),
-    Column("midpoint", FLOAT, "-intercept / slope: the multiplier of even odds", null="no fit, or slope is 0"),
+    Column("midpoint", FLOAT, "-intercept / slope: the multiplier of even odds",
+           null="no fit, or slope is 0"),
     Column("fit_r2", FLOAT, "1 - the fit's residual sum of squares / that about the mean",
            null="where intercept is, or all means are equal"),
     Column("residual_df", INT, "points less the fit's two parameters"),
@@ -230,14 +235,15 @@ SCALING = (
     Column("rate", FLOAT, "of the family", null="no such parameter, or no fit: see why"),
     Column("rate_low", FLOAT, "lower end", null=_NO_INTERVAL),
     Column("rate_high", FLOAT, "upper end", null=_NO_INTERVAL),
-    Column("residual_df", INT, "points less the family's parameters; 0: the curve goes through every point and "
-           "nothing is left to judge it by", null="fewer points than parameters"),
+    Column("residual_df", INT, "points less the family's parameters; 0: nothing is left to judge it by",
+           null="fewer sizes than parameters"),
     Column("rss", FLOAT, "residual sum of squares", null="no fit"),
     Column("aicc", FLOAT, "Akaike's criterion, corrected for few points; less is better",
            null="fewer points than parameters + 3"),
     Column("loo_rmse", FLOAT, "root mean square error of each model predicted from the others",
            null="fewer points than parameters + 2"),
-    Column("preferred", BOOL, "whether the data prefer this family to both others", null="they can't tell: see why"),
+    Column("preferred", BOOL, "whether the data prefer this family to both others",
+           null="they can't tell: see why"),
     _WHY,
 )  # fmt: skip
 
@@ -256,7 +262,7 @@ def statistics_path(folder: Path, table: str) -> Path:
 
 
 def fingerprint(folder: Path) -> str:
-    """A hash of what statistics are made of: the rows' files, whose names carry their checksums, and tables."""
+    """A hash of what statistics are made of: the rows' files, whose names carry checksums, and the tables."""
     found = hashlib.sha256(f"statistics {VERSION}".encode())
     with disk_errors(f"reading {folder}"):
         for shard in sh.list_shards(sh.rows_folder(folder)):
