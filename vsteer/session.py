@@ -419,8 +419,11 @@ def load_vllm(
     from vsteer.engine.driver import VllmEngine
     from vsteer.engine.places import find_places
     from vsteer.engine.replicas import Replicas, window
+    from vsteer.engine.seams import may_pass, unknown_seams
     from vsteer.engine.table import Capacity
 
+    if may_pass() and (unknown := unknown_seams()):
+        tell("unknown_seams", seams=unknown)
     size, options = budget(plan), engine_options(plan.facts, spec)
     capacity = Capacity.for_grid(size.cells, size.vector_rows, size.terms, CAPTURES if extracts else 0)
     make = partial(VllmEngine, str(plan.facts.folder), options=options, capacity=capacity)

@@ -155,6 +155,8 @@ def patched_copy(folder: Path, upstream: str, old: str, new: str) -> Path:
             copy = folder / file.relative_to(source)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, copy)
+    # so that it is a package, which an import finds before the installed one
+    (folder / "vllm" / "__init__.py").touch()
     changed, _ = seams._place(folder, upstream)
     assert changed is not None
     text = changed.read_text()

@@ -22,6 +22,7 @@ VERBS = {
     "score": ("vsteer.cli.score:score", "Score the texts and items of a run, without generating."),
     "plan": ("vsteer.cli.plan:plan", "Say what a grid comes to, before it is run."),
     "verify": ("vsteer.cli.verify:verify", "Hold vLLM's steering of a model against Hugging Face's."),
+    "doctor": ("vsteer.cli.doctor:doctor", "Say what a run would meet on this machine, and what mends it."),
     "vectors": ("vsteer.cli.vectors:vectors", "Look at steering vectors, compare them, make others of them."),
     "bench": ("vsteer.cli.bench:bench", "Measure vsteer on this machine."),
     "models": ("vsteer.cli.models:models", "List, fetch and locate the named models that need no hub."),

@@ -1,0 +1,63 @@
+"""`vsteer doctor`: would a run start on this machine, and what would make it faster?"""
+
+import json
+import shutil
+import textwrap
+from dataclasses import asdict
+
+import click
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+def doctor(as_json: bool) -> None:
+    """Say what a run would meet on this machine, and what to do about it.
+
+    Versions; whether everything inside vLLM that vsteer leans on is as vsteer knows it; devices, threads,
+    memory and space. `mend` is what slows a run or may keep it from its end, `REFUSED` what keeps it from
+    starting. Nothing is loaded. Exits 1 when a run would be refused.
+
+    \b
+    Example:
+      vsteer doctor
+    """
+    from vsteer.doctor import examine
+    from vsteer.machine import this_machine
+
+    machine = this_machine()
+    found = examine(machine)
+    if as_json:
+        said = {
+            "refused": found.refused,
+            "versions": found.versions,
+            "findings": [asdict(finding) for finding in found.findings],
+        }
+        click.echo(json.dumps(said, indent=2))
+    else:
+        width = min(110, shutil.get_terminal_size().columns)
+        versions = "  ".join(f"{name} {version}" for name, version in found.versions.items())
+        click.echo(_wrapped("", f"{versions}  on {machine.system}", width))
+        click.echo()
+        for finding in found.findings:
+            label = finding.level.upper() if finding.level == "refused" else finding.level
+            click.echo(_wrapped(f"{label:8}{finding.about:9}", finding.says, width))
+            if finding.fix:
+                click.echo(_wrapped(f"{'':17}fix: ", finding.fix, width))
+        click.echo()
+        mends = sum(finding.level == "mend" for finding in found.findings)
+        more = f"; to mend: {mends}" if mends else ""
+        click.echo("a run would be refused" if found.refused else f"a run would start{more}")
+    if found.refused:
+        raise click.exceptions.Exit(1)
+
+
+def _wrapped(lead: str, text: str, width: int) -> str:
+    """Commands and paths stay whole, so that they can be copied."""
+    return textwrap.fill(
+        text,
+        width=width,
+        initial_indent=lead,
+        subsequent_indent=" " * len(lead),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
