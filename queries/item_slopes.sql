@@ -11,25 +11,14 @@
 --   norm, relative_norm_1   the vector's norm; its length / the stream's, that is at multiplier 1
 -- Caveat: one item at few multipliers is mostly noise: its wrong_way is no finding, the share over items is
 --   (steerability). No intervals.
-with points as (
-    select c.dose, i.item, c.multiplier, i.effect
-    from item_effects i join conditions c using (condition)
-    where c.multiplier is not null and i.effect is not null
-      and (parameter('layer', '') = '' or c.layer::varchar = parameter('layer', ''))
+with families as (
+    select c.*, b.condition as baseline_condition,
+           row_number() over (order by c.run, c.model, c.evaluation, c.system, c.vector, c.norm, c.positions,
+                                       c.operation, c.layers) as place
+    from (select distinct on (dose) * from conditions where control = '' and vector <> '') c
+    join conditions b on b.run = c.run and b.evaluation = c.evaluation and b.config_id = c.baseline_id
+    where (parameter('layer', '') = '' or c.layer::varchar = parameter('layer', ''))
       and (parameter('vector', '') = '' or c.vector = parameter('vector', ''))
-),
--- the unsteered model is one point more, at multiplier 0 and effect 0: it adds to no sum but the count
-lines as (
-    select dose, item, 1 + count(*) as n, sum(multiplier) as x, sum(effect) as y,
-           sum(multiplier * effect) - x * y / n as xy, sum(multiplier ** 2) - x ** 2 / n as xx,
-           sum(effect ** 2) - y ** 2 / n as yy,
-           list_append(list(multiplier), 0.0) as xs, list_append(list(effect), 0.0) as ys
-    from points group by dose, item
-),
-slopes as (
-    select dose, item, n, xy / xx as slope, sqrt(greatest(yy - xy ** 2 / xx, 0) / n) as residual,
-           spearman(xs, ys) as rank_correlation
-    from lines
 ),
 items as (
     select item, any_value(b.question_id) as question_id, any_value(left(p.question, 60)) as question
@@ -38,12 +27,12 @@ items as (
 unsteered as (
     select baseline_condition, item, avg(baseline_logit_diff) as baseline from baselines group by all
 )
-select c.run, c.model, c.evaluation, c.system, c.vector, c.norm, c.positions, c.operation, c.layers, c.depth,
-       i.question_id, i.question, n as multipliers, slope, slope < 0 as wrong_way, rank_correlation, residual,
-       baseline, c.vector_norm / nullif(c.stream_norm, 0) as relative_norm_1
-from slopes s
-join (select distinct on (dose) * from conditions where control = '') c using (dose)
+select f.run, f.model, f.evaluation, f.system, f.vector, f.norm, f.positions, f.operation, f.layers, f.depth,
+       i.question_id, i.question, l.points as multipliers, l.slope, l.slope < 0 as wrong_way, l.rank_correlation,
+       l.residual, u.baseline, f.vector_norm / nullif(f.stream_norm, 0) as relative_norm_1
+from item_lines l
+join families f using (dose)
 join items i using (item)
-join conditions b on b.run = c.run and b.evaluation = c.evaluation and b.config_id = c.baseline_id
-left join unsteered u on u.baseline_condition = b.condition and u.item = s.item
-order by all;
+left join unsteered u on u.baseline_condition = f.baseline_condition and u.item = l.item
+-- not `all`: there may be a row for each of hundreds of thousands
+order by f.place, i.item;

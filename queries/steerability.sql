@@ -13,34 +13,16 @@
 -- Caveat: an item may be counted as moved the wrong way by noise alone: with few multipliers, or a small slope
 --   beside `residual`, a share near one half is what no effect looks like. A line is not the shape at large
 --   multipliers: see multiplier_curves. No intervals.
-with points as (
-    select c.dose, i.item, c.multiplier, i.effect
-    from item_effects i join conditions c using (condition)
-    where c.multiplier is not null and i.effect is not null
-),
--- the unsteered model is one point more, at multiplier 0 and effect 0: it adds to no sum but the count
-lines as (
-    select dose, item, 1 + count(*) as n, sum(multiplier) as x, sum(effect) as y,
-           sum(multiplier * effect) - x * y / n as xy, sum(multiplier ** 2) - x ** 2 / n as xx,
-           sum(effect ** 2) - y ** 2 / n as yy,
-           list_append(list(multiplier), 0.0) as xs, list_append(list(effect), 0.0) as ys
-    from points group by dose, item
-),
-slopes as (
-    select dose, item, n, xy / xx as slope, sqrt(greatest(yy - xy ** 2 / xx, 0) / n) as residual,
-           spearman(xs, ys) as rank_correlation
-    from lines
-),
-means as (
-    select dose, count(*) as items, max(n) as multipliers, avg(slope) as slope, stddev_samp(slope) as slope_sd,
+with means as (
+    select dose, count(*) as items, max(points) as multipliers, avg(slope) as slope, stddev_samp(slope) as slope_sd,
            slope_sd / sqrt(count(*)) as slope_se, quantile_cont(slope, 0.1) as slope_low,
            quantile_cont(slope, 0.9) as slope_high, avg((slope < 0)::int) as share_wrong_way,
            avg(rank_correlation) as rank_correlation, avg(residual) as residual
-    from slopes group by dose
+    from item_lines group by dose
 )
 select c.run, c.model, c.evaluation, c.system, c.vector, c.norm, c.positions, c.operation, c.layers, c.depth,
        m.multipliers, slope, slope_sd, slope_se, slope_low, slope_high, share_wrong_way, rank_correlation,
        residual, items, c.vector_norm / nullif(c.stream_norm, 0) as relative_norm_1
 from means m
-join (select distinct on (dose) * from conditions where control = '') c using (dose)
+join (select distinct on (dose) * from conditions where control = '' and vector <> '') c using (dose)
 order by all;

@@ -94,15 +94,6 @@ join baselines b on b.run = c.run and b.evaluation = c.evaluation and b.baseline
                 and b.prompt_id = r.prompt_id
 where r.kind = 'choice' and r.status = 'ok' and r.vector <> '';
 
--- Ranks of a list's numbers, from 1; equal ones share the mean of theirs. And Spearman's correlation by them.
-create or replace temp macro ranks(xs) as list_transform(
-    xs, lambda x: len(list_filter(xs, lambda y: y < x)) + (len(list_filter(xs, lambda y: y = x)) + 1) / 2);
-create or replace temp macro pearson(xs, ys) as
-    (list_inner_product(xs, ys) - list_sum(xs) * list_sum(ys) / len(xs))
-    / nullif(sqrt((list_inner_product(xs, xs) - list_sum(xs) ** 2 / len(xs))
-                  * (list_inner_product(ys, ys) - list_sum(ys) ** 2 / len(ys))), 0);
-create or replace temp macro spearman(xs, ys) as pearson(ranks(xs), ranks(ys));
-
 -- How large a model is, in billions of parameters, as its name says: 7b, 0.5B, 135m. null where the name says
 -- nothing, or two things, or counts experts (8x7b).
 create or replace temp macro billions_in(name) as (
@@ -114,12 +105,14 @@ create or replace temp macro billions_in(name) as (
     from found
 );
 
--- The vector's effects, one row a configuration and question: the mean over letter orders and samples.
+-- The vector's effects, one row a configuration and question: the mean over letter orders and samples. What the
+-- unsteered model does is of the same rows: effect is logit_diff less baseline_logit_diff.
 create or replace temp view item_effects as
-select condition, item, avg(effect) as effect, avg(effect_p) as effect_p, avg(logit_diff) as logit_diff,
-       avg(p_match) as p_match, avg(baseline_logit_diff) as baseline_logit_diff,
-       avg(baseline_p_match) as baseline_p_match, avg(total_mass) as total_mass,
-       avg(baseline_mass) as baseline_mass
+select condition, item, avg(effect) as effect, avg(effect_p) as effect_p,
+       avg(effect + baseline_logit_diff) as logit_diff, avg(effect_p + baseline_p_match) as p_match,
+       avg(baseline_logit_diff) filter (effect is not null) as baseline_logit_diff,
+       avg(baseline_p_match) filter (effect_p is not null) as baseline_p_match,
+       avg(total_mass) as total_mass, avg(baseline_mass) as baseline_mass
 from effects where control = '' group by condition, item;
 
 -- The vector's effects, one row a configuration: the mean over questions, and its standard error.
@@ -139,3 +132,29 @@ select c.run, c.evaluation, c.model, c.system, c.vector, c.norm, c.positions, c.
        c.steering, c.direction, c.made_in_model,
        c.made_here, c.made_at_layer
 from means m join conditions c using (condition);
+
+-- A line through each question's logit differences over the multipliers, by least squares, and Spearman's
+-- correlation of the two. The unsteered model is one point more, at multiplier 0 and effect 0.
+create or replace temp view item_lines as
+with gathered as (
+    select c.dose, i.item, 1 + count(*) as points, sum(c.multiplier) as x, sum(i.effect) as y,
+           sum(c.multiplier * i.effect) - x * y / points as xy, sum(c.multiplier ** 2) - x ** 2 / points as xx,
+           sum(i.effect ** 2) - y ** 2 / points as yy,
+           list_concat(list(i.effect order by c.multiplier) filter (c.multiplier < 0), [0.0],
+                       list(i.effect order by c.multiplier) filter (c.multiplier > 0)) as effects
+    from item_effects i join conditions c using (condition)
+    where c.multiplier is not null and i.effect is not null
+    group by c.dose, i.item
+),
+-- twice each effect's rank less the mean rank: how many others are below it less how many are above, so that
+-- equal ones share theirs. (Not in the same step, which would gather the list anew for each of its numbers.)
+ranked as (
+    select *, list_transform(effects, lambda e: list_sum(list_transform(effects, lambda o: sign(e - o))))::double[]
+           as ranks
+    from gathered
+)
+select dose, item, points, xy / xx as slope, sqrt(greatest(yy - xy ** 2 / xx, 0) / points) as residual,
+       -- a multiplier's rank is its place
+       list_inner_product(range(1, points + 1)::double[], ranks)
+       / nullif(sqrt(list_inner_product(ranks, ranks) * points * (points ** 2 - 1) / 12), 0) as rank_correlation
+from ranked;
