@@ -14,7 +14,7 @@ import numpy as np
 from scipy.optimize import isotonic_regression
 from scipy.special import expit, logit
 
-from vsteer.analysis.intervals import SEED, Means, Numbers, mean_intervals
+from vsteer.analysis.intervals import Means, Numbers, mean_intervals
 
 # Two points are on every line and on every curve.
 FEWEST_POINTS = 3
@@ -36,8 +36,12 @@ class Fit:
     kind: Literal["line", "logistic"]
     intercept: float
     slope: float
-    interval: Means  # of the slope
+    per_item: Numbers  # what each item makes of the slope: their mean is the slope
     r2: float | None
+
+    @property
+    def interval(self) -> Means:
+        return mean_intervals(self.per_item[None])
 
     @property
     def midpoint(self) -> float | None:
@@ -53,17 +57,17 @@ def isotonic(means: Numbers) -> Isotonic:
     return Isotonic(rising, "rising", r_squared(means, rising))
 
 
-def fit_line(multipliers: Numbers, values: Numbers, seed: int = SEED) -> Fit:
+def fit_line(multipliers: Numbers, values: Numbers) -> Fit:
     """Of [item, multiplier]."""
     x = multipliers - multipliers.mean()
     slopes = values @ x / (x @ x)
     slope = float(slopes.mean())
     intercept = float(values.mean() - slope * multipliers.mean())
     r2 = r_squared(values.mean(0), intercept + slope * multipliers)
-    return Fit("line", intercept, slope, mean_intervals(slopes[None], seed), r2)
+    return Fit("line", intercept, slope, slopes, r2)
 
 
-def fit_logistic(multipliers: Numbers, values: Numbers, seed: int = SEED) -> Fit | None:
+def fit_logistic(multipliers: Numbers, values: Numbers) -> Fit | None:
     """Of probabilities [item, multiplier], by logistic regression of their means, each multiplier alike.
 
     None where no curve is nearest: all means are 0 or 1, or leap from one to the other.
@@ -76,8 +80,7 @@ def fit_logistic(multipliers: Numbers, values: Numbers, seed: int = SEED) -> Fit
     information = (design * curve * (1 - curve)) @ design.T
     # its mean is 0, as the fit's is
     influence = np.linalg.solve(information, design @ (values - curve).T)[1]
-    interval = mean_intervals((found[1] + influence)[None], seed)
-    return Fit("logistic", float(found[0]), float(found[1]), interval, r_squared(means, curve))
+    return Fit("logistic", float(found[0]), float(found[1]), found[1] + influence, r_squared(means, curve))
 
 
 def _regression(design: Numbers, means: Numbers) -> Numbers | None:

@@ -139,7 +139,7 @@ def _record(found: Compared) -> dict[str, Any]:
 def _about(family: Family, curve: Curve | None, sizes: Numbers) -> list[str]:
     wanted = len(family.parameters)
     if curve is None:
-        return [f"no fit: {len(np.unique(sizes))} sizes for {wanted} parameters"]
+        return [f"no fit: {wanted} parameters, and models of {len(np.unique(sizes))} different sizes"]
     said = []
     if curve.at_the_end:
         said.append("no fit: no rate is best, the points show no such curve")

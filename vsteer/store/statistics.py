@@ -92,9 +92,19 @@ PEAKS = (
         "billions", FLOAT, "the model's parameters in billions, as its name says", null="the name doesn't say"
     ),
     _MULTIPLIER,
-    Column("layer", INT, "the layer of the largest effect in the multiplier's direction, on all items"),
-    Column("depth", FLOAT, "(layer + 1) / number of layers"),
-    Column("effect", FLOAT, "mean effect there: chosen and measured on the same items, so too large"),
+    Column(
+        "layer",
+        INT,
+        "the layer of the largest effect in the multiplier's direction, on all items",
+        null="items is 0",
+    ),
+    Column("depth", FLOAT, "(layer + 1) / number of layers", null="items is 0"),
+    Column(
+        "effect",
+        FLOAT,
+        "mean effect there: chosen and measured on the same items, so too large",
+        null="items is 0",
+    ),
     _RELATIVE,
     Column("layers_swept", INT, "how many single layers were compared"),
     _ITEMS,
@@ -297,11 +307,14 @@ def statistics_schema(table: str, about: Mapping[str, Any]) -> pa.Schema:
     return schema.with_metadata({**(schema.metadata or {}), METADATA: made})
 
 
+def make_folder(folder: Path) -> None:
+    with disk_errors(f"making {folder / STATISTICS_FOLDER}"):
+        (folder / STATISTICS_FOLDER).mkdir(exist_ok=True)
+
+
 def write_table(
     folder: Path, name: str, records: Sequence[Mapping[str, Any]], about: Mapping[str, Any]
 ) -> None:
     """Put a table in its place, whole or not at all; `about` has the fingerprint."""
-    with disk_errors(f"making {folder / STATISTICS_FOLDER}"):
-        (folder / STATISTICS_FOLDER).mkdir(exist_ok=True)
     table = pa.Table.from_pylist([dict(record) for record in records], statistics_schema(name, about))
     write_file(statistics_path(folder, name), as_parquet(table))
