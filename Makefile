@@ -11,6 +11,7 @@ VSTEER := .venv/bin/vsteer
 
 quickstart: $(SET_UP)
 	$(VSTEER) run runs/quickstart.yaml
+	$(VSTEER) report runs/quickstart
 
 test: lint types
 	.venv/bin/pytest -m "not slow"

@@ -1,0 +1,228 @@
+"""`vsteer show RUN`: what a model said to one prompt, over the multipliers, side by side."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vsteer.cli.plain_table import number, plain_table
+from vsteer.errors import UsageError
+
+if TYPE_CHECKING:
+    import duckdb
+
+# Fewer characters than these can't be read in a column.
+NARROWEST = 26
+MOST_CANDIDATES = 12
+# What is shown in one table: the same but for the multiplier.
+BLOCK = ("model", "evaluation", "kind", "system", "letter_order", "vector", "norm", "positions", "operation")
+
+FOUND = """
+select distinct question, coalesce(nullif(swapped_from, ''), item_id) as item from prompts
+where $prompt in (prompt_id, item_id, swapped_from) or contains(lower(question), lower($prompt))
+order by question, item
+"""
+LAYERS = """
+select distinct array_to_string(layers, '+') as layer, layers from configs
+where vector <> '' and control in ('', 'system') order by layers
+"""
+ROWS = """
+with asked as (
+    select prompt_id from prompts where coalesce(nullif(swapped_from, ''), item_id) = $item
+),
+steered as (
+    select r.* from rows r
+    where r.prompt_id in (select prompt_id from asked) and r.vector <> '' and r.control in ('', 'system')
+      and array_to_string(r.layers, '+') = $layer and ($vector = '' or r.vector = $vector)
+)
+select model, evaluation, kind, system, letter_order, vector, norm, positions, operation, multiplier, sample,
+       status, error, text, finish_reason, choices, choice_logprobs, matching, p_match, logit_diff, total_mass
+from (
+    from steered
+    union all by name
+    -- the unsteered row of each block, which differs in nothing but the steering
+    select r.* replace (s.vector as vector, s.norm as norm, s.positions as positions,
+                        s.operation as operation)
+    from rows r
+    join (select distinct model, evaluation, system, prompt_id, vector, norm, positions, operation
+          from steered) s using (model, evaluation, system, prompt_id)
+    where r.vector = ''
+)
+where sample = $sample
+order by model, evaluation, kind, system, letter_order, vector, norm, positions, operation, multiplier
+"""
+Row = Mapping[str, Any]
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--prompt", required=True, metavar="P", help="A part of the question, or an item's or prompt's id."
+)
+@click.option("--layer", metavar="L", help="The layer, or layers steered at once such as 10+14.")
+@click.option("--vector", default="", help="One vector only.")
+@click.option("--sample", default=0, show_default=True, type=click.IntRange(min=0), help="Which sample.")
+def show(run: Path, prompt: str, layer: str | None, vector: str, sample: int) -> None:
+    """Show what was said to the prompt P over the multipliers, steered at layer L, in the run RUN.
+
+    Texts stand side by side in a terminal, and one after the other when piped; of a choice the probabilities
+    are shown. The unsteered model is multiplier 0. Control vectors are left out.
+
+    \b
+    Example:
+      vsteer show runs/quickstart --prompt "a restaurant" --layer 20
+    """
+    from vsteer.store.status import require_run
+    from vsteer.store.views import CONFIGS, PROMPTS, connect
+
+    require_run(run)
+    if not all((run / name).exists() for name in (CONFIGS, PROMPTS)):
+        raise UsageError(f"{run} has no plan yet", "the run writes it before its first row")
+    with connect(run) as database:
+        question, item = the_prompt(database, prompt)
+        steered = the_layer(database, layer)
+        found = asked(database, ROWS, item=item, layer=steered, vector=vector, sample=sample)
+    if not found:
+        of = f" by the vector {vector}" if vector else ""
+        raise UsageError(
+            f"no row of that prompt is steered at layer {steered}{of}, sample {sample}",
+            "it may not have been run yet: vsteer status RUN",
+        )
+    click.echo(f"prompt  {safe(question)}")
+    width = terminal_width()
+    for block, rows in blocks(found):
+        click.echo(f"\n{title(block, steered)}")
+        click.echo(choices(rows) if block["kind"] == "choice" else texts(rows, width))
+
+
+def the_prompt(database: duckdb.DuckDBPyConnection, prompt: str) -> tuple[str, str]:
+    """The one question that is meant, and its item; both letter orders of one are one."""
+    found = asked(database, FOUND, prompt=prompt)
+    exact = [one for one in found if prompt in (one["item"], one["question"])] or found
+    if not exact:
+        raise UsageError(
+            f"no prompt has {prompt!r} in its question, or as its id", "give a shorter part of it"
+        )
+    if len(exact) > 1:
+        shown = [f"  {one['item']}  {safe(one['question'])[:90]}" for one in exact[:MOST_CANDIDATES]]
+        more = [f"  and {len(exact) - MOST_CANDIDATES:,} more"] if len(exact) > MOST_CANDIDATES else []
+        raise UsageError(
+            "\n".join([f"{len(exact):,} prompts have {prompt!r} in their question:", *shown, *more]),
+            "give more of the question, or the id in front of it",
+        )
+    return exact[0]["question"], exact[0]["item"]
+
+
+def the_layer(database: duckdb.DuckDBPyConnection, layer: str | None) -> str:
+    layers: list[str] = [one["layer"] for one in asked(database, LAYERS)]
+    if layer is not None and layer in layers:
+        return layer
+    if layer is None and len(layers) == 1:
+        return layers[0]
+    said = "no layer is given" if layer is None else f"layer {layer} is not steered in this run"
+    raise UsageError(
+        said, f"give --layer, one of {', '.join(layers)}" if layers else "nothing is steered in it"
+    )
+
+
+def blocks(found: Sequence[Row]) -> list[tuple[Row, list[Row]]]:
+    parts: dict[tuple[Any, ...], list[Row]] = {}
+    for row in found:
+        parts.setdefault(tuple(row[name] for name in BLOCK), []).append(row)
+    return [(dict(zip(BLOCK, key, strict=True)), rows) for key, rows in parts.items()]
+
+
+def title(block: Row, layer: str) -> str:
+    more = [f"system prompt {block['system']!r}"] if block["system"] else []
+    more += ["letters swapped"] if block["letter_order"] == "swapped" else []
+    said = f"{block['evaluation']} in {block['model']}{''.join(f', {one}' for one in more)}"
+    steering = f"{block['vector']} (norm {block['norm']}), {block['operation']} at {block['positions']}"
+    return f"{said}: {steering}, layer {layer}"
+
+
+def choices(rows: Sequence[Row]) -> str:
+    """The probability of each answer; a star marks the one that matches the behaviour."""
+    answered = [row for row in rows if row["status"] == "ok"]
+    first = answered[0] if answered else None
+    if first is None:
+        return "\n".join(f"{label(row)}: failed: {safe(row['error'])}" for row in rows)
+    names = [
+        f"p({safe(choice)})" + ("*" if place == first["matching"] else "")
+        for place, choice in enumerate(first["choices"])
+    ]
+    header = ["MULTIPLIER", *names, "P(MATCHING)", "LOGIT DIFF", "MASS"]
+    body = [
+        [
+            label(row),
+            *(number(math.exp(logprob), 3) for logprob in row["choice_logprobs"]),
+            number(row["p_match"], 3),
+            number(row["logit_diff"], 2),
+            number(row["total_mass"], 3),
+        ]
+        for row in answered
+    ]
+    failed = [f"{label(row)}: failed: {safe(row['error'])}" for row in rows if row["status"] != "ok"]
+    return "\n".join([plain_table(header, body), *failed])
+
+
+def texts(rows: Sequence[Row], width: int | None) -> str:
+    """Columns where there is a terminal of that width, as many beside one another as can be read."""
+    if width is None:
+        return "\n".join(f"--- {label(row)}\n{said(row)}" for row in rows)
+    columns = max(1, (width + 2) // (NARROWEST + 2))
+    return "\n".join(side_by_side(rows[n : n + columns], width) for n in range(0, len(rows), columns))
+
+
+def side_by_side(rows: Sequence[Row], width: int) -> str:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, padding=(0, 2, 0, 0), expand=True)
+    for row in rows:
+        table.add_column(Text(label(row), style="bold"), ratio=1, overflow="fold")
+    table.add_row(*(Text(said(row)) for row in rows))
+    console = Console(width=width, highlight=False)
+    with console.capture() as captured:
+        console.print(table)
+    return captured.get()
+
+
+def label(row: Row) -> str:
+    multiplier = row["multiplier"]
+    if multiplier is None:
+        return "ablated"
+    return f"{multiplier:+g}" if multiplier else "unsteered"
+
+
+def said(row: Row) -> str:
+    if row["status"] != "ok":
+        return f"failed: {safe(row['error'])}"
+    return safe(row["text"]) + (" …" if row["finish_reason"] == "length" else "")
+
+
+def safe(text: str) -> str:
+    """What a model wrote may hold codes that a terminal obeys: they are shown, not sent."""
+    return "".join(
+        letter if letter in "\n\t" or letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
+
+
+def terminal_width() -> int | None:
+    if not sys.stdout.isatty():
+        return None
+    from shutil import get_terminal_size
+
+    return get_terminal_size().columns
+
+
+def asked(database: duckdb.DuckDBPyConnection, sql: str, **values: Any) -> list[dict[str, Any]]:
+    result = database.execute(sql, values)
+    header = [column[0] for column in result.description or ()]
+    return [dict(zip(header, row, strict=True)) for row in result.fetchall()]

@@ -1,0 +1,166 @@
+"""The page itself: facts, tables and figures put into one HTML file that needs nothing else.
+
+Everything that came from a run is JSON in a script element that no browser runs, and only ever becomes text.
+A content security policy lets the page's own scripts run and nothing be fetched.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import secrets
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from vsteer import __version__
+from vsteer.errors import VectorError
+from vsteer.report.diagnostics import diagnostics
+from vsteer.report.facts import alike, facts
+from vsteer.report.tables import Table, asked, item_slopes
+from vsteer.report.texts import texts
+from vsteer.store.files import write_file
+from vsteer.store.questions_views import connect_runs, run_names
+from vsteer.vectors.run_norms import norms_are_current, write_vector_norms
+
+NAME = "report.html"
+SCRIPTS = ("data.js", "figures.js", "draw.js", "parts.js", "texts.js", "main.js")
+# Drawn as figures or told in words, and those that are given as plain tables.
+DRAWN = (
+    "failures",
+    "layer_peaks",
+    "controls",
+    "multiplier_curves",
+    "control_bands",
+    "sign_asymmetry",
+    "scaling",
+    "coherence_frontier",
+    "capability_cost",
+    "steerability",
+)
+MORE = ("letter_bias", "system_prompt_interaction", "layer_transfer", "model_transfer", "throughput")
+STATISTICS = "run `vsteer score RUN --scorer statistics` and make the report anew"
+
+
+def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
+    """Write the report of one run or several; by default into the first one's folder."""
+    runs = run_names(folders)
+    for folder in folders:
+        _measure_vectors(folder)
+    path = out or folders[0] / NAME
+    write_file(path, page(gathered(folders, runs)).encode())
+    return path
+
+
+def gathered(folders: Sequence[Path], runs: Mapping[str, Path]) -> dict[str, Any]:
+    """All that the page is drawn from, as JSON has it."""
+    with connect_runs(folders) as database:
+        tables: dict[str, Table] = {name: asked(database, name, folders) for name in (*DRAWN, *MORE)}
+        tables["item_slopes"] = item_slopes(database, folders)
+        tables |= diagnostics(database, runs) | texts(database)
+        found = facts(database, runs)
+        twice = alike(database)
+    warnings = []
+    if twice:
+        warnings.append(
+            f"{twice} places in these figures hold several configurations that differ in something that they"
+            " don't show, such as the dtype: make a report of each run, or ask with `vsteer sql`."
+        )
+    return {
+        "title": f"Steering report: {', '.join(runs)}",
+        "facts": found,
+        "warnings": warnings,
+        "why": reasons(found, runs),
+        "nostatistics": STATISTICS,
+        "more": MORE,
+        "tables": {name: each.as_json() for name, each in tables.items()},
+    }
+
+
+def reasons(found: Sequence[Mapping[str, Any]], runs: Mapping[str, Path]) -> dict[str, str]:
+    """Why a section may have nothing to show, in a line each."""
+    here = "in this run" if len(runs) == 1 else "in these runs"
+    kinds = {one["kind"] for run in found for one in run["evaluations"]}
+    folder = " ".join(map(str, runs.values()))
+    no_texts = f"no open-ended evaluation {here}"
+    return {
+        "choice": (
+            f"no result of a choice evaluation {here} yet"
+            if "choice" in kinds
+            else f"no choice evaluation {here}"
+        ),
+        "texts": f"no open-ended text {here} yet" if "open_ended" in kinds else no_texts,
+        "coherence": (
+            f"no text {here} has a score of its perplexity beside an effect at the same steering:"
+            f" vsteer score {folder} --scorer perplexity"
+            if "open_ended" in kinds
+            else f"{no_texts}, so no text that could lose its coherence"
+        ),
+        "capability": (
+            f"no evaluation of capability {here} at the same steering (one whose name or data has mmlu,"
+            " truthfulqa or capability in it)"
+        ),
+        "vectors": (
+            f"no vector of this name was extracted {here}: its activations and cosines are not beside it"
+        ),
+    }
+
+
+def page(data: Mapping[str, Any]) -> str:
+    """The HTML of it all."""
+    import vl_convert
+
+    return Template(_file("page.html")).substitute(
+        title=escape(data["title"]),
+        version=__version__,
+        vega=vl_convert.get_vega_version(),
+        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        nonce=secrets.token_hex(16),
+        css=_file("page.css"),
+        js="\n".join(map(_file, SCRIPTS)),
+        data=script_safe(json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))),
+        runtime=packed(runtime()),
+    )
+
+
+def script_safe(text: str) -> str:
+    """JSON that can end no script element and begin no comment, whatever stands in its strings."""
+    for letter in "<>&\u2028\u2029":
+        text = text.replace(letter, f"\\u{ord(letter):04x}")
+    return text
+
+
+def runtime() -> str:
+    """Vega and the figures' specifications, as one script."""
+    import vl_convert
+
+    from vsteer.report.charts import specs
+
+    # by the address under which vl-convert holds it (nothing is fetched), so that Vega-Lite stays outside
+    vega = f"https://cdn.jsdelivr.net/npm/vega@{vl_convert.get_vega_version()}/+esm"
+    bundle = vl_convert.javascript_bundle(
+        f"import {{View, parse}} from '{vega}'; window.vega = {{View, parse}};"
+    )
+    return f"(function () {{\n{bundle}\n}})();\nwindow.SPECS = {json.dumps(specs())};"
+
+
+def packed(text: str) -> str:
+    return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode()
+
+
+def _measure_vectors(folder: Path) -> None:
+    """A run of before its vectors' lengths were written, or whose vectors changed since."""
+    if not norms_are_current(folder):
+        # it may not be ours to write to: the figures then say that the relative norm is not measured
+        with suppress(VectorError):
+            write_vector_norms(folder)
+
+
+def _file(name: str) -> str:
+    return (files("vsteer.report") / "page" / name).read_text(encoding="utf-8")

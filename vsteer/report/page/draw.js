@@ -1,0 +1,161 @@
+'use strict';
+// A figure on the page: drawn by Vega in the theme's colours, brought up to date, saved.
+
+const RUNTIME = {specs: null, ready: null};
+
+async function loadRuntime() {
+  const packed = Uint8Array.from(atob(document.getElementById('runtime').textContent.trim()), (letter) => letter.charCodeAt(0));
+  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream('gzip'));
+  // a bundle of plain statements: it leaves window.vega and window.SPECS
+  (0, eval)(await new Response(stream).text());
+  RUNTIME.specs = window.SPECS;
+}
+
+const THEME = ['page', 'card', 'ink', 'quiet', 'faint', 'plus', 'minus', 'zero', 'band', 'onfull'];
+function colours(of) {
+  const style = getComputedStyle(of);
+  return {...Object.fromEntries(THEME.map((name) => [name, style.getPropertyValue(`--${name}`).trim()])), none: 'transparent'};
+}
+
+function inColours(spec, palette) {
+  return JSON.parse(JSON.stringify(spec).replace(/"@(\w+)"/g, (_, name) => JSON.stringify(palette[name])));
+}
+
+function configOf(palette) {
+  const font = 'system-ui, "Segoe UI", Roboto, "Liberation Sans", sans-serif';
+  const words = {labelColor: palette.ink, titleColor: palette.quiet, labelFont: font, titleFont: font, labelFontSize: 11, titleFontSize: 11, titleFontWeight: 500};
+  return {
+    axis: {...words, domainColor: palette.quiet, tickColor: palette.quiet, gridColor: palette.faint, gridOpacity: 0.55},
+    legend: {...words, orient: 'top', direction: 'horizontal', titleOrient: 'left', titleLimit: 300, layout: {top: {anchor: 'start', direction: 'vertical', margin: 2}}, offset: 4},
+    title: {anchor: 'start', color: palette.ink, subtitleColor: palette.quiet, font, subtitleFont: font, fontSize: 14, subtitleFontSize: 11, offset: 10},
+    style: {cell: {stroke: 'transparent'}, text: {font}},
+  };
+}
+
+function viewOf(spec, given, palette, options) {
+  const made = inColours({...spec, background: options.background ?? 'transparent', ...(options.title ? {title: options.title} : {})}, palette);
+  const view = new window.vega.View(window.vega.parse(made, configOf(palette)), {renderer: 'svg', logLevel: 1, hover: true, ...options.view});
+  apply(view, spec, given);
+  return view.width(options.width);
+}
+
+function apply(view, spec, given) {
+  for (const name of spec.data.filter((each) => !each.source).map((each) => each.name)) view.data(name, (given.data[name] ?? []).map((row) => ({...row})));
+  for (const [name, value] of Object.entries(given.signals ?? {})) view.signal(name, value);
+}
+
+class Figure {
+  constructor(name, onPick) {
+    this.name = name;
+    this.definition = FIGURES[name];
+    this.view = null;
+    this.given = null;
+    this.heading = element('h3');
+    this.axis = element('p', {class: 'axis'});
+    this.words = element('p');
+    this.chart = element('div', {class: 'chart', role: 'img'});
+    this.why = element('p', {class: 'why', hidden: true});
+    this.details = element('details', {ontoggle: () => this.fill()}, element('summary', {}, 'SQL, CSV, table'), this.inside = element('div'));
+    const save = (kind) => element('button', {type: 'button', 'data-save': kind, onclick: () => this.save(kind)}, `save ${kind.toUpperCase()}`);
+    this.tools = element('div', {class: 'tools'}, save('svg'), save('png'), this.details);
+    this.box = element('figure', {id: `figure-${name}`, 'data-figure': name},
+      element('figcaption', {}, this.heading), this.axis, this.chart, this.why, element('figcaption', {}, this.words), this.tools);
+    if (this.definition.pick) {
+      this.chart.classList.add('pick');
+      this.onPick = onPick;
+    }
+    new ResizeObserver(() => this.resize()).observe(this.chart);
+  }
+
+  get spec() { return RUNTIME.specs[this.definition.spec ?? (this.name.startsWith('asymmetry') ? 'asymmetry' : this.name)]; }
+
+  show(state) {
+    this.given = this.definition.give(state);
+    const none = typeof this.given === 'string';
+    this.box.dataset.state = none ? 'empty' : 'drawn';
+    for (const part of [this.axis, this.chart, this.words, this.tools]) part.hidden = none;
+    this.why.hidden = !none;
+    this.heading.hidden = none;
+    if (none) {
+      this.why.textContent = this.given;
+      return;
+    }
+    this.heading.textContent = this.given.title;
+    this.axis.textContent = this.definition.axis ?? `↑ ${MEASURES[state.measure].says}`;
+    this.words.textContent = this.given.says.filter(Boolean).join(' ');
+    this.chart.setAttribute('aria-label', `${this.given.title}. ${this.words.textContent} The numbers are in the table below the figure.`);
+    if (this.details.open) this.fill();
+    if (this.view === null) this.draw();
+    else {
+      apply(this.view, this.spec, this.given);
+      this.view.runAsync();
+    }
+  }
+
+  draw() {
+    if (this.view !== null) this.view.finalize();
+    this.width = this.chart.clientWidth;
+    this.view = viewOf(this.spec, this.given, colours(document.documentElement), {width: this.width, view: {container: this.chart}});
+    this.view.tooltip((handler, event, item, value) => showTip(event, value));
+    if (this.onPick) this.view.addEventListener('click', (event) => this.pick(event));
+    this.view.runAsync();
+  }
+
+  // The layer under the pointer, wherever in the figure it is.
+  pick(event) {
+    const box = this.chart.querySelector('.root .background').getBoundingClientRect();
+    const layer = Math.round(this.view.scale('x').invert(event.clientX - box.left));
+    this.onPick(layer);
+  }
+
+  again() {
+    if (this.view === null || typeof this.given === 'string') this.view = null;
+    else this.draw();
+  }
+
+  resize() {
+    if (this.view === null || this.chart.hidden || !this.chart.clientWidth || this.chart.clientWidth === this.width) return;
+    this.width = this.chart.clientWidth;
+    this.view.width(this.width).runAsync();
+  }
+
+  fill() {
+    if (!this.details.open) return;
+    const drawn = this.given.data.rows;
+    const header = Object.keys(drawn[0] ?? {}).filter((name) => !['chosen', 'order', 'marked', 'rank'].includes(name) && drawn.some((row) => row[name] !== null && row[name] !== undefined && typeof row[name] !== 'object'));
+    this.inside.replaceChildren(element('h3', {}, 'what is drawn'), tableElement(header, drawn.map((row) => header.map((name) => row[name]))), ...sources(this.definition.tables));
+  }
+
+  // As a figure of its own: light, on white, with its title and what is to be known of it.
+  async save(kind) {
+    const light = document.getElementById('light');
+    light.hidden = false;
+    const palette = colours(light);
+    light.hidden = true;
+    const wrapped = (text, most) => text.split(' ').reduce((lines, word) => {
+      if ((lines.at(-1) + ' ' + word).length > most) lines.push(word);
+      else lines[lines.length - 1] = `${lines.at(-1)} ${word}`.trim();
+      return lines;
+    }, ['']);
+    const title = {text: wrapped(this.given.title, 90), subtitle: wrapped(`${this.axis.textContent}. ${this.words.textContent}`, 115)};
+    const view = viewOf(this.spec, this.given, palette, {width: 720, background: '#ffffff', title, view: {renderer: 'none'}});
+    await view.runAsync();
+    if (kind === 'svg') download(`${this.name}.svg`, await view.toSVG(), 'image/svg+xml');
+    else {
+      const canvas = await view.toCanvas(2);
+      canvas.toBlob((blob) => download(`${this.name}.png`, blob, 'image/png'));
+    }
+    view.finalize();
+    this.box.dataset.saved = kind;
+  }
+}
+
+function showTip(event, value) {
+  const tip = document.getElementById('tip');
+  tip.hidden = value === null || value === undefined || value === '';
+  if (tip.hidden) return;
+  const known = Object.entries(value).filter(([, each]) => each !== null && each !== undefined && !['null', 'undefined', 'NaN', ''].includes(String(each)));
+  tip.replaceChildren(element('dl', {}, known.flatMap(([name, each]) => [element('dt', {}, name), element('dd', {}, String(each))])));
+  tip.style.left = `${Math.max(4, Math.min(event.clientX + 14, innerWidth - tip.offsetWidth - 8))}px`;
+  tip.style.top = `${Math.max(4, Math.min(event.clientY + 14, innerHeight - tip.offsetHeight - 8))}px`;
+}

@@ -1,0 +1,278 @@
+'use strict';
+// What each figure shows of the chosen family, layer and measure: its data, its title, or in words why it has none.
+//
+// state: family (one value for each of DIMENSIONS, or null), measure, size (|multiplier|), layer
+
+const signOf = (multiplier) => (multiplier > 0 ? '+' : '-');
+const named = (family) => `${family.vector} (norm ${family.norm})`;
+const zero = [{y: 0}];
+const at = (state) => (state.layer === null ? [] : [{layer: state.layer}]);
+const sizeText = (size) => (size === null ? '' : `±${size}`);
+
+function relative(found) {
+  const known = found.map((row) => row.relative_norm).filter(isNumber);
+  if (!known.length) return 'injected norm over stream norm: not measured';
+  const [low, high] = [Math.min(...known), Math.max(...known)];
+  const text = low === high ? number(low) : `${number(low)} to ${number(high)}`;
+  return `injected norm over stream norm ${text}`;
+}
+
+function itemsText(found) {
+  const counts = ascending(found.map((row) => row.items).filter(isNumber));
+  if (!counts.length) return '';
+  return counts.length === 1 ? plural(counts[0], 'item') : `${count(counts[0])} to ${plural(counts.at(-1), 'item')}`;
+}
+
+// A row of a query as a point: its value in the chosen measure, with its interval where there is one.
+function point(row, measure) {
+  const {se, low, high} = MEASURES[measure];
+  const interval = isNumber(row[low]) && isNumber(row[high]);
+  return {layer: single(row), place: place(row), multiplier: row.multiplier, sign: signOf(row.multiplier), y: row[measure],
+    low: interval ? row[low] : null, high: interval ? row[high] : null, se: row[se] ?? null,
+    relative_norm: row.relative_norm, mass: row.total_mass, items: row.items};
+}
+
+const curves = (state) => ofFamily('multiplier_curves', state.family);
+const swept = (state) => curves(state).filter((row) => row.multiplier !== 0);
+const bySize = (state, found) => found.filter((row) => Math.abs(row.multiplier) === state.size);
+
+function intervalWords(found, measure) {
+  if (measure === 'effect_headroom') return 'A ratio of means: it has no interval.';
+  if (found.some((point) => point.low !== null)) return 'Shaded or barred: 95% intervals over items (BCa), of each point alone.';
+  return `No intervals: ${DATA.nostatistics}.`;
+}
+
+function noCurves(state, what) {
+  if (state.family === null) return NO_CHOICE;
+  if (!curves(state).length) return state.family.operation === 'ablate'
+    ? `an ablation has no multiplier, so there is ${what}; the table of peaks has it` : 'no row of this vector has both a good result and a good baseline';
+  return null;
+}
+
+const FIGURES = {
+  layers: {
+    tables: ['multiplier_curves', 'control_bands'], pick: true,
+    give(state) {
+      const found = bySize(state, swept(state)).filter((row) => single(row) !== null);
+      if (!found.length) return noCurves(state, 'no curve by layer') ?? 'only several layers at once were steered: see the heat map';
+      const points = found.map((row) => point(row, state.measure)).sort((a, b) => a.layer - b.layer);
+      const bands = state.measure === 'effect' ? controlBand(state) : [];
+      const kinds = different(bands.map((row) => row.kind));
+      const about = kinds.map((kind) => `${kind}: ${countRange(bands.filter((row) => row.kind === kind))}`).join(', ');
+      return {data: {rows: points, band: bands, zero, at: at(state)}, signals: {bands: kinds},
+        title: `Effect of ${named(state.family)} by layer, multiplier ${sizeText(state.size)}; ${relative(found)}`,
+        says: [`${itemsText(found)}.`, intervalWords(points, state.measure),
+          bands.length ? `Behind: from the least to the greatest mean effect of control vectors at both signs (${about}). Of many layers some leave a band by chance: what may be claimed stands in the table of peaks.`
+            : state.measure === 'effect' ? 'No control vectors were run here.' : 'The band of the control vectors is drawn for the logit difference only.']};
+    },
+  },
+  mass: {
+    tables: ['multiplier_curves'], axis: '↑ probability of all answers together',
+    give(state) {
+      const found = bySize(state, swept(state)).filter((row) => single(row) !== null);
+      if (!found.length) return noCurves(state, 'no curve by layer') ?? 'only several layers at once were steered';
+      const unsteered = curves(state).find((row) => row.multiplier === 0);
+      const points = found.map((row) => point(row, state.measure)).sort((a, b) => a.layer - b.layer);
+      return {data: {rows: points, base: unsteered ? [{mass: unsteered.total_mass}] : [], at: at(state)},
+        title: `Total mass on the answers, ${named(state.family)}, multiplier ${sizeText(state.size)}`,
+        says: ['A ratio of answers hides a model that would give neither: where this falls, the effect above says little.']};
+    },
+  },
+  heat: {
+    tables: ['multiplier_curves'], axis: '',
+    give(state) {
+      const found = swept(state);
+      if (!found.length) return noCurves(state, 'no map over multipliers');
+      const order = (row) => row.layers[0] + row.layers.length / 1000;
+      const points = found.map((row) => ({...point(row, state.measure), order: order(row), chosen: single(row) === state.layer}));
+      const extent = Math.max(...points.map((each) => Math.abs(each.y ?? 0)), 1e-9);
+      return {data: {rows: points}, signals: {extent},
+        title: `Layer × multiplier, ${named(state.family)}; ${relative(found)}`,
+        says: [`In each cell the ${MEASURES[state.measure].says}.`, 'The tint only repeats the number, as strong for the same size on both sides.', `${itemsText(found)}.`]};
+    },
+  },
+  dose: {
+    tables: ['multiplier_curves', 'doses'],
+    give(state) {
+      const all = curves(state);
+      if (!all.length) return noCurves(state, 'no dose curve');
+      const value = state.measure;
+      const lines = all.map((row) => ({...point(row, value), y: row[value] ?? (row.multiplier === 0 ? 0 : null)}));
+      const mine = lines.filter((row) => (state.layer === null ? row.place === lines[0].place : row.layer === state.layer));
+      if (!mine.length) return `layer ${state.layer} was not steered alone by this vector`;
+      const here = all.filter((row) => place(row) === mine[0].place);
+      const dose = doseFit(state, mine[0].place);
+      return {data: {rows: mine.sort((a, b) => a.multiplier - b.multiplier), others: lines, fit: dose.points, zero},
+        title: `Dose curve of ${named(state.family)} at layer ${mine[0].place}; ${relative(here.filter((row) => row.multiplier !== 0))}`,
+        says: [`Thin: the other layers. 0 is the unsteered model. ${here[0].monotone ? 'Never turns back over these multipliers.' : 'Turns back somewhere: don’t fit through the end points.'}`,
+          intervalWords(mine, value), dose.says]};
+    },
+  },
+  asymmetry_effect: asymmetryFigure('effect', 'asymmetry', 'asymmetry_se', ['effect_minus', 'effect_plus']),
+  asymmetry_p: asymmetryFigure('effect_p', 'asymmetry_p', 'asymmetry_p_se', ['effect_p_minus', 'effect_p_plus']),
+  asymmetry_headroom: asymmetryFigure('effect_headroom', 'asymmetry_headroom', null, ['headroom_minus', 'headroom_plus']),
+  scaling: {tables: ['scaling', 'scaling_fits'], give: scalingData},
+  coherence: {
+    tables: ['coherence_frontier'],
+    give: (state) => tradeoffData(state, 'coherence_frontier', 'score', 'score_se', DATA.why.coherence,
+      (row) => `${row.scorer}, texts of ${row.texts_of}`, 'Labelled: the frontier, where no other has more effect at a score as good. It is of means on the same items, without intervals.'),
+  },
+  capability: {
+    tables: ['capability_cost'],
+    give: (state) => tradeoffData(state, 'capability_cost', 'cost', 'cost_se', DATA.why.capability,
+      (row) => row.capability, 'Bars: two standard errors, paired over items. A cost within them is not shown to be one, nor shown to be none.'),
+  },
+  components: {
+    tables: ['pca'], axis: 'first two components of the contrast’s activations at the chosen layer',
+    give(state) {
+      const all = ofVector('pca', state);
+      if (!all.length) return DATA.why.vectors;
+      const here = all.filter((row) => row.layer === state.layer);
+      if (!here.length) return `no activations of layer ${state.layer} were kept`;
+      const letter = (row) => (row.letter ? (['A', 'B'].includes(row.letter) ? `, ${row.letter}` : ', other') : '');
+      const points = here.map((row) => ({...row, kind: (row.positive ? 'positive' : 'negative') + letter(row)}));
+      const kept = here[0].members > here.length ? ` ${count(here.length)} of ${plural(here[0].members, 'member')}.` : '';
+      return {data: {rows: points}, signals: {kinds: different(points.map((row) => row.kind)).sort().reverse()},
+        title: `Activations at layer ${state.layer} of the pairs that ${state.family?.vector ?? here[0].vector} was made from`,
+        says: [`${plural(here.length, 'point')}.${kept} Where the shapes lie apart by letter and not by sign, the vector is the letter’s. The signs of components mean nothing, but positive members are put on the right.`]};
+    },
+  },
+  cosine: {
+    tables: ['cosine'], axis: 'cosine between the directions of two layers',
+    give(state) {
+      const all = ofVector('cosine', state);
+      if (!all.length) return DATA.why.vectors;
+      const both = all.flatMap((row) => (row.layer === row.other_layer ? [row] : [row, {...row, layer: row.other_layer, other_layer: row.layer}]));
+      return {data: {rows: both.map((row) => ({...row, chosen: row.layer === state.layer}))},
+        title: `Cosine between the layers’ directions, ${all[0].vector} (as extracted; the norm does not change it)`, says: []};
+    },
+  },
+  cosine_row: {
+    tables: ['cosine'], spec: 'line', axis: '↑ cosine', pick: true,
+    give(state) {
+      const all = ofVector('cosine', state);
+      if (!all.length) return DATA.why.vectors;
+      const mine = all.filter((row) => row.layer === state.layer || row.other_layer === state.layer)
+        .map((row) => ({layer: row.layer === state.layer ? row.other_layer : row.layer, y: row.cosine}));
+      if (!mine.length) return `the vector has no direction at layer ${state.layer}`;
+      return {data: {rows: mine.sort((a, b) => a.layer - b.layer), base: zero, at: at(state)},
+        title: `Layer ${state.layer}’s direction against every layer’s, ${all[0].vector}`, says: []};
+    },
+  },
+  ...Object.fromEntries([
+    ['norm_over_stream', 'norm over stream norm', 'How long the direction is beside the stream, as extracted (multiplier 1 of norm raw).'],
+    ['class_separation', 'class separation', 'Standard deviations between the classes, on members that the direction was not made of.'],
+    ['split_half', 'split-half cosine', 'Between the directions of two halves of the pairs: how well the data fix it.'],
+    ['pair_agreement', 'agreement of pairs', 'Mean cosine between two pairs’ differences: 1 all alike, 0 nothing in common.'],
+    ['letter_share', 'letter’s share', 'The share of the squared direction that lies where the answers’ letters differ.'],
+  ].map(([column, title, says]) => [`worth_${column}`, {
+    tables: ['layers'], spec: 'line', pick: true, axis: '',
+    give(state) {
+      const found = ofVector('layers', state).filter((row) => isNumber(row[column]));
+      if (!found.length) return ofVector('layers', state).length ? `${title}: not defined for the data that this vector was made from` : DATA.why.vectors;
+      return {data: {rows: found.map((row) => ({layer: row.layer, y: row[column]})), base: [], at: at(state)}, title: `${title}, ${found[0].vector}`, says: [says]};
+    },
+  }])),
+  spread: {
+    tables: ['steerability'], pick: true, axis: '↑ slope of an item’s logit difference over the multipliers',
+    give(state) {
+      const found = ofFamily('steerability', state.family).filter((row) => single(row) !== null).sort((a, b) => single(a) - single(b));
+      if (!found.length) return noCurves(state, 'no slope') ?? 'no single layer was steered';
+      return {data: {rows: found.map((row) => ({layer: single(row), y: row.slope, low: row.slope_low, high: row.slope_high, wrong: row.share_wrong_way, items: row.items})), zero, at: at(state)},
+        title: `Items’ slopes by layer, ${named(state.family)}; at multiplier 1 ${relative(found.map((row) => ({relative_norm: row.relative_norm_1})))}`,
+        says: ['Line: the mean over items. Shaded: from the tenth to the ninetieth percentile of the items, which is their spread and no interval of the mean.']};
+    },
+  },
+  wrong: {
+    tables: ['steerability'], spec: 'line', pick: true, axis: '↑ share of items whose slope is below 0',
+    give(state) {
+      const found = ofFamily('steerability', state.family).filter((row) => single(row) !== null).sort((a, b) => single(a) - single(b));
+      if (!found.length) return noCurves(state, 'no slope') ?? 'no single layer was steered';
+      return {data: {rows: found.map((row) => ({layer: single(row), y: row.share_wrong_way})), base: [{y: 0.5}], at: at(state)},
+        title: `Share of items that move the wrong way, ${named(state.family)}`, says: ['Dashed at one half, which is what no effect looks like.']};
+    },
+  },
+  slopes: {
+    tables: ['item_slopes'], axis: '↑ slope of the logit difference over the multipliers; bars: ± root mean square residual',
+    give(state) {
+      const family = ofFamily('item_slopes', state.family);
+      if (!family.length) return noCurves(state, 'no slope') ?? DATA.tables.item_slopes.note;
+      const found = family.filter((row) => (state.layer === null ? true : single(row) === state.layer)).sort((a, b) => a.slope - b.slope);
+      if (!found.length) return `no slopes of layer ${state.layer} here${DATA.tables.item_slopes.note ? `: ${DATA.tables.item_slopes.note}` : ''}`;
+      const wrong = found.filter((row) => row.wrong_way).length;
+      return {data: {rows: found.map((row, n) => ({...row, rank: n + 1, low: row.slope - row.residual, high: row.slope + row.residual, way: row.wrong_way ? 'the wrong way' : 'as the multiplier'})), zero},
+        title: `Every item’s slope at layer ${place(found[0])}, ${named(state.family)}`,
+        says: [`${wrong} of ${plural(found.length, 'item')} move the wrong way, at ${plural(found[0].multipliers, 'multiplier')} with the unsteered 0. One item at few multipliers is mostly noise: believe the share, not the item.`]};
+    },
+  },
+};
+
+function countRange(bands) {
+  const counts = ascending(bands.map((row) => row.controls));
+  return counts.length === 1 ? count(counts[0]) : `${count(counts[0])} to ${count(counts.at(-1))}`;
+}
+
+function controlBand(state) {
+  const found = bySize(state, ofFamily('control_bands', state.family)).filter((row) => single(row) !== null && row.control);
+  const bands = new Map();
+  for (const row of found) {
+    const key = `${row.control} ${single(row)}`;
+    const band = bands.get(key) ?? {kind: row.control === 'random' ? 'random vectors' : 'shuffled labels', layer: single(row), low: Infinity, high: -Infinity, controls: Infinity};
+    bands.set(key, {...band, low: Math.min(band.low, row.control_low), high: Math.max(band.high, row.control_high), controls: Math.min(band.controls, row.controls)});
+  }
+  return [...bands.values()].sort((a, b) => a.layer - b.layer);
+}
+
+function asymmetryFigure(measure, column, se, [minus, plus]) {
+  return {
+    tables: ['sign_asymmetry'], spec: 'asymmetry', pick: true,
+    axis: `↑ ${MEASURES[measure].short}: −(effect at −m) − (effect at +m)`,
+    give(state) {
+      const found = bySize(state, ofFamily('sign_asymmetry', state.family)).filter((row) => single(row) !== null && isNumber(row[column]));
+      if (!found.length) return noCurves(state, 'no sign') ?? 'no layer was steered at both m and −m';
+      const interval = found.some((row) => isNumber(row[`${column}_low`]));
+      const points = found.map((row) => ({layer: single(row), y: row[column], minus: row[minus], plus: row[plus], relative_norm: row.relative_norm, items: row.items,
+        low: interval ? row[`${column}_low`] : se ? row[column] - row[se] : row[column], high: interval ? row[`${column}_high`] : se ? row[column] + row[se] : row[column],
+        stronger: row[column] > 0 ? 'negative' : 'positive'})).sort((a, b) => a.layer - b.layer);
+      return {data: {rows: points, zero, at: at(state)},
+        title: `Sign asymmetry in ${MEASURES[measure].label}, ${named(state.family)}, ${sizeText(state.size)}; ${relative(found)}`,
+        says: [interval ? 'Bars: 95% intervals over items.' : se ? 'Bars: ± one standard error, which is no interval.' : 'A ratio of means, without error.',
+          'Above 0 the negative multiplier acts more strongly in its own direction.']};
+    },
+  };
+}
+
+function doseFit() { return {points: [], says: ''}; }
+
+function scalingData(state) {
+  if (state.family === null) return NO_CHOICE;
+  const same = DIMENSIONS.filter((name) => !['run', 'model'].includes(name));
+  const found = rows('scaling').filter((row) => same.every((name) => row[name] === state.family[name]) && Math.abs(row.multiplier) === state.size);
+  if (different(found.map((row) => row.model)).length < 2) return 'one model in this report, and a scaling needs several: vsteer report RUN1 RUN2 ...';
+  const sized = found.filter((row) => isNumber(row.billions));
+  if (!sized.length) return 'no model’s name says how many parameters it has (7b, 135m)';
+  const points = sized.map((row) => ({...point({...row, layers: [row.peak_layer]}, state.measure), model: row.model, billions: row.billions, peak_layer: row.peak_layer, peak_depth: row.peak_depth}));
+  return {data: {rows: points, fit: [], zero},
+    title: `Peak effect of ${named(state.family)} by model size, ${sizeText(state.size)}; ${relative(sized)}`,
+    says: ['Each peak is chosen on the items that it is reported on, so it is too large.']};
+}
+
+function tradeoffData(state, table, cost, se, why, of, says) {
+  if (state.family === null) return rows(table).length ? NO_CHOICE : why;
+  const same = ['run', 'model', 'vector', 'norm', 'positions', 'operation'];
+  const found = rows(table).filter((row) => same.every((name) => row[name] === state.family[name]) && isNumber(row[state.measure]) && isNumber(row[cost])
+    && row.evaluation === state.family.evaluation && (row.asked_system ?? row.system) === state.family.system);
+  if (!found.length) return why;
+  return {data: {rows: found.map((row) => ({...point(row, state.measure), cost: row[cost], cost_low: row[cost] - 2 * (row[se] ?? 0), cost_high: row[cost] + 2 * (row[se] ?? 0), of: of(row), marked: row.frontier === true})), zero},
+    title: `Effect of ${named(state.family)} against ${different(found.map(of)).join('; ')}; ${relative(found)}`,
+    says: [says]};
+}
+
+// Tables beside a vector's file know its name, run and model; a family's vector may come from a file, without them.
+function ofVector(table, state) {
+  const all = rows(table);
+  if (state.family === null) return all.length ? all.filter((row) => row.run === all[0].run && row.vector === all[0].vector && row.model === all[0].model) : [];
+  const mine = all.filter((row) => row.run === state.family.run && row.vector === state.family.vector);
+  const here = mine.filter((row) => row.model === state.family.model);
+  return here.length ? here : mine.filter((row) => !row.model);
+}

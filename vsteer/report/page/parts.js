@@ -1,0 +1,101 @@
+'use strict';
+// The parts of the page that are words and tables: what was run, what failed, the peaks, the other questions.
+
+function meter(run) {
+  const share = (number) => `width:${run.planned ? (100 * number) / run.planned : 0}%`;
+  return element('div', {class: 'meter', role: 'img', 'aria-label': `${count(run.good)} of ${count(run.planned)} rows are good, ${count(run.errors)} failed, ${count(run.missing)} missing`},
+    element('span', {style: share(run.good)}), element('span', {class: 'failed', style: share(run.errors)}));
+}
+
+function stateOf(run) {
+  const whole = run.good === run.planned && run.planned > 0;
+  const more = [run.errors ? `${count(run.errors)} failed` : '', run.missing ? `${count(run.missing)} missing` : '', run.live ? 'still running when this was made' : ''].filter(Boolean);
+  return element('p', {}, element('span', {class: whole ? 'good' : 'bad'}, whole ? '✓ complete' : '✗ incomplete'),
+    ` ${count(run.good)} of ${count(run.planned)} rows are good${more.length ? `, ${more.join(', ')}` : ', none failed'}`);
+}
+
+function banners() {
+  const found = [];
+  for (const run of DATA.facts) {
+    if (run.good !== run.planned || run.live) found.push([`${run.run} is not complete.`, ` ${count(run.missing)} of ${count(run.planned)} rows are missing and ${count(run.errors)} failed${run.live ? '; it was still running when this page was made' : ''}. Every figure is of what is there, and may change.`]);
+  }
+  for (const said of DATA.warnings) found.push(['Take care.', ` ${said}`]);
+  return found.map(([bold, words]) => element('div', {class: 'banner', role: 'note'}, element('p', {}, element('strong', {}, bold), words)));
+}
+
+function duration(began, ended) {
+  const seconds = (new Date(ended) - new Date(began)) / 1000;
+  if (!isNumber(seconds)) return '';
+  const [hours, minutes] = [Math.floor(seconds / 3600), Math.floor(seconds / 60) % 60];
+  return hours ? `${hours} h ${minutes} min` : minutes ? `${minutes} min ${Math.round(seconds % 60)} s` : `${seconds.toFixed(1)} s`;
+}
+
+function factsOf(run) {
+  const facts = [
+    ['model', run.models.map((one) => `${one.model}, ${one.dtype}${one.quantization ? `, ${one.quantization}` : ''}, ${one.model_commit.slice(0, 12)}`)],
+    ['vectors', run.vectors.map((one) => `${one.vector}${run.models.length > 1 ? ` in ${one.model}` : ''}: norm ${one.norm}, ${one.operation} at ${one.positions}, layers ${one.layers}, multipliers ${(one.multipliers ?? []).map(multiplierText).join(', ') || 'none'}; `
+      + ([one.random ? plural(one.random, 'random vector') : '', one.shuffled ? plural(one.shuffled, 'vector') + ' of shuffled labels' : ''].filter(Boolean).join(', ') || 'no control vectors'))],
+    ['asked', run.evaluations.map((one) => `${one.evaluation}: ${plural(one.items, one.kind === 'choice' ? 'question with given answers' : 'open question').replace(/question(.*)s$/, 'questions$1s').replace('questions with given answerss', 'questions with given answers').replace('open questionss', 'open questions')}${one.orders > 1 ? ', both letter orders' : ''}, ${plural(one.configs, 'configuration')}${one.system_prompt ? `, system prompt “${one.system_prompt}”` : ''}`)],
+    ['computed by', [`${run.engines.join(', ')}${run.hardware ? ` on ${run.hardware}` : ''}${run.vsteer ? `, vsteer ${run.vsteer}` : ''}`]],
+    ['when', [run.began ? `${run.began.replace('T', ' ')} UTC, ${duration(run.began, run.ended)} from the first row to the last${run.sessions > 1 ? `, ${run.sessions} starts` : ''}` : 'no row yet']],
+    ['folder', [run.folder]],
+  ];
+  return element('dl', {class: 'facts'}, facts.flatMap(([name, lines]) => [element('dt', {}, name), element('dd', {}, lines.map((line) => element('div', {}, line)))]));
+}
+
+function runSection() {
+  return [...DATA.facts.map((run) => element('div', {class: 'run'}, DATA.facts.length > 1 ? element('h3', {}, run.run) : null, stateOf(run), meter(run), factsOf(run))), failures()];
+}
+
+function failures() {
+  const found = rows('failures');
+  if (!found.length) return element('p', {}, 'No row failed, none is missing, every steered row was steered and has its baseline.');
+  const header = ['run', 'evaluation', 'problem', 'what', 'rows', 'share', 'configs', 'example'];
+  return element('div', {id: 'failures'}, element('h3', {}, 'Rows that are not what was planned'), tableElement(header, found.map((row) => header.map((name) => row[name]))),
+    element('details', {class: 'more'}, element('summary', {}, 'SQL, CSV'), sources(['failures'])));
+}
+
+// What the statistics allow to be said of a vector against its controls, and no more.
+function verdicts(family) {
+  const found = ofFamily('controls', family);
+  if (!found.length) return ['No control vectors were run: nothing can be said of whether a random vector would do the same.'];
+  return found.map((row) => {
+    const kind = row.control === 'random' ? 'random vectors of its length' : 'vectors of shuffled labels';
+    const sizes = `its largest |effect| is ${number(row.largest, 2)} (layer ${place(row)}, multiplier ${multiplierText(row.multiplier)}, injected norm over stream norm ${number(row.relative_norm)}), theirs ${number(row.control_largest, 2)}`;
+    if (row.controls < 19 || row.outside === null) return `${plural(row.controls, 'whole control')} of ${kind}: too few to say whether the vector does more (19 are needed); ${sizes}.`;
+    return row.outside ? `Outside the band of all ${row.controls} ${kind}: ${sizes}. That is the 5% level, for this vector alone (p = ${number(row.p_value)}).`
+      : `NOT outside the band of ${row.controls} ${kind}, so no effect is shown: ${sizes} (p = ${number(row.p_value)}).`;
+  });
+}
+
+function peaksSection(state, choose) {
+  const found = rows('layer_peaks');
+  if (!found.length) return [element('p', {class: 'why'}, DATA.why.choice)];
+  const varying = DIMENSIONS.filter((name) => different(found.map((row) => row[name])).length > 1);
+  const heldout = found.some((row) => isNumber(row.heldout_effect));
+  const header = [...varying.map((name) => WORDS[name]), 'multiplier', 'peak layer (depth)', 'effect on the logit difference', ...(heldout ? ['held-out effect (95%)'] : []), 'Δ p', 'layers as good', 'injected norm / stream norm', 'mass (unsteered)', 'items'];
+  const lines = found.map((row) => [...varying.map((name) => String(row[name])), multiplierText(row.multiplier),
+    element('button', {type: 'button', onclick: () => choose(row), 'aria-label': `show ${row.vector} at layer ${row.peak_layer}`}, `${row.peak_layer} (${number(row.peak_depth, 2)})`),
+    `${signed(row.effect)} ± ${number(row.effect_se, 2)} se`,
+    ...(heldout ? [isNumber(row.heldout_effect) ? `${signed(row.heldout_effect)}${isNumber(row.heldout_low) ? ` (${signed(row.heldout_low)} to ${signed(row.heldout_high)})` : ''}` : '–'] : []),
+    signed(row.effect_p), (row.near_layers ?? []).join(', ') || '–', number(row.relative_norm), `${number(row.total_mass)} (${number(row.baseline_mass)})`, count(row.items)]);
+  const norms = different(found.map((row) => row.norm)).join(', ');
+  return [
+    element('h3', {}, `Peaks, norm ${norms}; ${relative(found)}`),
+    tableElement(header, lines, {chosen: (line) => state.family !== null && keyOf(found[line]) === keyOf(state.family)}),
+    element('p', {class: 'quiet'}, `The layer is chosen on the items that “effect” is reported on, so that effect is too large${heldout ? '; the held-out effect is measured on items that did not choose its layer' : ` (${DATA.nostatistics})`}. A layer in the table is a button: it shows that layer below.`),
+    element('div', {id: 'verdicts'}, element('h3', {}, state.family ? `Against controls: ${named(state.family)}` : ''), ...(state.family ? verdicts(state.family) : []).map((words) => element('p', {}, words))),
+    element('details', {class: 'more'}, element('summary', {}, 'SQL, CSV'), sources(['layer_peaks', 'controls'])),
+  ];
+}
+
+function moreSection() {
+  const parts = DATA.more.map((name) => {
+    const found = rows(name), header = Object.keys(DATA.tables[name].columns);
+    const question = DATA.tables[name].about.split('\n')[0];
+    if (!found.length) return element('p', {class: 'why'}, `${question} No row in this run answers it (vsteer sql ${name} --about says what it needs).`);
+    return element('details', {class: 'more', 'data-more': name}, element('summary', {}, `${question} (${plural(found.length, 'row')})`),
+      tableElement(header, found.map((row) => header.map((column) => row[column])), {most: 100}), sources([name]));
+  });
+  return [...parts, element('p', {class: 'quiet'}, 'Every question is a file of SQL: vsteer sql --list names them, vsteer sql NAME RUN --print gives the whole of it for plain DuckDB.')];
+}
