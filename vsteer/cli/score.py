@@ -24,8 +24,8 @@ INCOMPLETE = 3
     "names",
     multiple=True,
     metavar="NAME",
-    help="refusal, repetition, length, characters, steerability, perplexity or judge; may be repeated. By "
-    "default the first four.",
+    help="refusal, repetition, length, characters, steerability, statistics, perplexity or judge; may be "
+    "repeated. By default the first four.",
 )
 @click.option("--rubric", help="judge: refusal, sentiment, language, or a text file.")
 @click.option(
@@ -74,7 +74,8 @@ def score(
     """Score what the run in the folder RUN wrote, into RUN/scores/. Nothing is generated.
 
     refusal, repetition, length and characters look at texts; steerability fits a line to each choice item
-    over its multipliers; perplexity loads the run's own model, unsteered, and asks how likely it holds each
+    over its multipliers; statistics works intervals, held-out peaks and fits out of choices, into
+    RUN/statistics/; perplexity loads the run's own model, unsteered, and asks how likely it holds each
     text; judge asks a model for a number from 0 to 10 by a rubric, at an endpoint or in the local engine. The
     same command scores only what is new; an answer of a judge is never paid for twice. A judge's key is read
     from OPENAI_API_KEY in the environment. Exit codes: 0 complete, 3 a judge has texts left open.
@@ -87,9 +88,10 @@ def score(
     from vsteer.evals.coherence import PERPLEXITY
     from vsteer.evals.scorers import PLAIN
     from vsteer.store.scores import STEERABILITY
+    from vsteer.store.statistics import STATISTICS
 
     chosen = list(dict.fromkeys(names or PLAIN))
-    known = [*PLAIN, STEERABILITY, PERPLEXITY, "judge"]
+    known = [*PLAIN, STEERABILITY, STATISTICS, PERPLEXITY, "judge"]
     if unknown := [name for name in chosen if name not in known]:
         raise UsageError(f"no scorer is called {unknown[0]!r}", f"there are {', '.join(known)}")
     if "judge" in chosen and not (rubric and judge_model):
@@ -115,6 +117,8 @@ def score(
             continue
         elif name == STEERABILITY:
             found = _steerability(run, as_json)
+        elif name == STATISTICS:
+            found = _statistics(run, as_json)
         else:
             found = _plain(run, name, as_json)
         said.append(found)
@@ -146,6 +150,16 @@ def _steerability(run: Path, quiet: bool) -> dict[str, Any]:
     if not quiet:
         click.echo(f"steerability: {lines:,} lines, one an item, letter order and steering: {path}")
     return {"scorer": "steerability", "hash": HASH, "lines": lines, "file": str(path)}
+
+
+def _statistics(run: Path, quiet: bool) -> dict[str, Any]:
+    from vsteer.analysis.statistics import write_statistics
+
+    done = write_statistics(run)
+    if not quiet:
+        rows = ", ".join(f"{count:,} {name}" for name, count in done.rows.items())
+        click.echo(f"statistics: {rows}: {done.folder}/")
+    return {"scorer": "statistics", "rows": dict(done.rows), "folder": str(done.folder)}
 
 
 def _perplexity(run: Path, quiet: bool) -> list[dict[str, Any]]:

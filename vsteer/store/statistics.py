@@ -21,7 +21,7 @@ from vsteer.store.files import as_parquet, disk_errors, write_file
 from vsteer.store.schema import FLOAT, FLOATS, INT, INTS, STRING, STRINGS, Column, arrow_schema
 from vsteer.store.views import CONFIGS, PROMPTS
 
-STATISTICS_FOLDER = "statistics"
+STATISTICS = STATISTICS_FOLDER = "statistics"
 METADATA = b"statistics"
 # Of what the numbers mean and how they are made: statistics of another version are not read.
 VERSION = 1
