@@ -39,11 +39,12 @@ class Setup:
     max_num_seqs: int = 64
     batched_tokens: int = BATCHED_TOKENS
     kv_blocks: int = KV_BLOCKS
+    ablates: bool = False
 
     def __str__(self) -> str:
         return (
             f"{'eager' if self.eager else 'compiled'}-tp{self.tensor_parallel}-"
-            f"{'cache' if self.caching else 'no_cache'}"
+            f"{'cache' if self.caching else 'no_cache'}{'-ablates' if self.ablates else ''}"
         )
 
     def start(self) -> VllmEngine:
@@ -62,7 +63,7 @@ class Setup:
                 vllm={"num_gpu_blocks_override": self.kv_blocks},
             ),
             # so that both graphs are tried, with capture and without
-            capacity=Capacity(terms=3, captures=CAPTURES if self.caching else 0),
+            capacity=Capacity(terms=3, captures=CAPTURES if self.caching else 0, ablates=self.ablates),
         )
 
 

@@ -36,6 +36,7 @@ def check(
     seed: int = 0,
     prompt_tokens: tuple[int, int] = (6, 80),
     max_tokens: tuple[int, int] = (4, 40),
+    ablations: bool = False,
     exact: Callable[[], ReferenceEngine] | None = None,
 ) -> None:
     requests = make_requests(
@@ -45,6 +46,7 @@ def check(
         seed=seed,
         prompt_tokens=prompt_tokens,
         max_tokens=max_tokens,
+        ablations=ablations,
     )
     steerings = {request.steering for request in requests if request.steering}
     # no step can take these prompts whole
@@ -122,3 +124,22 @@ def test_parity_of_a_real_model(engine: VllmEngine) -> None:
         )
     finally:
         torch.set_num_threads(threads)
+
+
+# Rows that ablate, at layers or everywhere, beside rows that add and rows that do nothing.
+ABLATING = [
+    Setup(eager, tensor_parallel, ablates=True) for eager in (True, False) for tensor_parallel in (1, 2)
+]
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        setup if setup.eager != (setup.tensor_parallel == 1) else pytest.param(setup, marks=pytest.mark.slow)
+        for setup in ABLATING
+    ],
+    indirect=True,
+    ids=str,
+)
+def test_parity_with_ablation(engine: VllmEngine, reference: ReferenceEngine) -> None:
+    check(engine, reference, ablations=True, seed=5)

@@ -30,13 +30,17 @@ BLOCK = 4
 HIDDEN = 2
 
 
-class Model(SteeredModel, nn.Module):
+class Plain(nn.Module):
     """The least that can be steered: its forward is no matter here, only what each step writes for it."""
 
-    def __init__(self, max_tokens: int) -> None:
+    def __init__(self, *, vllm_config: Any, prefix: str) -> None:
         super().__init__()
         self.model = SimpleNamespace(layers=[nn.Identity()])
-        self.init_steering(_config(max_tokens))
+
+
+class Model(SteeredModel, Plain):
+    def __init__(self, max_tokens: int) -> None:
+        super().__init__(vllm_config=_config(max_tokens))
 
 
 @dataclass

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 
-from vsteer.engine.request import Direction, Steering, Term, Vectors
+from vsteer.engine.request import Direction, Operation, Steering, Term, Vectors
 from vsteer.engine.table import Capacity, SteeringTable, direction_sha, read_table_file
 from vsteer.errors import EngineError, SteeringFault, UsageError, VectorError
 
 LAYERS, WIDTH = 3, 4
 ROOM = Capacity(cells=8, rows=8, terms=2)
+ROOM_TO_ABLATE = Capacity(cells=8, rows=8, terms=2, ablates=True)
 
 
 def direction(*values: float) -> Direction:
@@ -130,7 +132,7 @@ def test_a_saved_table_is_what_a_worker_reads(tmp_path: Path) -> None:
     path = tmp_path / "table.safetensors"
     table.save(path)
     arrays, prints, sha = read_table_file(path)
-    assert arrays.keys() == {"bank", "row", "scale"}
+    assert arrays.keys() == {"bank", "row", "scale", "ablated"}
     for name in arrays:
         np.testing.assert_array_equal(arrays[name], getattr(table, name))
     assert tuple(prints) == table.fingerprints
@@ -163,6 +165,39 @@ def test_a_full_table(capacity: Capacity, message: str) -> None:
     assert "larger Capacity" in error.value.hint
 
 
+def test_ablations_by_hand() -> None:
+    at_a_layer = Steering((Term("calm", 1, operation="ablate"), add("calm", 1, 3.0)))
+    everywhere = Steering((Term("joy", 2, operation="ablate_everywhere"),))
+    table = build(at_a_layer, everywhere, capacity=ROOM_TO_ABLATE)
+
+    # an ablated direction has length 1, and is another row than the one that is added
+    np.testing.assert_array_equal(table.bank, [[0, 0, 0, 0], [0, 0, 0, 1], [0, 0, 0, 2], [0, 0, 1, 0]])
+    # [layer, (embedding, attention, layer), cell]
+    behind_layer_1 = [[0, 0, 3], [0, 0, 3], [0, 1, 3]]
+    np.testing.assert_array_equal(table.ablated, [[[0, 0, 3]] * 3, behind_layer_1, [[0, 0, 3]] * 3])
+    np.testing.assert_array_equal(table.row[1], [[0, 0], [2, 0], [0, 0]])
+    np.testing.assert_array_equal(table.scale[1], [[0, 0], [3, 0], [0, 0]])
+
+
+def test_an_ablation_is_another_cell_than_an_addition() -> None:
+    terms = [Term("joy", 1, 1.0, operation) for operation in get_args(Operation)]
+    table = build(*(Steering((term,)) for term in terms), capacity=ROOM_TO_ABLATE)
+    assert len(set(table.fingerprints)) == 4
+
+
+def test_a_direction_that_is_ablated_alone_takes_no_slot() -> None:
+    both = Steering((Term("joy", 1, operation="ablate"), add("calm", 1, 1.0)))
+    build(both, capacity=Capacity(cells=8, rows=8, terms=1, ablates=True))
+
+
+def test_ablations_that_cannot_be() -> None:
+    two = (Term("joy", 1, operation="ablate"), Term("calm", 1, operation="ablate_everywhere"))
+    with pytest.raises(UsageError, match="two directions are ablated at one place of layer 1"):
+        build(Steering(two), capacity=ROOM_TO_ABLATE)
+    with pytest.raises(EngineError, match="started without ablation"):
+        build(Steering(two[:1]))
+
+
 def test_a_cell_that_was_not_loaded() -> None:
     with pytest.raises(SteeringFault, match="load\\(\\) was not given"):
         build(Steering((add("joy", 1, 2.0),))).cell_of(Steering((add("joy", 1, 2.5),)))
@@ -183,7 +218,9 @@ def test_a_cell_that_was_not_loaded() -> None:
         (add("joy", 1, float("nan")), UsageError, "multiplier nan is not a finite", "plain number"),
         (add("joy", 1, float("-inf")), UsageError, "multiplier -inf is not a finite", "plain number"),
         (add("joy", 1, 1e39), UsageError, "multiplier 1e+39 is not a finite", "plain number"),
-        (Term("joy", 1, 1.0, "ablate"), UsageError, "unknown operation 'ablate'", "add"),  # type: ignore[arg-type]
+        (Term("joy", 1, 1.0, "erase"), UsageError, "unknown operation 'erase'", "ablate"),  # type: ignore[arg-type]
+        (Term("joy", 1, 2.0, "ablate"), UsageError, "no multiplier, and this one has 2.0", "leave it out"),
+        (Term("nothing", 0, operation="ablate"), VectorError, "'nothing' at layer 0 is zero", "leave"),
     ],
     ids=lambda value: (
         "-".join((value.vector, str(value.layer), str(value.multiplier))) if isinstance(value, Term) else ""
@@ -193,6 +230,7 @@ def test_a_bad_term(term: Term, error: type[Exception], message: str, hint: str)
     vectors = {
         **VECTORS,
         "empty": {},
+        "nothing": {0: np.zeros(4, np.float32)},
         "wide": {0: np.zeros(5, np.float32)},
         "square": {0: np.zeros((2, 2), np.float32)},
         "scalar": {0: np.float32(1)},

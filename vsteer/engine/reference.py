@@ -1,7 +1,8 @@
 """The reference engine: Hugging Face in eager mode with plain hooks, one request at a time.
 
 The oracle of the tests and the fallback where vLLM can't run. It is written to be read: the stream
-after block L gets m times the direction of layer L, at every position in the span.
+after block L gets m times the direction of layer L, at every position in the span; what is ablated is
+taken out after that, and where it is ablated everywhere, out of all that is ever added to the stream.
 """
 
 from __future__ import annotations
@@ -179,12 +180,13 @@ class ReferenceEngine:
             added = np.zeros((len(requests), self.hidden_size), np.float32)
             for row, steering in enumerate(steerings):
                 for term in steering.acting_terms:
-                    if term.layer == layer:
+                    if term.layer == layer and not term.ablates:
                         if term.vector not in self._vectors:
                             raise SteeringFault(f"vector {term.vector!r} was not given to load()")
                         added[row] += np.float32(term.multiplier) * self._vectors[term.vector][layer]
             hook = self._adder(torch.from_numpy(added), torch.tensor(spans))
             handles.append(self.model.model.layers[layer].register_forward_hook(hook))
+        handles += self._ablations(steerings, torch.tensor(spans))
         try:
             yield
         finally:
@@ -204,8 +206,48 @@ class ReferenceEngine:
 
         return hook
 
+    def _ablations(self, steerings: Sequence[Steering], spans: torch.Tensor) -> list[Any]:
+        """Hooks behind those that add. A block's input has nothing left of a direction that is ablated
+        everywhere, so it is taken out of what the attention adds, and of what stands after the block."""
+        handles = []
+        blocks = self.model.model.layers
+        for row, steering in enumerate(steerings):
+            for term in steering.acting_terms:
+                if not term.ablates:
+                    continue
+                take_out = self._taker(self._vectors[term.vector][term.layer], row, spans[row])
+                if term.operation == "ablate":
+                    handles.append(blocks[term.layer].register_forward_hook(take_out))
+                    continue
+                handles.append(blocks[0].register_forward_pre_hook(_of_first_input(take_out)))
+                for block in blocks:
+                    # Gemma norms what its attention gives before it adds it
+                    gemma = hasattr(block, "post_feedforward_layernorm")
+                    adds = block.post_attention_layernorm if gemma else block.self_attn
+                    handles += [module.register_forward_hook(take_out) for module in (adds, block)]
+        return handles
+
+    def _taker(self, direction: NDArray[np.float32], row: int, span: torch.Tensor) -> Any:
+        r = torch.from_numpy(direction.astype(np.float64)).to(self.model.device)
+        r /= r.norm()
+
+        def hook(module: Any, inputs: Any, output: Any) -> Any:
+            stream = output[0] if isinstance(output, tuple) else output
+            positions = torch.arange(self._seen, self._seen + stream.shape[1])
+            inside = ((positions >= span[0]) & (positions < span[1])).double().to(stream.device)
+            x = stream[row].double()
+            taken = stream.clone()
+            taken[row] = (x - ((x @ r) * inside)[:, None] * r).to(stream.dtype)
+            return (taken, *output[1:]) if isinstance(output, tuple) else taken
+
+        return hook
+
     def _tensor(self, ids: list[int]) -> torch.Tensor:
         return torch.tensor([ids], device=self.model.device)
+
+
+def _of_first_input(hook: Any) -> Any:
+    return lambda module, inputs: (hook(module, None, inputs[0]), *inputs[1:])
 
 
 def _sample(logits: torch.Tensor, request: Request, generator: torch.Generator) -> int:

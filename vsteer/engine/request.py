@@ -19,7 +19,7 @@ from vsteer.errors import UsageError
 # Past every position a request can reach, and still an int32.
 OPEN_END = 2**31 - 1
 
-Operation = Literal["add"]
+Operation = Literal["add", "ablate", "ablate_everywhere"]
 Direction = NDArray[np.float32]
 # vector name -> layer -> direction
 Vectors = Mapping[str, Mapping[int, Direction]]
@@ -29,12 +29,24 @@ POSITION_WORDS = ("all", "after_prompt", "after_user_turn", "last_prompt_token",
 
 @dataclass(frozen=True)
 class Term:
-    """At `layer`, add `multiplier` times the vector's direction of that layer."""
+    """What is done with the vector's direction of `layer`, of length 1 as r.
+
+    add                at that layer, add `multiplier` times the direction
+    ablate             at that layer, take the stream's component along it away: x - (x.r)r
+    ablate_everywhere  the same at every layer, behind the attention as well as behind the MLP, and of the
+                       embedding. `layer` only says whose direction it is.
+
+    At each place adds come first, so that nothing of an ablated direction is left there.
+    """
 
     vector: str
     layer: int
-    multiplier: float
+    multiplier: float = 1.0
     operation: Operation = "add"
+
+    @property
+    def ablates(self) -> bool:
+        return self.operation != "add"
 
 
 @dataclass(frozen=True)

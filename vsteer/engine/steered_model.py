@@ -16,10 +16,11 @@ from vllm.config import VllmConfig
 from vllm.model_executor.models.utils import PPMissingLayer
 
 from vsteer.engine.capture import CaptureTable
-from vsteer.engine.steering import Capture, Steering, shared_buffers
+from vsteer.engine.steered_layer import steer_layer
+from vsteer.engine.steering import Ablation, Capture, Steering, shared_buffers
 from vsteer.engine.step import StepTable
 from vsteer.engine.support import CONFIG_KEY, refuse_unproven
-from vsteer.engine.table import Capacity, read_table_file
+from vsteer.engine.table import PLACES, Capacity, read_table_file
 from vsteer.errors import SteeringFault
 
 
@@ -29,13 +30,18 @@ def steered(vllm_config: VllmConfig) -> bool:
 
 
 class SteeredModel:
-    """Mixed into a causal model whose decoder is `self.model.layers`."""
+    """Mixed in front of a causal model whose decoder is `self.model.layers`.
+
+    Without a vsteer section in the engine's configuration it is the stock model, layer for layer.
+    """
 
     model: Any
 
-    def init_steering(self, vllm_config: VllmConfig) -> None:
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "", **kwargs: Any) -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix, **kwargs)  # type: ignore[call-arg]
         self.step_table: StepTable | None = None
         self._layers: dict[int, Steering] = {}
+        self._ablations: dict[int, Ablation] = {}
         self._captures: dict[int, Capture] = {}
         if not steered(vllm_config):
             return
@@ -62,10 +68,12 @@ class SteeredModel:
         for index, layer in enumerate(self.model.layers):
             # under pipeline parallelism a rank has only some of the layers
             if not isinstance(layer, PPMissingLayer):
-                layer.steering = self._layers[index] = Steering(self._bank, self._token_cell, capacity)
-                layer.capture = None
+                self._layers[index] = Steering(self._bank, self._token_cell, capacity)
+                if capacity.ablates:
+                    self._ablations[index] = Ablation(self._bank, self._token_cell, capacity)
                 if capacity.captures:
-                    layer.capture = self._captures[index] = Capture(self._chosen, self._bank.shape[1])
+                    self._captures[index] = Capture(self._chosen, self._bank.shape[1])
+                steer_layer(layer, self._layers[index], self._ablations.get(index), self._captures.get(index))
         self.step_table = StepTable()
 
     def get_model_state_cls(self) -> Any:
@@ -89,6 +97,13 @@ class SteeredModel:
         for index, steering in self._layers.items():
             _replace(steering.row, torch.from_numpy(arrays["row"][index]))
             _replace(steering.scale, torch.from_numpy(arrays["scale"][index]))
+        ablated = arrays["ablated"]
+        if ablated.any() and not self._ablations:
+            raise SteeringFault("a table that ablates came to an engine that was started without ablation")
+        for index, ablation in self._ablations.items():
+            # cells come first in `_replace`, places in the array
+            rows = ablated[index].T if ablated.size else np.zeros((1, len(PLACES)), np.int32)
+            _replace(ablation.row.T, torch.from_numpy(np.ascontiguousarray(rows)))
         self.step_table = StepTable(fingerprints)
         return {"sha256": sha, "layers": sorted(self._layers)}
 

@@ -1,4 +1,5 @@
-"""The steered forward of one decoder layer: x += sum over slots of scale * direction; and its capture.
+"""The steered forward of one decoder layer: x += sum over slots of scale * direction, then x -= (x.r)r; and
+its capture.
 
 The arrays are non-persistent buffers of a module on the layer: no globals, and nothing in the graph
 tells one layer from another, so the compiler still sees identical layers. `bank` and `token_cell`
@@ -10,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from vsteer.engine.table import Capacity
+from vsteer.engine.table import PLACES, Capacity
 
 
 class Steering(nn.Module):
@@ -30,15 +31,42 @@ class Steering(nn.Module):
         ):
             self.register_buffer(name, tensor, persistent=False)
 
-    def forward(self, stream: torch.Tensor) -> torch.Tensor:
-        """`stream` with every token's terms added, summed in float32."""
+    def forward(self, stream: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """`stream` with every token's terms added, summed in float32, as `dtype`."""
         tokens = stream.shape[0]
         cell = self.token_cell[:tokens]
         row = self.row.index_select(0, cell).flatten()
         scale = self.scale.index_select(0, cell).flatten()
         added = self.bank.index_select(0, row) * scale.unsqueeze(-1)
         added = added.view(tokens, -1, stream.shape[-1]).sum(dim=1)
-        return (stream.float() + added).to(stream.dtype)
+        return (stream.float() + added).to(dtype)
+
+
+class Ablation(nn.Module):
+    """Takes each token's direction, if it has one, out of the stream; the others' is row 0, zeros.
+
+    Only in the graph of an engine that was started to ablate: like Capture, it reads `hidden`.
+    """
+
+    bank: torch.Tensor
+    token_cell: torch.Tensor
+    row: torch.Tensor
+
+    def __init__(self, bank: torch.Tensor, token_cell: torch.Tensor, capacity: Capacity) -> None:
+        super().__init__()
+        row = torch.zeros((len(PLACES), capacity.cells), dtype=torch.int32, device=bank.device)
+        for name, tensor in (("bank", bank), ("token_cell", token_cell), ("row", row)):
+            self.register_buffer(name, tensor, persistent=False)
+
+    def forward(
+        self, place: int, hidden: torch.Tensor | None, residual: torch.Tensor, dtype: torch.dtype
+    ) -> torch.Tensor:
+        """`residual`, such that `hidden + residual` has nothing along the token's direction any more."""
+        cell = self.token_cell[: residual.shape[0]]
+        direction = self.bank.index_select(0, self.row[place].index_select(0, cell))
+        stream = residual.float() if hidden is None else residual.float() + hidden.float()
+        along = (stream * direction).sum(dim=-1, keepdim=True)
+        return (residual.float() - along * direction).to(dtype)
 
 
 class Capture(nn.Module):

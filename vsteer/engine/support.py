@@ -13,7 +13,10 @@ from vsteer.errors import UnsupportedError
 # our section of vLLM's additional_config; an engine without it is not ours
 CONFIG_KEY = "vsteer"
 # architecture in a model's config.json -> our class, as vLLM's registry wants it
-FAMILIES = {"LlamaForCausalLM": "vsteer.engine.llama:SteeredLlamaForCausalLM"}
+FAMILIES = {
+    f"{family}ForCausalLM": f"vsteer.engine.families:Steered{family}ForCausalLM"
+    for family in ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma2", "Gemma3")
+}
 
 
 def has_gpu() -> bool:

@@ -1,8 +1,9 @@
-"""The steering table: what every cell of a grid does at every layer, as four arrays.
+"""The steering table: what every cell of a grid does at every layer, as a few arrays.
 
 Pure numpy. A cell is a list of terms without its span. `row[layer, cell, slot]` names a direction
 in `bank`, `scale[layer, cell, slot]` is its multiplier; cell 0 and bank row 0 are unsteered. The
-multipliers of one direction share its row. Each cell has a fingerprint, the hash of what it does,
+multipliers of one direction share its row. `ablated[layer, place, cell]` names the direction, of
+length 1, that is taken out of the stream there. Each cell has a fingerprint, the hash of what it does,
 by which prefix-cache blocks and workers know it.
 """
 
@@ -12,14 +13,18 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from vsteer.engine.request import Direction, Steering, Term, Vectors
+from vsteer.engine.request import Direction, Operation, Steering, Term, Vectors
 from vsteer.errors import EngineError, SteeringFault, UsageError, VectorError
+
+# Where a direction can be ablated: of the embedding, which layer 0 alone has; behind a layer's attention;
+# behind the layer.
+PLACES = ("embedding", "attention", "layer")
 
 
 @dataclass(frozen=True)
@@ -34,17 +39,23 @@ class Capacity:
     terms: int = 1
     # how many tokens of a step can be captured; with 0 the graph has no capture in it
     captures: int = 0
+    # whether the graph can ablate
+    ablates: bool = False
 
     @classmethod
-    def for_grid(cls, cells: int, rows: int, terms: int, captures: int = 0) -> Capacity:
+    def for_grid(
+        cls, cells: int, rows: int, terms: int, captures: int = 0, ablates: bool = False
+    ) -> Capacity:
         """Room for a grid, and never too little for the canary, which has a cell and a row a layer."""
 
         def up(n: int) -> int:
             return max(1024, 1 << (n - 1).bit_length())
 
-        return cls(cells=up(cells + 1), rows=up(rows + 1), terms=terms, captures=captures)
+        return cls(
+            cells=up(cells + 1), rows=up(rows + 1), terms=max(1, terms), captures=captures, ablates=ablates
+        )
 
-    def as_config(self) -> dict[str, int]:
+    def as_config(self) -> dict[str, int | bool]:
         return asdict(self)
 
 
@@ -76,6 +87,7 @@ class SteeringTable:
     bank: NDArray[np.float32]  # [rows, hidden]
     row: NDArray[np.int32]  # [layers, cells, terms]
     scale: NDArray[np.float32]  # [layers, cells, terms]
+    ablated: NDArray[np.int32]  # [layers, places, cells]; no places where nothing is ablated
     fingerprints: tuple[str, ...]  # one a cell; "" for the unsteered cell 0
     cells: Mapping[tuple[Term, ...], int]  # the acting terms -> their cell
 
@@ -93,17 +105,17 @@ class SteeringTable:
             terms = steering.acting_terms
             if terms and terms not in cells:
                 cells[terms] = len(cells) + 1
-        rows: dict[tuple[str, int], int] = {}
+        rows: dict[tuple[str, int, bool], int] = {}
         bank = [np.zeros(hidden_size, np.float32)]
         shas: dict[tuple[str, int], str] = {}
         for term in dict.fromkeys(term for terms in cells for term in terms):
-            key = (term.vector, term.layer)
+            of_layer = (term.vector, term.layer)
             _check_term(term, vectors, layers)
-            if key not in rows:
-                direction = check_direction(*key, vectors[term.vector][term.layer], hidden_size)
-                rows[key] = len(bank)
-                bank.append(direction)
-                shas[key] = direction_sha(direction)
+            if (*of_layer, term.ablates) not in rows:
+                direction = check_direction(*of_layer, vectors[term.vector][term.layer], hidden_size)
+                rows[*of_layer, term.ablates] = len(bank)
+                bank.append(_unit(*of_layer, direction) if term.ablates else direction)
+                shas[of_layer] = direction_sha(direction)
         slots = max((_most_terms_on_a_layer(terms) for terms in cells), default=1)
         for what, needed, room in (
             ("cells", len(cells) + 1, capacity.cells),
@@ -115,18 +127,29 @@ class SteeringTable:
                     f"the steering table is full: {needed} {what} are needed and there is room for {room}",
                     hint="start the engine with a larger Capacity; Capacity.for_grid computes one",
                 )
+        ablates = any(term.ablates for terms in cells for term in terms)
+        if ablates and not capacity.ablates:
+            raise EngineError(
+                "the engine was started without ablation, and a steering ablates",
+                hint="start it with Capacity(ablates=True)",
+            )
+        ablated = np.zeros((layers, len(PLACES) if ablates else 0, len(cells) + 1), np.int32)
         row = np.zeros((layers, len(cells) + 1, capacity.terms), np.int32)
         scale = np.zeros((layers, len(cells) + 1, capacity.terms), np.float32)
         fingerprints = [""]
         for terms, cell in cells.items():
             used: dict[int, int] = {}
             for term in terms:
+                of_term = rows[term.vector, term.layer, term.ablates]
+                if term.ablates:
+                    _ablate(ablated[:, :, cell], term, of_term)
+                    continue
                 slot = used.get(term.layer, 0)
                 used[term.layer] = slot + 1
-                row[term.layer, cell, slot] = rows[term.vector, term.layer]
+                row[term.layer, cell, slot] = of_term
                 scale[term.layer, cell, slot] = term.multiplier
             fingerprints.append(_fingerprint(terms, shas))
-        return cls(np.stack(bank), row, scale, tuple(fingerprints), cells)
+        return cls(np.stack(bank), row, scale, ablated, tuple(fingerprints), cells)
 
     def cell_of(self, steering: Steering) -> int:
         """The cell that does what `steering` says; 0 where it says nothing."""
@@ -145,6 +168,7 @@ class SteeringTable:
                 "bank": self.bank,
                 "row": self.row,
                 "scale": self.scale,
+                "ablated": self.ablated,
                 "fingerprint": np.frombuffer(hexes, np.uint8).reshape(-1, 32),
             },
             path,
@@ -158,9 +182,37 @@ def read_table_file(path: Path) -> tuple[dict[str, NDArray[Any]], list[str], str
     return arrays, prints, hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def _ablate(places: NDArray[np.int32], term: Term, row: int) -> None:
+    """Write one cell's [layers, places]; of two directions at one place neither would be gone in the end."""
+    layers = slice(None) if term.operation == "ablate_everywhere" else slice(term.layer, term.layer + 1)
+    at = list(range(len(PLACES))) if term.operation == "ablate_everywhere" else [PLACES.index("layer")]
+    if places[layers, at].any():
+        raise UsageError(
+            f"two directions are ablated at one place of layer {term.layer}",
+            hint="ablate one of them, or each at a layer of its own",
+        )
+    places[layers, at] = row
+
+
+def _unit(vector: str, layer: int, direction: Direction) -> Direction:
+    length = float(np.linalg.norm(direction.astype(np.float64)))
+    if not length:
+        raise VectorError(
+            f"vector {vector!r} at layer {layer} is zero, so it has no direction to ablate",
+            hint="leave the layer out",
+        )
+    return (direction.astype(np.float64) / length).astype(np.float32)
+
+
 def _check_term(term: Term, vectors: Vectors, layers: int) -> None:
-    if term.operation != "add":
-        raise UsageError(f"unknown operation {term.operation!r}", hint="what works: add")
+    if term.operation not in get_args(Operation):
+        raise UsageError(
+            f"unknown operation {term.operation!r}", hint=f"what works: {', '.join(get_args(Operation))}"
+        )
+    if term.ablates and term.multiplier != 1:
+        raise UsageError(
+            f"an ablation has no multiplier, and this one has {term.multiplier}", hint="leave it out"
+        )
     if not abs(term.multiplier) <= float(np.finfo(np.float32).max):
         raise UsageError(
             f"the multiplier {term.multiplier} is not a finite float32 number",
@@ -184,8 +236,8 @@ def _check_term(term: Term, vectors: Vectors, layers: int) -> None:
 
 
 def _most_terms_on_a_layer(terms: tuple[Term, ...]) -> int:
-    layers = [term.layer for term in terms]
-    return max(layers.count(layer) for layer in set(layers))
+    layers = [term.layer for term in terms if not term.ablates]
+    return max((layers.count(layer) for layer in set(layers)), default=1)
 
 
 def _fingerprint(terms: tuple[Term, ...], shas: Mapping[tuple[str, int], str]) -> str:

@@ -11,11 +11,12 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from vsteer.errors import ModelError, UsageError
-from vsteer.models import smollm2, tiny_llama
+from vsteer.models import smollm2, tiny_families, tiny_llama
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json", "tokenizer_config.json")
@@ -172,6 +173,17 @@ NAMED = {
             size_mib=5,
             recipe=1,
             make=tiny_llama.make,
+        ),
+        *(
+            NamedModel(
+                name=f"tiny-{family}",
+                about=f"random weights ({family.capitalize()} architecture, 6 layers), for tests",
+                license="Apache-2.0",
+                size_mib=5,
+                recipe=1,
+                make=partial(tiny_families.make, family),
+            )
+            for family in tiny_families.CONFIGS
         ),
     )
 }

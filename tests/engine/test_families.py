@@ -1,0 +1,67 @@
+"""Parity of the other families with Hugging Face, by the suite of tiny-llama.
+
+Mistral's and Gemma's windows (64 tokens) are shorter than prompts, Gemma's norms stand around the MLP too,
+and its embedding is scaled.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+
+from tests.engine.conftest import KV_BLOCKS, Setup
+from tests.engine.test_parity import check
+from vsteer import models
+from vsteer.engine.driver import VllmEngine
+from vsteer.engine.reference import ReferenceEngine
+from vsteer.engine.support import FAMILIES
+from vsteer.models.tiny_families import CONFIGS
+
+
+@functools.cache
+def reference_of(model: str) -> ReferenceEngine:
+    torch.set_num_threads(1)
+    return ReferenceEngine(models.resolve(model).model)
+
+
+def check_family(engine: VllmEngine, setup: Setup) -> None:
+    reference = reference_of(setup.model)
+    check(engine, reference, prompt_tokens=(6, 120), ablations=setup.ablates)
+
+
+def test_every_supported_family_is_tested() -> None:
+    tested = {config["architectures"][0] for config in CONFIGS.values()} | {"LlamaForCausalLM"}
+    assert tested == set(FAMILIES)
+
+
+def named(setup: Setup) -> str:
+    return f"{setup.model}-{setup}"
+
+
+def setup_of(family: str, eager: bool, tensor_parallel: int, caching: bool) -> Setup:
+    # vLLM gives each kind of attention its blocks, and Gemma 3's one full layer in six makes six kinds
+    blocks = {"gemma2": 30, "gemma3": 100}.get(family, KV_BLOCKS)
+    return Setup(eager, tensor_parallel, caching, f"tiny-{family}", kv_blocks=blocks, ablates=caching)
+
+
+QUICK = [setup_of(family, True, 1 + n % 2, True) for n, family in enumerate(CONFIGS)]
+SLOW = [
+    setup_of(family, eager, tensor_parallel, caching)
+    for family in CONFIGS
+    for eager in (True, False)
+    for tensor_parallel in (1, 2)
+    for caching in (True, False)
+]
+
+
+@pytest.mark.parametrize("engine", QUICK, indirect=True, ids=named)
+def test_parity(engine: VllmEngine, request: pytest.FixtureRequest) -> None:
+    check_family(engine, request.node.callspec.params["engine"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", [setup for setup in SLOW if setup not in QUICK], indirect=True, ids=named)
+def test_parity_in_every_mode(engine: VllmEngine, request: pytest.FixtureRequest) -> None:
+    check_family(engine, request.node.callspec.params["engine"])
