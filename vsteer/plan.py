@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import date
 from typing import Any
 
 from vsteer.configs import Config, Steered, VectorUse, with_id
 from vsteer.engine.request import Positions, Steering, expected_steered_tokens
+from vsteer.engine.template import dated
 from vsteer.errors import UsageError
 from vsteer.evals.asking import Ask, Asked
 from vsteer.evals.prompts import decoded
@@ -59,6 +61,7 @@ class Plan:
     notes: tuple[str, ...]
     excluded: tuple[int, ...]  # how many configurations each of the grid's exclusions left out
     sources: Mapping[str, VectorSource] = field(default_factory=dict)
+    today: date = field(default_factory=date.today)  # as chat templates are told
 
     @property
     def pending(self) -> bool:
@@ -157,9 +160,10 @@ class Plan:
         return decoded(self.tokenizer, asked.prompt.token_ids)
 
 
-def make_plans(grid: Grid) -> tuple[Plan, ...]:
-    """One plan a model, in the grid's order."""
-    plans = [make_plan(grid, n, *find_model(grid, n)) for n in range(len(grid.model))]
+def make_plans(grid: Grid, today: date | None = None) -> tuple[Plan, ...]:
+    """One plan a model, in the grid's order; a chat template that writes the date is told `today`."""
+    today = today or date.today()
+    plans = [make_plan(grid, n, *find_model(grid, n), today) for n in range(len(grid.model))]
     seen: dict[str, int] = {}
     for n, plan in enumerate(plans):
         same = seen.setdefault(identify(plan.facts.identity()), n)
@@ -175,8 +179,10 @@ def make_plans(grid: Grid) -> tuple[Plan, ...]:
     return tuple(plans)
 
 
-def make_plan(grid: Grid, model: int, facts: ModelFacts, tokenizer: Any) -> Plan:
+def make_plan(grid: Grid, model: int, facts: ModelFacts, tokenizer: Any, today: date | None = None) -> Plan:
     """The plan of one of the grid's models; no tokenizer: an estimate."""
+    today = today or date.today()
+    tokenizer = dated(tokenizer, today)
     sources = vector_sources(grid)
     for use, source in sources.items():
         if source.method == "pca" and grid.controls.shuffled_labels:
@@ -219,7 +225,8 @@ def make_plan(grid: Grid, model: int, facts: ModelFacts, tokenizer: Any) -> Plan
             blocks.append(block)
     _check_questions_differ(grid, blocks)
     notes += _too_long(grid, model, facts, blocks)
-    return Plan(grid, model, facts, tokenizer, tuple(blocks), tuple(notes), tuple(steered.excluded), sources)
+    excluded = tuple(steered.excluded)
+    return Plan(grid, model, facts, tokenizer, tuple(blocks), tuple(notes), excluded, sources, today)
 
 
 def _configs(

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -35,6 +35,7 @@ from vsteer.rates import Meter, keep
 from vsteer.run import Counts, Making, rows_to_do, run_rows
 from vsteer.store.ids import RowIds
 from vsteer.store.lock import FolderLock
+from vsteer.store.manifest import read_manifest
 from vsteer.store.store import Store, open_store
 from vsteer.store.views import CONFIGS
 from vsteer.supply import Supplier, Supply, SupplyingEngine, member_total
@@ -105,6 +106,12 @@ def run_folder(grid: Grid) -> Path:
     return (beside if beside.name == "runs" else beside / "runs") / grid.name
 
 
+def run_day(folder: Path) -> date:
+    """The day that a run's chat templates are told: its first start's, so that going on asks the same."""
+    first = (read_manifest(folder) or {}).get("day")
+    return date.fromisoformat(first) if first else date.today()
+
+
 def run_grid(
     path: Path, *, fresh: bool = False, retry_errors: bool = False, load: Load | None = None
 ) -> Outcome:
@@ -113,6 +120,8 @@ def run_grid(
     fetch_models(grid)
     plans = make_plans(grid)
     folder = run_folder(grid)
+    today = date.today() if fresh else run_day(folder)
+    plans = make_plans(grid, today)
     if fresh and folder.exists():
         _put_aside(folder)
     planned = sum(plan.row_count for plan in plans)
@@ -408,6 +417,8 @@ def manifest(grid: Grid, plans: Sequence[Plan]) -> dict[str, Any]:
             for name, source in plan.sources.items()
         },
         "grid": grid.model_dump(mode="json"),
+        # what `run_day` reads
+        "day": plans[0].today.isoformat(),
         "planned_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

@@ -37,7 +37,6 @@ EXTRACTION_VERSION = 1
 class SupplyingEngine(Engine, Protocol):
     """What extraction needs of an engine besides running requests."""
 
-    tokenizer: Any
     dtype: str
     model_type: str
 
@@ -87,7 +86,7 @@ class Supplier:
         contrast = _read(source)
         raw, *shuffled = self._extracted(source)
         with extract(
-            engine, engine.tokenizer, contrast, parse_token(source.token), source.system, progress
+            engine, self.plan.tokenizer, contrast, parse_token(source.token), source.system, progress
         ) as extraction:
             vector = extraction.vector(
                 source.name, source.method, self._origin(engine, source, extraction.pairs)
@@ -194,7 +193,7 @@ class Supplier:
             data_sha256="+".join(source.sha256),
             method=source.method,
             token=source.token,
-            template=template_name(engine.tokenizer),
+            template=template_name(self.plan.tokenizer),
             system=source.system or "",
             dtype=engine.dtype,
             pairs=pairs,

@@ -46,9 +46,10 @@ def show(path: Path, as_json: bool, rates: Callable[[Plan], Rates | None] | None
     from vsteer.grid import read_grid
     from vsteer.memory import memory_of
     from vsteer.plan import make_plans
+    from vsteer.session import run_day, run_folder
 
     grid = read_grid(path)
-    plans = make_plans(grid)
+    plans = make_plans(grid, run_day(run_folder(grid)))
     budgets = [budget.budget(one) for one in plans]
     measured = [rates(one) if rates else None for one in plans]
     memories = [memory_of(one) for one in plans]

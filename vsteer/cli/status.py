@@ -66,12 +66,13 @@ def check(grid: Path, as_json: bool) -> None:
     """
     from vsteer.grid import read_grid
     from vsteer.plan import make_plans
-    from vsteer.session import run_folder
+    from vsteer.session import run_day, run_folder
     from vsteer.store.check import check as check_run
 
     read = read_grid(grid)
-    plans = make_plans(read)
-    findings = check_run(run_folder(read), (row.row_id for plan in plans for row in plan.rows()))
+    folder = run_folder(read)
+    plans = make_plans(read, run_day(folder))
+    findings = check_run(folder, (row.row_id for plan in plans for row in plan.rows()))
     faults = [finding for finding in findings if finding.fault]
     if as_json:
         said = [{**vars(finding), "examples": list(finding.examples)} for finding in findings]

@@ -7,6 +7,8 @@ the header's last token belongs to the prefix, whatever the tokenizer does.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import date, datetime, time
+from functools import partial
 from typing import Any
 
 from vsteer.engine.request import Prompt
@@ -47,6 +49,15 @@ def render_chat(tokenizer: Any, messages: Sequence[Message], answer_prefix: str 
             hint="after_user_turn cannot be told for such a template; give an explicit span",
         )
     return _encode(tokenizer, turn, header, answer_prefix, add_special_tokens=False)
+
+
+def dated(tokenizer: Any, today: date) -> Any:
+    """The tokenizer, its chat template told what day it is. By the clock, one that writes the date would make
+    other tokens of the same prompt after midnight."""
+    if "strftime_now" in str(getattr(tokenizer, "chat_template", None)):
+        told = partial(tokenizer.apply_chat_template, strftime_now=datetime.combine(today, time()).strftime)
+        tokenizer.apply_chat_template = told
+    return tokenizer
 
 
 def is_chat(tokenizer: Any) -> bool:
