@@ -47,7 +47,7 @@ def bench_store(rows: int = 200_000) -> list[Figure]:
 
 
 def _appended(folder: Path, kind: str, rows: int) -> list[Figure]:
-    made = _rows(kind, rows)
+    made = made_rows(kind, rows)
     with open_store(folder) as store:
         wall, cpu, early = 0.0, 0.0, 0.0
         for number in range(0, rows, CHUNK):
@@ -89,7 +89,7 @@ def _peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def _rows(kind: str, count: int) -> Iterator[dict[str, Any]]:
+def made_rows(kind: str, count: int) -> Iterator[dict[str, Any]]:
     """Rows of realistic size: 60 configurations a prompt, texts of 100 tokens or two choices."""
     random = Random(0)
     now = datetime.now(UTC)

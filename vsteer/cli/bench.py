@@ -93,6 +93,21 @@ def queries(rows: int, as_json_: bool) -> None:
     _show(bench_queries(rows), as_json_)
 
 
+@bench.command()
+@click.option("--rows", default=100_000, show_default=True, help="How many texts to make up.")
+@click.option("--json", "as_json_", is_flag=True, help="Print one JSON object instead of a table.")
+def score(rows: int, as_json_: bool) -> None:
+    """How long the plain scorers take on made-up texts, and whether their memory is flat.
+
+    \b
+    Example:
+      vsteer bench score --rows 20000
+    """
+    from vsteer.bench.scoring import bench_scoring
+
+    _show(bench_scoring(rows), as_json_)
+
+
 def _tell(line: str) -> None:
     click.echo(f"... {line}", err=True)
 
