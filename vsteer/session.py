@@ -188,6 +188,14 @@ def _run(
     done = store.done()
     missing = sum(1 for plan in plans for _ in rows_to_do(plan, done, retry_errors=True))
     store.event("stop", missing=missing, interrupted=interrupt.asked)
+    if not interrupt.asked:
+        # scipy takes a second to import
+        from vsteer.analysis.statistics import bring_up_to_date
+
+        progress.phase("working out the statistics")
+        if fault := bring_up_to_date(store.folder):
+            progress.say(fault)
+            store.event("no_statistics", error=fault)
     code = INTERRUPTED if interrupt.asked else INCOMPLETE if missing else COMPLETE
     return Outcome(store.folder, planned, planned - missing, len(done.errors), code)
 

@@ -28,10 +28,19 @@ from vsteer.analysis.peaks import (
     near_best,
 )
 from vsteer.analysis.scaling import scaling_records
+from vsteer.errors import VsteerError
 from vsteer.store.lock import FolderLock
 from vsteer.store.questions_views import connect_runs
 from vsteer.store.score_file import readable
-from vsteer.store.statistics import MEASURES, STATISTICS_FOLDER, TABLES, fingerprint, make_folder, write_table
+from vsteer.store.statistics import (
+    MEASURES,
+    STATISTICS_FOLDER,
+    TABLES,
+    fingerprint,
+    make_folder,
+    statistics_are_current,
+    write_table,
+)
 from vsteer.store.views import quoted
 
 MEMORY = "1GB"
@@ -62,6 +71,20 @@ def write_statistics(folder: Path) -> Written:
     finally:
         lock.release()
     return Written(folder / STATISTICS_FOLDER, {name: len(records[name]) for name in TABLES})
+
+
+def bring_up_to_date(folder: Path) -> str | None:
+    """At the end of a run, which is not lost where this fails: what to warn of, or None."""
+    try:
+        if not statistics_are_current(folder):
+            write_statistics(folder)
+    except Exception as error:
+        what = error.message if isinstance(error, VsteerError) else repr(error)
+        return (
+            f"warning: the rows are whole, but have no statistics: {what}\n"
+            f"hint: `vsteer score {folder} --scorer statistics` tries again"
+        )
+    return None
 
 
 def _tables(folder: Path) -> Mapping[str, Sequence[Record]]:
