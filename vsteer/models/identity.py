@@ -1,40 +1,74 @@
 """Which model this is, in a folder or a hub snapshot: equal files, equal hash, wherever they are.
 
-Weights of 140 GB are not read whole: of each file its name, size, header and samples all over it count, so
-that another checkpoint of the same shape is told apart.
+Every byte counts, so that one changed tensor is another model. Weights are read once: vsteer's home keeps
+their hashes, by each file's path, size, times and inode. The hub's cache names large files by their sha256.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
+import re
+import sys
+import time
 from pathlib import Path
 
 from vsteer.errors import ModelError
+from vsteer.models import home
 
-SMALL = ("*.json", "*.model", "*.jinja")
-SAMPLES = 64
-SAMPLE_BYTES = 1 << 16
+# What decides a model's numbers and tokens.
+FILES = ("*.json", "*.safetensors", "*.model", "*.tiktoken", "*.jinja", "merges.txt", "vocab.txt")
+SHA256 = re.compile("[0-9a-f]{64}")
+# Files below are read again each time; above, of so many bytes together, it is said that they are read.
+SMALL, LARGE = 2**20, 2**31
+# A file that changed so lately may change again without showing another time.
+RACY_SECONDS = 2.0
 
 
 def model_sha256(folder: str | Path) -> str:
-    folder = Path(folder)
-    digest = hashlib.sha256(b"vsteer-model-1")
-    small = {path for pattern in SMALL for path in folder.glob(pattern) if path.name != "vsteer.json"}
-    for path in sorted(small):
-        _add(digest, path.name, path.read_bytes())
-    for path in sorted(folder.glob("*.safetensors")):
-        size = path.stat().st_size
-        digest.update(f"{path.name}:{size}\n".encode())
-        with path.open("rb") as file:
-            for index in range(SAMPLES):
-                file.seek(index * max(0, size - SAMPLE_BYTES) // (SAMPLES - 1))
-                _add(digest, str(index), file.read(SAMPLE_BYTES))
+    files = {path for pattern in FILES for path in Path(folder).glob(pattern) if path.name != "vsteer.json"}
+    unread = sum(path.stat().st_size for path in files if _known(path) is None)
+    if unread > LARGE:
+        size = f"{unread / 2**30:.0f} GiB"
+        print(f"... reading {size} of {folder} once, to know them again", file=sys.stderr, flush=True)
+    digest = hashlib.sha256(b"vsteer-model-2")
+    for path in sorted(files, key=lambda path: path.name):
+        digest.update(f"{path.name}:{_known(path) or _read(path)}\n".encode())
     return digest.hexdigest()
 
 
-def _add(digest: hashlib._Hash, name: str, content: bytes) -> None:
-    digest.update(f"{name}:{len(content)}\n".encode())
-    digest.update(content)
+def _known(path: Path) -> str | None:
+    """A large file's hash without reading it, where it is known."""
+    blob = path.resolve()
+    if blob.parent.name == "blobs" and SHA256.fullmatch(blob.name):
+        return blob.name
+    try:
+        kept = _kept(path).read_text()
+    except OSError:
+        return None
+    return kept if SHA256.fullmatch(kept) else None
+
+
+def _read(path: Path) -> str:
+    before, kept = path.stat(), _kept(path)
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if before.st_size > SMALL and kept == _kept(path) and time.time() - before.st_ctime > RACY_SECONDS:
+        temporary = kept.with_name(f".{kept.name}.{os.getpid()}")
+        try:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(found)
+            temporary.replace(kept)
+        except OSError:
+            pass  # it is read again the next time
+    return found
+
+
+def _kept(path: Path) -> Path:
+    """Where a file's hash is kept while it stays as it is: its change time can't be set by hand."""
+    at = path.stat()
+    key = f"{path.resolve()}|{at.st_size}|{at.st_mtime_ns}|{at.st_ctime_ns}|{at.st_ino}"
+    return home() / "hashes" / hashlib.sha256(key.encode()).hexdigest()[:32]
 
 
 def commit_of(model: str, revision: str | None) -> str:

@@ -20,7 +20,7 @@ class Origin:
     revision: str = ""
     model_type: str = ""  # config.json's model_type, such as llama; what GGUF calls the model hint
     model_layers: int = 0  # how many decoder blocks the model has; 0: not known
-    model_sha256: str = ""  # of config.json and the weights' index or names and sizes
+    model_sha256: str = ""  # of all the files that decide its numbers
     data: str = ""  # a built-in behaviour's name, or file names
     data_sha256: str = ""  # of the file; of two unpaired files both, joined by "+"
     method: str = ""  # mean_diff, dim, pca, or what derived it: random, shuffled, sum, ...
