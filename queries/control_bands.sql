@@ -18,7 +18,7 @@ placed as (
                                              c.layers, c.multiplier) as place
     from means m join conditions c using (condition)
 ),
-bands as (
+against as (
     select place, control, min(effect) as control_low, max(effect) as control_high, avg(effect) as control_mean,
            stddev_samp(effect) as control_sd, count(*) as controls
     from placed where control in ('random', 'shuffled') group by place, control
@@ -26,6 +26,6 @@ bands as (
 select p.run, p.model, p.evaluation, p.system, p.vector, p.norm, p.positions, p.operation, p.layers, p.depth,
        p.multiplier, p.relative_norm, p.effect, b.control, b.control_low, b.control_high, b.control_mean,
        b.control_sd, b.controls
-from placed p join bands b using (place)
+from placed p join against b using (place)
 where p.control = ''
 order by all;

@@ -9,45 +9,45 @@
 --   effect_headroom          effect_p over the room it had: 1 - p upwards, p downwards
 --   norm, relative_norm      the vector's norm; |multiplier| x its length / the stream's at that layer, null
 --                            where not measured
---   near_layers              every layer whose effect is less than the peak's by at most one standard error of
---                            their difference on the same items; null with fewer than two items
+--   heldout_effect           mean effect on one half of the items at the layer that the other half chose, over
+--                            half-splits: what to report of a peak
+--   heldout_low, heldout_high   its 95% interval over items
+--   heldout_layer, heldout_share   the layer that halves chose most often, and the share of them that chose it
+--   near_layers              the layers that can't be told from the best one: the best is among them in 95% of runs
+--   outside_random, outside_shuffled   whether the vector exceeds each of 19 or more whole control vectors over
+--                            the layers of this row: the 5% level, for it alone; null with fewer
 --   wrong_way_layers         how many layers move the answers against the multiplier's sign
 --   total_mass               probability of all answers together there, baseline_mass the unsteered one: where
 --                            it is small, a ratio of answers says little
--- Caveat: the layer is chosen on the items that its effect is reported on, so `effect` is too large and its
---   standard error says nothing of the choice: report near_layers, or choose on one half of the items. No
---   interval stands here, as an argmax has none that SQL could give. Set the peak beside `controls`.
-with per_item as materialized (select * from item_effects),
-means as (
-    select condition, count(effect) as items, avg(effect) as effect,
-           stddev_samp(effect) / sqrt(count(effect)) as effect_se, avg(effect_p) as effect_p,
-           avg(baseline_p_match) as baseline_p, avg(total_mass) as total_mass, avg(baseline_mass) as baseline_mass
-    from per_item group by condition having count(effect) > 0
+--   why                      why statistics are null, and what to beware of
+-- Caveat: the layer is chosen on the items that `effect` is reported on, so it is too large and its standard error
+--   says nothing of the choice: report heldout_effect with its interval, and near_layers. Every row is one more
+--   look: of many rows some are outside by chance (`controls` has one verdict for all multipliers together). The
+--   statistics, from heldout_effect to outside, are null where the run has none as it stands.
+with curves as (
+    select *, direction * effect as push from config_effects where layer is not null and items > 0
 ),
-curves as (
-    select m.*, c.* exclude (condition), c.direction * m.effect as push
-    from means m join conditions c using (condition) where c.layer is not null
-),
-peaks as (
+chosen as (
     select *, count(*) over same as layers_swept, (count_if(push < 0) over same)::bigint as wrong_way_layers
     from curves window same as (partition by curve)
     qualify row_number() over (partition by curve order by push desc, layer) = 1
 ),
-behind as (
-    select p.curve, o.layer, avg(p.direction * (a.effect - b.effect)) as gap,
-           stddev_samp(a.effect - b.effect) / sqrt(count(*)) as gap_se
-    from peaks p
-    join curves o on o.curve = p.curve
-    join per_item a on a.condition = p.condition
-    join per_item b on b.condition = o.condition and b.item = a.item
-    group by all
+held as (
+    select c.curve, p.*
+    from peaks p join conditions c using (run, evaluation, config_id) where p.measure = 'logit_diff'
 ),
-near as (
-    select curve, list(layer order by layer) filter (gap <= gap_se) as near_layers from behind group by curve
+outside as (
+    select run, evaluation, config_id, any_value(outside) filter (control = 'random') as outside_random,
+           any_value(outside) filter (control = 'shuffled') as outside_shuffled
+    from bands where measure = 'logit_diff' group by all
 )
-select run, model, evaluation, system, vector, norm, positions, operation, multiplier,
-       layer as peak_layer, depth as peak_depth, effect, effect_se, effect_p,
-       over_headroom(effect_p, baseline_p) as effect_headroom, relative_norm, near_layers, layers_swept,
-       wrong_way_layers, items, total_mass, baseline_mass
-from peaks join near using (curve)
+select c.run, c.model, c.evaluation, c.system, c.vector, c.norm, c.positions, c.operation, c.multiplier,
+       c.layer as peak_layer, c.depth as peak_depth, c.effect, c.effect_se, c.effect_p, c.effect_headroom,
+       c.relative_norm, h.heldout_effect, h.low as heldout_low, h.high as heldout_high, h.heldout_layer,
+       h.heldout_share, h.near_layers, o.outside_random, o.outside_shuffled, c.layers_swept,
+       c.wrong_way_layers, c.items, c.total_mass, c.baseline_mass,
+       case when h.curve is null then no_statistics() else h.why end as why
+from chosen c
+left join held h using (curve)
+left join outside o on o.run = h.run and o.evaluation = h.evaluation and o.config_id = h.config_id
 order by all;

@@ -41,7 +41,7 @@ def test_shapes_say_the_same(run: str) -> None:
     # the vectors' lengths were measured on the way
     assert [row["relative_norm"] for row in asked] == pytest.approx([0.04, 0.04])
     as_csv = list(csv.DictReader(io.StringIO(sql("layer_peaks", run, "--format", "csv").stdout)))
-    assert [(float(row["multiplier"]), row["near_layers"]) for row in as_csv] == [(-1, "[2]"), (1, "[2]")]
+    assert [(float(row["multiplier"]), row["peak_layer"]) for row in as_csv] == [(-1, "2"), (1, "2")]
     table = sql("layer_peaks", run).stdout.splitlines()
     assert "vector: toy" in table
     assert "norm: raw" in table

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -23,10 +24,12 @@ FORMATS = ("table", "csv", "json", "md")
 CLI_FLAGS = {"table": "-box", "csv": "-csv", "json": "-json", "md": "-markdown"}
 SHELL_HELP = """\
 A query's name asks it; anything else is SQL, which ends in a semicolon, over the views
-rows, configs, prompts, norms, scores, conditions, baselines, effects, item_effects, config_effects.
+rows, configs, prompts, norms, scores, conditions, baselines, effects, item_effects, item_lines,
+config_effects, and the tables of statistics: intervals, peaks, bands, asymmetries, doses, scaling.
 .list         the queries and what they ask     .about NAME   a query's columns and caveat
 .set A=B      a query's parameter               .help, .quit"""
 PROMPT, MORE = "vsteer> ", "   ...> "
+SCALING = "scaling"
 
 
 @click.command()
@@ -62,14 +65,15 @@ def sql(
     parameters = dict(map(_parameter, settings))
     for folder in folders:
         _measure_vectors(folder)
-    if print_:
-        text = script(folders, asked, parameters)
-        click.echo(f"duckdb {CLI_FLAGS[shape]} {'-c' if asked else '-cmd'} {shlex.quote(text)}")
-        return
     from vsteer.store.questions import parameters_sql
     from vsteer.store.questions_views import connect_runs
 
     with connect_runs(folders) as database:
+        _tell_of_statistics(folders, asked.sql if asked else None)
+        if print_:
+            text = script(folders, asked, parameters, _fits(database, asked.sql if asked else SCALING))
+            click.echo(f"duckdb {CLI_FLAGS[shape]} {'-c' if asked else '-cmd'} {shlex.quote(text)}")
+            return
         for statement in parameters_sql(parameters):
             database.execute(statement)
         if asked:
@@ -108,6 +112,26 @@ def _measure_vectors(folder: Path) -> None:
         click.echo(f"warning: relative_norm is not known: {error.message}", err=True)
 
 
+def _tell_of_statistics(folders: Sequence[Path], statement: str | None) -> None:
+    """Of those that the statement, or a shell, would read and that are not there."""
+    from vsteer.store.questions_views import without_statistics
+    from vsteer.store.statistics import TABLES
+
+    if statement and not re.search(rf"\b({'|'.join(TABLES)})\b", statement):
+        return
+    for folder, why in without_statistics(folders).items():
+        makes = f"vsteer score {shlex.quote(str(folder))} --scorer statistics"
+        click.echo(f"warning: the statistics of {folder} {why}; {makes} makes them", err=True)
+
+
+def _fits(database: duckdb.DuckDBPyConnection, statement: str) -> list[str]:
+    """What makes the view `scaling` over several runs, where the statement asks for it."""
+    from vsteer.analysis.over_runs import scaling_over_runs
+
+    made = scaling_over_runs(database) if SCALING in statement else None
+    return [made] if made else []
+
+
 def listing() -> str:
     from vsteer.store.questions import queries
 
@@ -118,6 +142,8 @@ def listing() -> str:
 
 def answer(database: duckdb.DuckDBPyConnection, statement: str, shape: str) -> str:
     """What DuckDB says to a statement, in the shape that was asked for."""
+    for fit in _fits(database, statement):
+        database.execute(fit)
     result = database.execute(statement)
     header = [column[0] for column in result.description or ()]
     return SHAPES[shape](header, result.fetchall())

@@ -23,7 +23,7 @@ from vsteer.store import shards as sh
 from vsteer.store.files import FULL, disk_errors, parquet_writer, sync_folder
 from vsteer.store.ids import RowIds
 from vsteer.store.schema import ROWS_SCHEMA
-from vsteer.store.views import BEST_FIRST, file_list
+from vsteer.store.views import BEST_FIRST, file_list, in_memory
 
 ORDER = "vector, layer nulls first, multiplier nulls first, prompt_id, row_id"
 # DuckDB works in vectors of 2048 rows, and a thread takes a row group: these are the groups it writes itself.
@@ -86,7 +86,7 @@ def compact(folder: Path, number: int, without: RowIds | None = None) -> Compact
 
 def rows_of(shards: Sequence[Path], ids: RowIds) -> pa.Table:
     """Every attempt of these rows."""
-    with duckdb.connect() as database:
+    with in_memory() as database:
         database.register("wanted", pa.table({"row_id": pa.array(list(ids), pa.string())}))
         columns = ", ".join(ROWS_SCHEMA.names)
         found = database.sql(
@@ -159,13 +159,13 @@ def _room_needed() -> Iterator[None]:
 
 def _write_sorted(shards: Sequence[Path], target: Path, left_out: RowIds, scratch: Path) -> int:
     """Write each row once, in order; the number of rows. Memory is DuckDB's limit and a row group."""
-    limits = {
+    limits: dict[str, str | int] = {
         "memory_limit": MEMORY,
         "threads": min(THREADS, os.cpu_count() or 1),
         "temp_directory": str(scratch),
     }
     count = 0
-    with target.open("wb") as file, duckdb.connect(config=limits) as database:
+    with target.open("wb") as file, in_memory(**limits) as database:
         with parquet_writer(file, ROWS_SCHEMA) as writer:
             for group in _groups(_sorted(database, shards, left_out), _rows_a_group(shards)):
                 # The cast fails on a null in a column that never has one.

@@ -8,6 +8,16 @@ create or replace temp macro over_headroom(change, p) as
 -- A parameter of a query: `set variable layer = 12` before it, or `vsteer sql --set layer=12`.
 create or replace temp macro parameter(name, otherwise) as coalesce(getvariable(name)::varchar, otherwise);
 
+-- What a query says where the tables of statistics have nothing of what it asks.
+create or replace temp macro no_statistics() as
+    'no statistics of this run as it stands: vsteer score RUN --scorer statistics';
+
+-- A curve over models' sizes, x in billions of parameters; null where it was not fitted.
+create or replace temp macro formula(family, c, scale, rate) as case family
+    when 'exponential' then printf('%.3g %+.3g exp(%+.3g x)', c, scale, -rate)
+    when 'power' then printf('%.3g x^%.3g', scale, -rate)
+    when 'log_linear' then printf('%.3g %+.3g ln(x)', c, scale) end;
+
 -- Each configuration with its baseline: the unsteered one that is asked in the same way.
 --   condition      its number here; an id may stand in several evaluations
 --   curve          configurations that differ in nothing but the layer have the same

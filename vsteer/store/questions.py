@@ -59,7 +59,12 @@ def parameters_sql(parameters: Mapping[str, str]) -> list[str]:
     return [f"set variable {name} = {quoted(value)}" for name, value in parameters.items()]
 
 
-def script(folders: Sequence[Path], asked: Query | None, parameters: Mapping[str, str]) -> str:
-    """Everything that DuckDB needs to answer by itself; without a query only what makes the views."""
-    parts = [*setup(folders), *parameters_sql(parameters), *([asked.sql] if asked else [])]
+def script(
+    folders: Sequence[Path], asked: Query | None, parameters: Mapping[str, str], fits: Sequence[str] = ()
+) -> str:
+    """Everything that DuckDB needs to answer by itself; without a query only what makes the views.
+
+    `fits` are statements that stand after those of the views.
+    """
+    parts = [*setup(folders), *fits, *parameters_sql(parameters), *([asked.sql] if asked else [])]
     return "".join(f"{part};\n" for part in parts)

@@ -4,7 +4,9 @@ Everything is said in SQL (`setup`), so that DuckDB alone can do the same: `vste
 
 rows, configs, prompts   the runs' tables, with a column `run`
 norms, scores            how long the vectors are, what scorers say; empty where a run has none
-conditions, baselines, effects, item_effects, config_effects   see effects.sql
+intervals, peaks, bands, asymmetries, doses, scaling   the tables of statistics.py; empty where there are none
+                         or they were made of other rows (`without_statistics`)
+conditions, baselines, effects, item_effects, config_effects, item_lines   see effects.sql
 """
 
 from __future__ import annotations
@@ -15,11 +17,14 @@ from pathlib import Path
 import duckdb
 
 from vsteer.errors import StoreError, UsageError
+from vsteer.store.schema import SQL_TYPES, Column
+from vsteer.store.scores import SCORES
+from vsteer.store.statistics import BOOL, STATISTICS_FOLDER, TABLES, statistics_are_current, statistics_path
 from vsteer.store.status import require_run
-from vsteer.store.views import CONFIGS, PROMPTS, exact, file_list, quoted, rows_sql
+from vsteer.store.views import CONFIGS, PROMPTS, exact, file_list, in_memory, quoted, rows_sql
 
 NORMS = "vectors/norms.parquet"
-SCORES = "scores/*.parquet"
+SCORE_FILES = "scores/*.parquet"
 # one line an item, not a row
 OF_ITEMS = "steerability-"
 NO_NORMS = (
@@ -28,11 +33,6 @@ NO_NORMS = (
     " null::varchar as made_in_revision, null::varchar as made_in_sha256, null::int as made_at_layer,"
     " null::varchar as derived limit 0"
 )
-NO_SCORES = (
-    "select null::varchar as run, null::varchar as row_id, null::timestamp as row_finished_at,"
-    " null::varchar as scorer, null::varchar as scorer_hash, null::varchar as name, null::double as value,"
-    " null::varchar as note limit 0"
-)
 
 
 def connect_runs(folders: Sequence[Path]) -> duckdb.DuckDBPyConnection:
@@ -40,9 +40,7 @@ def connect_runs(folders: Sequence[Path]) -> duckdb.DuckDBPyConnection:
 
     Made for the files as they stand: after a compaction, or rows that follow one, connect anew.
     """
-    database = duckdb.connect()
-    # it would be drawn into what is piped to a file
-    database.execute("set enable_progress_bar = false")
+    database = in_memory()
     for statement in setup(folders):
         database.execute(statement)
     return database
@@ -58,12 +56,42 @@ def setup(folders: Sequence[Path]) -> list[str]:
         "norms": [(run, _file(folder, NORMS)) for run, folder in runs.items() if (folder / NORMS).exists()],
         "scores": [(run, _scores(files)) for run, folder in runs.items() if (files := _score_files(folder))],
     }
-    empty = {"norms": NO_NORMS, "scores": NO_SCORES}
+    current = {run: folder for run, folder in runs.items() if statistics_are_current(folder)}
+    for table in TABLES:
+        tables[table] = [
+            (run, _file(folder, f"{STATISTICS_FOLDER}/{table}.parquet")) for run, folder in current.items()
+        ]
+    if len(runs) > 1:
+        # a run's own is of its models alone: see analysis/over_runs.py
+        tables["scaling"] = []
+    empty = {"norms": NO_NORMS} | {
+        name: no_rows_of(columns) for name, columns in {"scores": SCORES, **TABLES}.items()
+    }
     views = [
         f"create or replace temp view {name} as\n{_together(parts) if parts else empty[name]}"
         for name, parts in tables.items()
     ]
     return [*views, *statements(Path(__file__).with_name("effects.sql").read_text())]
+
+
+def without_statistics(folders: Sequence[Path]) -> dict[Path, str]:
+    """The runs whose statistics are not in the views, and why not."""
+    return {
+        folder: (
+            "are of other rows than it now has, and not used"
+            if any(statistics_path(folder, table).exists() for table in TABLES)
+            else "are not there"
+        )
+        for folder in folders
+        if not statistics_are_current(folder)
+    }
+
+
+def no_rows_of(columns: Sequence[Column]) -> str:
+    """A SELECT of no rows that has the columns of a view."""
+    types = {**SQL_TYPES, BOOL: "BOOLEAN"}
+    named = [("run", "VARCHAR"), *((column.name, types[column.type]) for column in columns)]
+    return f"select {', '.join(f'null::{type_} as {name}' for name, type_ in named)} limit 0"
 
 
 def statements(text: str) -> list[str]:
@@ -104,7 +132,7 @@ def _file(folder: Path, name: str) -> str:
 
 
 def _score_files(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.glob(SCORES) if not file.name.startswith(OF_ITEMS))
+    return sorted(file for file in folder.glob(SCORE_FILES) if not file.name.startswith(OF_ITEMS))
 
 
 def _scores(files: Sequence[Path]) -> str:

@@ -45,13 +45,20 @@ def _rows_sql(rows: Path) -> str:
     return f"{everything} qualify row_number() over (partition by row_id order by {BEST_FIRST}) = 1"
 
 
+def in_memory(**config: str | int) -> duckdb.DuckDBPyConnection:
+    """A database in memory. Its progress bar would be drawn into what is piped to a file."""
+    database = duckdb.connect(config=config)
+    database.execute("set enable_progress_bar = false")
+    return database
+
+
 def connect(folder: Path) -> duckdb.DuckDBPyConnection:
     """A database in memory with the views `rows`, `configs` and `prompts` of a run.
 
     Where there are any: `scores` too, of rows as they now stand, and `steerability`.
     Made for the files as they stand: after a compaction, or rows that follow one, connect anew.
     """
-    database = duckdb.connect()
+    database = in_memory()
     database.execute(f"create view rows as {rows_sql(folder)}")
     for name, file in (("configs", CONFIGS), ("prompts", PROMPTS)):
         if (folder / file).exists():

@@ -1,0 +1,35 @@
+"""The fits over the models' sizes where several runs are asked together: none has stored those of all."""
+
+from __future__ import annotations
+
+import json
+
+import duckdb
+
+from vsteer.analysis.scaling import scaling_records
+from vsteer.store.schema import SQL_TYPES
+from vsteer.store.statistics import BOOL, TABLES
+from vsteer.store.views import quoted
+
+
+def scaling_over_runs(database: duckdb.DuckDBPyConnection) -> str | None:
+    """The statement that fills the view `scaling`; None where it is filled, or there is no peak to fit.
+
+    The column `run` is null: the fits are of no single one. Eight models take half a second a curve, so this
+    is for who asks for them.
+    """
+    if database.execute("from scaling limit 1").fetchall():
+        return None
+    found = database.execute("from peaks")
+    names = [column[0] for column in found.description]
+    records = scaling_records(dict(zip(names, row, strict=True)) for row in found.fetchall())
+    if not records:
+        return None
+    types = {**SQL_TYPES, BOOL: "BOOLEAN"}
+    columns = {column.name: types[column.type] for column in TABLES["scaling"]}
+    shape = {name: [type_[:-2]] if type_.endswith("[]") else type_ for name, type_ in columns.items()}
+    said = f"from_json({quoted(json.dumps(records))}, {quoted(json.dumps([shape]))})"
+    return (
+        "create or replace temp view scaling as"
+        f" select null::VARCHAR as run, record.* from (select unnest({said}) as record)"
+    )
