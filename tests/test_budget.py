@@ -69,8 +69,16 @@ def test_time_from_measured_rates(plan: Callable[..., Plan]) -> None:
     needs = budget.budget(plan())
     fast, slow = needs.seconds(budget.Rates(prompt=(100.0, 200.0), output=(10.0, 20.0)))
     later_tokens = 6 * 17 * 2
-    assert slow == pytest.approx(needs.computed_tokens / 100 + later_tokens / 10)
+    # each of the two open questions with a text of seven tokens, the last of which needs no step
+    questions = next(block for block in needs.blocks if block.kind == "open_ended")
+    assert needs.coherence_tokens == questions.prompt_tokens + 6 * 17 * 2
+    computed = needs.computed_tokens + needs.coherence_tokens
+    assert slow == pytest.approx(computed / 100 + later_tokens / 10)
     assert fast == pytest.approx(slow / 2)
+
+
+def test_no_perplexities_cost_nothing(plan: Callable[..., Plan]) -> None:
+    assert budget.budget(plan("max_tokens: 7", "max_tokens: 7, coherence: false")).coherence_tokens == 0
 
 
 def test_the_command_fits_a_terminal_and_speaks_json(plan: Callable[..., Plan], folder: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from vsteer.engine.request import OPEN_END, Positions, Prompt
 from vsteer.evals.asking import Asked
 from vsteer.evals.choice import steps
+from vsteer.grid import OpenEndedSpec
 from vsteer.plan import Block, Plan
 
 # Compressed bytes of a row, measured on no store yet: two hashes, a few floats, small integers.
@@ -26,6 +27,7 @@ _TOTALS = (
     "prompt_tokens",
     "computed_tokens",
     "output_tokens",
+    "coherence_tokens",
     "disk_bytes",
 )
 
@@ -54,6 +56,7 @@ class BlockBudget:
     prompt_tokens: int  # as if nothing was shared
     computed_tokens: int  # with every shared prefix computed once
     output_tokens: int  # at most
+    coherence_tokens: int  # at most; computed afterwards, for the perplexity of each text
     first_prompt: str
 
 
@@ -98,13 +101,18 @@ class Budget:
         return sum(block.output_tokens for block in self.blocks)
 
     @property
+    def coherence_tokens(self) -> int:
+        return sum(block.coherence_tokens for block in self.blocks)
+
+    @property
     def disk_bytes(self) -> int:
         return self.rows * BYTES_A_ROW + self.output_tokens * BYTES_A_TOKEN
 
     def seconds(self, rates: Rates) -> tuple[float, float]:
         """The least and the most time. The first generated token of a request comes with its prompt."""
         output = self.output_tokens - self.requests
-        slow, fast = (self.computed_tokens / rates.prompt[n] + output / rates.output[n] for n in (0, 1))
+        computed = self.computed_tokens + self.coherence_tokens
+        slow, fast = (computed / rates.prompt[n] + output / rates.output[n] for n in (0, 1))
         return fast, slow
 
 
@@ -151,8 +159,18 @@ def _block(plan: Plan, block: Block) -> BlockBudget:
             for asked, lengths in zip(block.prompts, asked_for, strict=True)
         ),
         output_tokens=requests * block.ask.max_tokens,
+        coherence_tokens=_coherence_tokens(plan, block),
         first_prompt=plan.text(block.prompts[0]),
     )
+
+
+def _coherence_tokens(plan: Plan, block: Block) -> int:
+    """Each prompt with its text, all but the last token: no cached block is read for it."""
+    spec = plan.grid.evaluations[block.place]
+    if not isinstance(spec, OpenEndedSpec) or not spec.coherence:
+        return 0
+    prompts = sum(len(asked.prompt.token_ids) + block.ask.max_tokens - 1 for asked in block.prompts)
+    return prompts * len(block.configs) * block.samples
 
 
 def _lengths(asked: Asked, samples: int) -> list[int]:

@@ -101,6 +101,8 @@ def _model(one: Budget, seconds: Seconds | None, memory: Memory | None) -> list[
         ("steering table", f"{one.cells:,} cells, {one.vector_rows:,} directions of {one.vectors:,} vectors"),
         ("disk", f"{about}{_size(one.disk_bytes)} (estimated)"),
     ]
+    if one.coherence_tokens:
+        facts.append(("perplexities", f"at most {about}{one.coherence_tokens:,} tokens to compute"))
     if seconds:
         facts.append(("time", f"{_time(seconds[0])} to {_time(seconds[1])}"))
     if memory:
