@@ -41,7 +41,7 @@ class Engine:
         waiting = iter(requests)
         more = True
         while more:
-            batch = []
+            batch: list[Request] = []
             while more and len(batch) < 4:
                 if (request := next(waiting, None)) is None:
                     more = False
