@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from vsteer.analysis.intervals import EQUAL, SEED, Numbers
+from vsteer.analysis.intervals import EQUAL, SEED, Numbers, mean_intervals
 
 SPLITS = 200
 # Two on either side.
@@ -34,6 +34,16 @@ class HeldOut:
     values: Numbers  # one an item: its mean over splits
     widening: float  # how much wider than that of the mean of these values its interval has to be
     chosen: Numbers  # one a layer: the share of halves that chose it
+
+    @property
+    def effect(self) -> float:
+        return float(self.values.mean())
+
+    def interval(self) -> tuple[float, float]:
+        """Of the effect, over items; NaN where there is none."""
+        found = mean_intervals(self.values[None])
+        low, high = (self.effect + (end[0] - self.effect) * self.widening for end in (found.low, found.high))
+        return float(low), float(high)
 
     @property
     def layer(self) -> int:

@@ -195,16 +195,11 @@ def _peak(pushes: Numbers, curve: Sequence[Condition], best: int, measure: str) 
 def _held_out(pushes: Numbers, curve: Sequence[Condition], largest: float) -> Record:
     if pushes.shape[1] < FEWEST_TO_SPLIT:
         return {"why": f"no held-out effect: fewer than {FEWEST_TO_SPLIT} items"}
-    found = held_out(pushes)
-    direction = curve[0].direction
-    (interval,) = intervals_of([found.values * direction])
-    mean = float(found.values.mean()) * direction
-    low, high = (
-        None if end is None else float(np.clip(mean + (end - mean) * found.widening, -largest, largest))
-        for end in (interval["low"], interval["high"])
-    )
+    found, direction = held_out(pushes), curve[0].direction
+    ends = sorted(end * direction for end in found.interval())
+    low, high = (_number(np.clip(end, -largest, largest)) for end in ends)
     return {
-        "heldout_effect": mean,
+        "heldout_effect": found.effect * direction,
         "low": low,
         "high": high,
         "heldout_layer": curve[found.layer].layer,

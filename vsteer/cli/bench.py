@@ -108,6 +108,22 @@ def score(rows: int, as_json_: bool) -> None:
     _show(bench_scoring(rows), as_json_)
 
 
+@bench.command()
+@click.option("--runs", default=1000, show_default=True, help="Simulated runs a setting of the intervals.")
+@click.option("--null-runs", default=500, show_default=True, help="Simulated runs a setting of the rest.")
+@click.option("--json", "as_json_", is_flag=True, help="Print one JSON object instead of a table.")
+def statistics(runs: int, null_runs: int, as_json_: bool) -> None:
+    """Whether intervals, bands and fits keep what they promise, on simulated runs whose truth is known.
+
+    \b
+    Example:
+      vsteer bench statistics --runs 200 --null-runs 100
+    """
+    from vsteer.bench.coverage import bench_statistics
+
+    _show(bench_statistics(runs, null_runs, _tell), as_json_)
+
+
 def _tell(line: str) -> None:
     click.echo(f"... {line}", err=True)
 
