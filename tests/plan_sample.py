@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 from vsteer.grid import read_grid
 from vsteer.models import resolve
 from vsteer.plan import Plan, make_plans
+from vsteer.vectors.files import save
+from vsteer.vectors.vector import SteeringVector
 from vsteer.yaml_lines import GridError
 
 # tiny-llama has 6 layers. Four lettered items, the last of which leans on its order; open questions, one
@@ -52,7 +53,11 @@ def filled(folder: Path) -> Path:
     words = [("How?", "Good", "Bad"), ("So?", "Splendid", "Bad")]
     lines = [json.dumps({"prompt": p, "positive": a, "negative": b}) for p, a, b in words]
     (folder / "words.jsonl").write_text("\n".join(lines))
-    save_file({"layer.0": np.ones(4, np.float32)}, folder / "made.safetensors")
+    # one that fits tiny-llama, one that is too narrow, one that has some layers alone
+    width = json.loads(Path(resolve("tiny-llama").model, "config.json").read_text())["hidden_size"]
+    for name, layers, size in (("made", range(6), width), ("narrow", range(6), 4), ("some", range(3), width)):
+        made = SteeringVector(name, {layer: np.ones(size, np.float32) for layer in layers})
+        save(made, folder / f"{name}.safetensors", overwrite=True)
     return folder
 
 

@@ -2,16 +2,16 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 from tests.plan_sample import filled, planner
 from vsteer.configs import Config
 from vsteer.models import resolve
 from vsteer.plan import Plan
+from vsteer.vectors.files import load, save
 
 
 @pytest.fixture
@@ -104,7 +104,9 @@ def test_a_vector_s_file_counts_by_its_bytes(plan: Callable[..., Plan], folder: 
     before = ids(plan(*from_file))
     (folder / "again.safetensors").write_bytes((folder / "made.safetensors").read_bytes())
     assert ids(plan(from_file[0], "{file: again.safetensors}")) == before
-    save_file({"layer.0": np.zeros(4, np.float32)}, folder / "made.safetensors")
+    made = load(folder / "made.safetensors")
+    other = {layer: -direction for layer, direction in made.directions.items()}
+    save(replace(made, directions=other), folder / "made.safetensors", overwrite=True)
     assert len(ids(plan(*from_file)) & before) == 7 + 2  # the baselines
 
 
@@ -146,9 +148,10 @@ def test_sampling_counts_where_it_is_done(plan: Callable[..., Plan]) -> None:
 
 def test_the_caa_norm_counts_all_vectors_that_ask_for_it(plan: Callable[..., Plan]) -> None:
     caa = ("norm: [raw, unit]", "norm: [raw, caa]")
-    alone = plan(*caa)
-    beside = plan(*caa, "grid:\n", "  w: {data: words.jsonl, norm: caa}\ngrid:\n")
+    other, third = "  w: {data: words.jsonl, norm: caa}\n", "  x: {data: words.jsonl, token: -1, norm: caa}\n"
+    two = plan(*caa, "grid:\n", f"{other}grid:\n")
+    three = plan(*caa, "grid:\n", f"{other}{third}grid:\n")
     for norm, same in (("raw", True), ("caa", False)):
-        rows = [{r.row_id for r in p.rows() if r.config.axes()["norm"] == norm} for p in (alone, beside)]
+        rows = [{r.row_id for r in p.rows() if r.config.axes()["norm"] == norm} for p in (two, three)]
         assert (rows[0] == rows[1]) is same
         assert rows[0]

@@ -35,6 +35,14 @@ SHUFFLED = ("evaluations:", "controls: {shuffled_labels: 1}\nevaluations:")
 REFUSED = [
     (("after_prompt]", "generated]"), 13, "positions generated (line 11) cannot act on what choice"),
     (("after_prompt]", "[4000, 4001]]"), 13, "positions (4000, 4001) (line 11) cannot act on what choice"),
+    (("multipliers: [-1, 0, 1]", "operation: add"), 8, "multipliers is missing"),
+    (("layers: [1, 4]", "operation: ablate"), 8, "layers"),
+    (("layers: [1, 4]", "layers: 1\n    operation: ablate"), 11, "an ablation has no multipliers"),
+    (
+        ("layers: [1, 4]\n    multipliers: [-1, 0, 1]", "layers: [[1, 4]]\n    operation: ablate_everywhere"),
+        9,
+        "one direction at a time",
+    ),
     (("layers: [1, 4]", "layers: [1, 6]"), 9, "layer 6 does not exist: the model has layers 0 to 5"),
     (("dtype: float32", "layers: 7"), 4, "says that tiny-llama has 7 layers, but it has 6"),
     (("{data: items.json", "{data: none.json"), 6, "no data file and no built-in behaviour 'none.json'"),
@@ -62,6 +70,38 @@ REFUSED = [
         12,
         "a principal component has no labels",
     ),
+    (("norm: [raw, unit]", "norm: [raw, caa]"), 6, "the norm caa is the mean length over several behaviours"),
+    (
+        ("{data: items.json, norm: [raw, unit]}", "{file: narrow.safetensors}"),
+        6,
+        "4 wide, but the model's stream is",
+    ),
+    (("{data: items.json, norm: [raw, unit]}", "{file: open.json}"), 6, "open.json"),
+    (
+        (
+            "{data: items.json, norm: [raw, unit]}",
+            "{file: some.safetensors}",
+            "layers: [1, 4]",
+            "layers: [1, 3]",
+        ),
+        6,
+        "'v' has no direction at layer 3, which the grid steers",
+    ),
+    (
+        ("norm: [raw, unit]}", "norm: raw}\n  w: {data: items.json, norm: unit}"),
+        7,
+        "'w' is made as 'v' on line 6",
+    ),
+    (
+        (
+            "{data: items.json, norm: [raw, unit]}",
+            "{file: some.safetensors}\n  w: {file: ./some.safetensors}",
+            "layers: [1, 4]",
+            "layers: 1",
+        ),
+        7,
+        "one vector under two names",
+    ),
 ]
 
 
@@ -72,6 +112,20 @@ def test_what_can_t_be_run_is_refused_with_its_line(
     refusal = refused(folder, *pairs)
     assert f"grid.yaml, line {line}: " in refusal
     assert message in refusal
+
+
+def test_a_file_that_fits_is_planned(plan: Callable[..., Plan]) -> None:
+    file = ("{data: items.json, norm: [raw, unit]}", "{file: some.safetensors}")
+    found = plan(*file, "layers: [1, 4]", "layers: [1, 2]")
+    assert len(found.blocks[0].configs) == 1 + 2 * 2 * 2
+    # a layer that nothing steers need not be there
+    keep = "exclude:\n  - {vector: v, layers: [3]}\nevaluations:"
+    assert plan(*file, "layers: [1, 4]", "layers: [1, 3]", "evaluations:", keep).excluded == (8,)
+
+
+def test_caa_with_another_behaviour_is_planned(plan: Callable[..., Plan]) -> None:
+    both = plan("norm: [raw, unit]}", "norm: caa}\n  w: {data: words.jsonl, norm: [raw, caa]}")
+    assert {use.norm for use in both.vectors.values()} == {"caa"}
 
 
 def test_one_model_under_two_names_is_refused(folder: Path) -> None:
@@ -195,6 +249,7 @@ VALUES = [
         "open.json",
         "refusal",
         "made.safetensors",
+        "narrow.safetensors",
         "tiny-llama",
         "org/model",
         "choice",

@@ -22,7 +22,7 @@ from vsteer.grid import Grid, OpenEndedSpec
 from vsteer.identity import canonical, identify, row_id, sampling_seed
 from vsteer.questions import Asking, read_questions, ways_to_ask
 from vsteer.rows import Row
-from vsteer.sources import VectorSource, vector_sources
+from vsteer.sources import VectorSource, check_file, vector_sources
 from vsteer.vectors import items
 from vsteer.yaml_lines import Loc
 
@@ -224,6 +224,7 @@ def make_plan(grid: Grid, model: int, facts: ModelFacts, tokenizer: Any, today: 
             _check_positions(grid, block, places, estimated=tokenizer is None)
             blocks.append(block)
     _check_questions_differ(grid, blocks)
+    _check_files(grid, facts, blocks)
     notes += _too_long(grid, model, facts, blocks)
     excluded = tuple(steered.excluded)
     return Plan(grid, model, facts, tokenizer, tuple(blocks), tuple(notes), excluded, sources, today)
@@ -301,6 +302,17 @@ def _check_questions_differ(grid: Grid, blocks: Iterable[Block]) -> None:
                 )
                 hint = "join the two, or take the item out of one of them"
                 raise grid.error(("evaluations", block.place), message, hint)
+
+
+def _check_files(grid: Grid, facts: ModelFacts, blocks: Iterable[Block]) -> None:
+    """Vectors that are files must fit before the model is loaded."""
+    used: dict[VectorSource, set[int]] = {}
+    for block in blocks:
+        for config in block.configs:
+            if config.vector is not None and config.vector.source.is_file:
+                used.setdefault(config.vector.source, set()).update(term.layer for term in config.terms)
+    for source, layers in used.items():
+        check_file(grid, source, layers, facts.layers, facts.hidden_size)
 
 
 def _too_long(grid: Grid, model: int, facts: ModelFacts, blocks: Iterable[Block]) -> list[str]:

@@ -5,7 +5,7 @@ Whatever is wrong with one of them is said with the line of the grid that names 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,7 +16,8 @@ from vsteer.grid import DataVector, FileVector, Grid
 from vsteer.identity import identify
 from vsteer.vectors.builtin import behaviours, data_path, parts
 from vsteer.vectors.contrast import read_contrast, read_prompts, read_questions
-from vsteer.vectors.files import file_sha256
+from vsteer.vectors.derive import for_model
+from vsteer.vectors.files import file_sha256, load
 from vsteer.vectors.items import ItemSet, PromptSet, UnpairedSets
 from vsteer.yaml_lines import Loc
 
@@ -60,7 +61,39 @@ class VectorSource:
 
 
 def vector_sources(grid: Grid) -> dict[str, VectorSource]:
-    return {name: _source(grid, name, spec) for name, spec in grid.vectors.items()}
+    sources = {name: _source(grid, name, spec) for name, spec in grid.vectors.items()}
+    made: dict[str, str] = {}
+    for name, source in sources.items():
+        first = made.setdefault(identify(source.recipe()), name)
+        if first != name:
+            line = grid.line(("vectors", first))
+            message = f"{name!r} is made as {first!r} on line {line}: one vector under two names"
+            hint = "keep one and give it the norms of both: norm: [raw, unit]; `exclude` takes a norm too"
+            raise grid.error(("vectors", name), message, hint)
+    averaged = [name for name, source in sources.items() if "caa" in source.norms]
+    if len(averaged) == 1:
+        message = (
+            f"the norm caa is the mean length over several behaviours, and {averaged[0]!r} alone asks for it"
+        )
+        raise grid.error(
+            ("vectors", averaged[0], "norm"),
+            message,
+            "give other behaviours the norm caa too, or take it out",
+        )
+    return sources
+
+
+def check_file(
+    grid: Grid, source: VectorSource, used: Set[int], layers: int | None, hidden_size: int | None
+) -> None:
+    """Refuse a vector's file that does not fit the model, or lacks a layer that is steered with it."""
+    at: Loc = ("vectors", source.name, "file")
+    vector = _reading(grid, at, lambda: load(source.files[0], source.name))
+    if layers is not None and hidden_size is not None:
+        _reading(grid, at, lambda: for_model(vector, layers, hidden_size))
+    if missing := sorted(used - set(vector.layers)):
+        message = f"{source.name!r} has no direction at layer {missing[0]}, which the grid steers"
+        raise grid.error(at, message, f"it has the layers {', '.join(map(str, vector.layers))}: name these")
 
 
 def norm_recipe(norm: str, sources: dict[str, VectorSource]) -> Any:
