@@ -13,6 +13,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import cache
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -23,10 +24,10 @@ from vsteer import __version__
 from vsteer.errors import VectorError
 from vsteer.report.diagnostics import diagnostics
 from vsteer.report.facts import alike, facts
-from vsteer.report.tables import Table, asked, item_slopes
+from vsteer.report.tables import Table, asked, item_slopes, table
 from vsteer.report.texts import texts
 from vsteer.store.files import write_file
-from vsteer.store.questions_views import connect_runs, run_names
+from vsteer.store.questions_views import connect_runs, run_names, without_statistics
 from vsteer.vectors.run_norms import norms_are_current, write_vector_norms
 
 NAME = "report.html"
@@ -40,12 +41,18 @@ DRAWN = (
     "control_bands",
     "sign_asymmetry",
     "scaling",
+    "scaling_fits",
     "coherence_frontier",
     "capability_cost",
     "steerability",
 )
 MORE = ("letter_bias", "system_prompt_interaction", "layer_transfer", "model_transfer", "throughput")
-STATISTICS = "run `vsteer score RUN --scorer statistics` and make the report anew"
+# fits over multipliers, from the statistics that are stored beside the rows
+DOSES = """\
+select run, model, evaluation, system, vector, norm, positions, operation, layers, measure,
+       multipliers, means, isotonic, isotonic_direction, isotonic_r2, fit, intercept, slope, slope_low,
+       slope_high, midpoint, fit_r2, residual_df, relative_norms, items, items_left_out, why
+from doses order by all"""
 
 
 def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
@@ -63,6 +70,7 @@ def gathered(folders: Sequence[Path], runs: Mapping[str, Path]) -> dict[str, Any
     with connect_runs(folders) as database:
         tables: dict[str, Table] = {name: asked(database, name, folders) for name in (*DRAWN, *MORE)}
         tables["item_slopes"] = item_slopes(database, folders)
+        tables["doses"] = table(database, DOSES)
         tables |= diagnostics(database, runs) | texts(database)
         found = facts(database, runs)
         twice = alike(database)
@@ -77,10 +85,18 @@ def gathered(folders: Sequence[Path], runs: Mapping[str, Path]) -> dict[str, Any
         "facts": found,
         "warnings": warnings,
         "why": reasons(found, runs),
-        "nostatistics": STATISTICS,
+        "nostatistics": no_statistics(folders),
         "more": MORE,
         "tables": {name: each.as_json() for name, each in tables.items()},
     }
+
+
+def no_statistics(folders: Sequence[Path]) -> str:
+    """What to do where intervals and fits are not there; nothing where they are."""
+    missing = without_statistics(folders)
+    said = [f"the statistics of {folder} {why}" for folder, why in missing.items()]
+    again = " ".join(f"`vsteer score {folder} --scorer statistics`" for folder in missing)
+    return f"{', '.join(said)}; {again} makes them, then make the report anew" if said else ""
 
 
 def reasons(found: Sequence[Mapping[str, Any]], runs: Mapping[str, Path]) -> dict[str, str]:
@@ -125,7 +141,7 @@ def page(data: Mapping[str, Any]) -> str:
         css=_file("page.css"),
         js="\n".join(map(_file, SCRIPTS)),
         data=script_safe(json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))),
-        runtime=packed(runtime()),
+        runtime=runtime(),
     )
 
 
@@ -136,8 +152,9 @@ def script_safe(text: str) -> str:
     return text
 
 
+@cache
 def runtime() -> str:
-    """Vega and the figures' specifications, as one script."""
+    """Vega and the figures' specifications: one script, packed."""
     import vl_convert
 
     from vsteer.report.charts import specs
@@ -147,11 +164,8 @@ def runtime() -> str:
     bundle = vl_convert.javascript_bundle(
         f"import {{View, parse}} from '{vega}'; window.vega = {{View, parse}};"
     )
-    return f"(function () {{\n{bundle}\n}})();\nwindow.SPECS = {json.dumps(specs())};"
-
-
-def packed(text: str) -> str:
-    return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode()
+    script = f"(function () {{\n{bundle}\n}})();\nwindow.SPECS = {json.dumps(specs())};"
+    return base64.b64encode(gzip.compress(script.encode(), 9, mtime=0)).decode()
 
 
 def _measure_vectors(folder: Path) -> None:

@@ -33,7 +33,9 @@ function configOf(palette) {
 }
 
 function viewOf(spec, given, palette, options) {
-  const made = inColours({...spec, background: options.background ?? 'transparent', ...(options.title ? {title: options.title} : {})}, palette);
+  // a legend without entries has no size that could be laid out
+  const legends = (spec.legends ?? []).filter((legend) => !(given.without ?? []).includes(legend.fill));
+  const made = inColours({...spec, legends, background: options.background ?? 'transparent', ...(options.title ? {title: options.title} : {})}, palette);
   const view = new window.vega.View(window.vega.parse(made, configOf(palette)), {renderer: 'svg', logLevel: 1, hover: true, ...options.view});
   apply(view, spec, given);
   return view.width(options.width);
@@ -53,7 +55,7 @@ class Figure {
     this.heading = element('h3');
     this.axis = element('p', {class: 'axis'});
     this.words = element('p');
-    this.chart = element('div', {class: 'chart', role: 'img'});
+    this.chart = element('div', {class: 'chart', role: 'img'}, this.inner = element('div'));
     this.why = element('p', {class: 'why', hidden: true});
     this.details = element('details', {ontoggle: () => this.fill()}, element('summary', {}, 'SQL, CSV, table'), this.inside = element('div'));
     const save = (kind) => element('button', {type: 'button', 'data-save': kind, onclick: () => this.save(kind)}, `save ${kind.toUpperCase()}`);
@@ -78,6 +80,9 @@ class Figure {
     this.heading.hidden = none;
     if (none) {
       this.why.textContent = this.given;
+      this.view?.finalize();
+      this.view = null;
+      this.inner.replaceChildren();
       return;
     }
     this.heading.textContent = this.given.title;
@@ -85,7 +90,7 @@ class Figure {
     this.words.textContent = this.given.says.filter(Boolean).join(' ');
     this.chart.setAttribute('aria-label', `${this.given.title}. ${this.words.textContent} The numbers are in the table below the figure.`);
     if (this.details.open) this.fill();
-    if (this.view === null) this.draw();
+    if (this.view === null || String(this.given.without) !== this.without) this.draw();
     else {
       apply(this.view, this.spec, this.given);
       this.view.runAsync();
@@ -93,9 +98,10 @@ class Figure {
   }
 
   draw() {
-    if (this.view !== null) this.view.finalize();
+    this.view?.finalize();
     this.width = this.chart.clientWidth;
-    this.view = viewOf(this.spec, this.given, colours(document.documentElement), {width: this.width, view: {container: this.chart}});
+    this.without = String(this.given.without);
+    this.view = viewOf(this.spec, this.given, colours(document.documentElement), {width: this.width, view: {container: this.inner}});
     this.view.tooltip((handler, event, item, value) => showTip(event, value));
     if (this.onPick) this.view.addEventListener('click', (event) => this.pick(event));
     this.view.runAsync();
@@ -109,8 +115,7 @@ class Figure {
   }
 
   again() {
-    if (this.view === null || typeof this.given === 'string') this.view = null;
-    else this.draw();
+    if (this.view !== null) this.draw();
   }
 
   resize() {

@@ -29,7 +29,7 @@ function point(row, measure) {
   const interval = isNumber(row[low]) && isNumber(row[high]);
   return {layer: single(row), place: place(row), multiplier: row.multiplier, sign: signOf(row.multiplier), y: row[measure],
     low: interval ? row[low] : null, high: interval ? row[high] : null, se: row[se] ?? null,
-    relative_norm: row.relative_norm, mass: row.total_mass, items: row.items};
+    relative_norm: row.relative_norm, mass: row.total_mass, items: row.items, why: row.why ?? null};
 }
 
 const curves = (state) => ofFamily('multiplier_curves', state.family);
@@ -38,8 +38,9 @@ const bySize = (state, found) => found.filter((row) => Math.abs(row.multiplier) 
 
 function intervalWords(found, measure) {
   if (measure === 'effect_headroom') return 'A ratio of means: it has no interval.';
-  if (found.some((point) => point.low !== null)) return 'Shaded or barred: 95% intervals over items (BCa), of each point alone.';
-  return `No intervals: ${DATA.nostatistics}.`;
+  const [some, all] = [found.some((point) => point.low !== null), found.every((point) => point.low !== null || point.multiplier === 0)];
+  const why = DATA.nostatistics || different(found.map((point) => point.why).filter(Boolean)).join('; ') || 'none could be made';
+  return [some ? 'Shaded or barred: 95% intervals over items (BCa), of each point alone.' : '', all ? '' : `${some ? 'Some points have none' : 'No intervals'}: ${why}.`].filter(Boolean).join(' ');
 }
 
 function noCurves(state, what) {
@@ -59,7 +60,7 @@ const FIGURES = {
       const bands = state.measure === 'effect' ? controlBand(state) : [];
       const kinds = different(bands.map((row) => row.kind));
       const about = kinds.map((kind) => `${kind}: ${countRange(bands.filter((row) => row.kind === kind))}`).join(', ');
-      return {data: {rows: points, band: bands, zero, at: at(state)}, signals: {bands: kinds},
+      return {data: {rows: points, band: bands, zero, at: at(state)}, signals: {bands: kinds}, without: kinds.length ? [] : ['fill'],
         title: `Effect of ${named(state.family)} by layer, multiplier ${sizeText(state.size)}; ${relative(found)}`,
         says: [`${itemsText(found)}.`, intervalWords(points, state.measure),
           bands.length ? `Behind: from the least to the greatest mean effect of control vectors at both signs (${about}). Of many layers some leave a band by chance: what may be claimed stands in the table of peaks.`
@@ -101,17 +102,17 @@ const FIGURES = {
       const mine = lines.filter((row) => (state.layer === null ? row.place === lines[0].place : row.layer === state.layer));
       if (!mine.length) return `layer ${state.layer} was not steered alone by this vector`;
       const here = all.filter((row) => place(row) === mine[0].place);
-      const dose = doseFit(state, mine[0].place);
+      const dose = doseFit(state, here);
       return {data: {rows: mine.sort((a, b) => a.multiplier - b.multiplier), others: lines, fit: dose.points, zero},
         title: `Dose curve of ${named(state.family)} at layer ${mine[0].place}; ${relative(here.filter((row) => row.multiplier !== 0))}`,
-        says: [`Thin: the other layers. 0 is the unsteered model. ${here[0].monotone ? 'Never turns back over these multipliers.' : 'Turns back somewhere: don’t fit through the end points.'}`,
+        says: [`Thin: the other layers. 0 is the unsteered model. ${here[0].monotone ? 'It never turns back over these multipliers.' : 'It turns back somewhere: don’t fit through the end points.'}`,
           intervalWords(mine, value), dose.says]};
     },
   },
   asymmetry_effect: asymmetryFigure('effect', 'asymmetry', 'asymmetry_se', ['effect_minus', 'effect_plus']),
   asymmetry_p: asymmetryFigure('effect_p', 'asymmetry_p', 'asymmetry_p_se', ['effect_p_minus', 'effect_p_plus']),
   asymmetry_headroom: asymmetryFigure('effect_headroom', 'asymmetry_headroom', null, ['headroom_minus', 'headroom_plus']),
-  scaling: {tables: ['scaling', 'scaling_fits'], give: scalingData},
+  scaling: {tables: ['scaling', 'scaling_fits'], axis: '↑ effect at the peak', give: scalingData},
   coherence: {
     tables: ['coherence_frontier'],
     give: (state) => tradeoffData(state, 'coherence_frontier', 'score', 'score_se', DATA.why.coherence,
@@ -242,19 +243,46 @@ function asymmetryFigure(measure, column, se, [minus, plus]) {
   };
 }
 
-function doseFit() { return {points: [], says: ''}; }
+// The line through the logit difference, or the logistic curve through p(matching), less what it is measured against.
+function doseFit(state, here) {
+  const measure = {effect: 'logit_diff', effect_p: 'p_match'}[state.measure];
+  const found = ofFamily('doses', state.family).find((row) => row.measure === measure && place(row) === place(here[0]));
+  if (!found || !isNumber(found.slope)) return {points: [], says: found?.why ? `No fit: ${found.why}.` : ''};
+  const unsteered = found.means[found.multipliers.indexOf(0)], [low, high] = [found.multipliers[0], found.multipliers.at(-1)];
+  if (!isNumber(unsteered)) return {points: [], says: ''};
+  const value = (m) => (found.fit === 'line' ? found.intercept + found.slope * m : 1 / (1 + Math.exp(-(found.intercept + found.slope * m)))) - unsteered;
+  const points = Array.from({length: 41}, (_, n) => low + ((high - low) * n) / 40).map((m) => ({multiplier: m, y: value(m)}));
+  const interval = isNumber(found.slope_low) ? ` (95% interval ${number(found.slope_low)} to ${number(found.slope_high)})` : '';
+  return {points, says: `Dashed: the ${found.fit === 'line' ? 'line' : 'logistic curve'}, ${number(found.slope)}${interval} logits for each 1 of multiplier, R² ${number(found.fit_r2)}, ${found.residual_df} residual degrees of freedom.`};
+}
+
+const FORMULAS = {
+  exponential: (fit, x) => fit.offset + fit.scale * Math.exp(-fit.rate * x),
+  power: (fit, x) => fit.scale * x ** -fit.rate,
+  log_linear: (fit, x) => fit.offset + fit.scale * Math.log(x),
+};
 
 function scalingData(state) {
   if (state.family === null) return NO_CHOICE;
   const same = DIMENSIONS.filter((name) => !['run', 'model'].includes(name));
-  const found = rows('scaling').filter((row) => same.every((name) => row[name] === state.family[name]) && Math.abs(row.multiplier) === state.size);
+  const alike = (row) => same.every((name) => row[name] === state.family[name]) && Math.abs(row.multiplier) === state.size;
+  const found = rows('scaling').filter(alike);
   if (different(found.map((row) => row.model)).length < 2) return 'one model in this report, and a scaling needs several: vsteer report RUN1 RUN2 ...';
   const sized = found.filter((row) => isNumber(row.billions));
   if (!sized.length) return 'no model’s name says how many parameters it has (7b, 135m)';
-  const points = sized.map((row) => ({...point({...row, layers: [row.peak_layer]}, state.measure), model: row.model, billions: row.billions, peak_layer: row.peak_layer, peak_depth: row.peak_depth}));
-  return {data: {rows: points, fit: [], zero},
+  const held = state.measure === 'effect' && sized.some((row) => isNumber(row.heldout_effect));
+  const points = sized.map((row) => ({...point({...row, layers: [row.peak_layer]}, state.measure), model: row.model, billions: row.billions, peak_layer: row.peak_layer, peak_depth: row.peak_depth,
+    ...(held ? {y: row.heldout_effect, low: row.heldout_low, high: row.heldout_high} : {})}));
+  const fits = held ? rows('scaling_fits').filter((row) => row.measure === 'logit_diff' && same.every((name) => row[name] === state.family[name] || row[name] === undefined) && Math.abs(row.multiplier) === state.size && isNumber(row.scale)) : [];
+  const sizes = sized.map((row) => row.billions), [low, high] = [Math.min(...sizes), Math.max(...sizes)];
+  const curves = fits.flatMap((fit) => Array.from({length: 41}, (_, n) => low * (high / low) ** (n / 40)).map((x) => ({billions: x, y: FORMULAS[fit.family](fit, x), family: fit.family, series: `${fit.family} ${fit.multiplier} ${fit.run}`})));
+  const reasons = different(sized.map((row) => row.fit_why).filter(Boolean));
+  const preferred = different(fits.filter((fit) => fit.preferred === true).map((fit) => `${fit.family.replace('_', '-')} at ${multiplierText(fit.multiplier)}: ${fit.curve} (${fit.residual_df} residual degrees of freedom)`));
+  return {data: {rows: points, fit: curves, zero},
     title: `Peak effect of ${named(state.family)} by model size, ${sizeText(state.size)}; ${relative(sized)}`,
-    says: ['Each peak is chosen on the items that it is reported on, so it is too large.']};
+    says: [held ? 'Effects on items that did not choose the peak’s layer, with 95% intervals.' : 'Each peak is chosen on the items that it is reported on, so it is too large.',
+      'Compare models at equal injected norm over stream norm.',
+      preferred.length ? `The models prefer ${preferred.join('; ')}. Best of three over these sizes, and no law.` : held ? `No family is preferred${reasons.length ? `: ${reasons.join('; ')}` : ''}.` : '']};
 }
 
 function tradeoffData(state, table, cost, se, why, of, says) {

@@ -148,7 +148,9 @@ async function start() {
   });
   matchMedia('(prefers-color-scheme: dark)').addEventListener('change', () => figures.forEach((figure) => figure.again()));
   await loadRuntime();
-  const top = best(rows('layer_peaks'));
+  // what measures the cost is not what is looked at first
+  const costs = new Set(rows('capability_cost').map((row) => row.capability));
+  const top = best(rows('layer_peaks').filter((row) => !costs.has(row.evaluation))) ?? best(rows('layer_peaks'));
   chooseFamily(top ? FAMILIES.find((each) => keyOf(each) === keyOf(top)) : FAMILIES[0] ?? null);
   await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
   await Promise.all(figures.filter((figure) => figure.view).map((figure) => figure.view.runAsync()));

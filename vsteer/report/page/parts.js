@@ -62,9 +62,11 @@ function verdicts(family) {
   return found.map((row) => {
     const kind = row.control === 'random' ? 'random vectors of its length' : 'vectors of shuffled labels';
     const sizes = `its largest |effect| is ${number(row.largest, 2)} (layer ${place(row)}, multiplier ${multiplierText(row.multiplier)}, injected norm over stream norm ${number(row.relative_norm)}), theirs ${number(row.control_largest, 2)}`;
-    if (row.controls < 19 || row.outside === null) return `${plural(row.controls, 'whole control')} of ${kind}: too few to say whether the vector does more (19 are needed); ${sizes}.`;
-    return row.outside ? `Outside the band of all ${row.controls} ${kind}: ${sizes}. That is the 5% level, for this vector alone (p = ${number(row.p_value)}).`
-      : `NOT outside the band of ${row.controls} ${kind}, so no effect is shown: ${sizes} (p = ${number(row.p_value)}).`;
+    const left = row.controls_left_out ? ` ${plural(row.controls_left_out, 'control')} that miss rows don’t count.` : '';
+    if (row.controls === 0) return `No whole control of ${kind}: nothing can be said.${left}`;
+    if (row.controls < 19 || row.outside === null) return `${plural(row.controls, 'whole control')} of ${kind}: too few to say whether the vector does more (19 are needed); ${sizes}.${left}`;
+    return row.outside ? `Outside the band of all ${row.controls} ${kind}: ${sizes}. That is the 5% level, for this vector alone, over all its layers and multipliers (p = ${number(row.p_value)}).${left}`
+      : `NOT outside the band of ${row.controls} ${kind}, so no effect is shown: ${sizes} (p = ${number(row.p_value)}).${left}`;
   });
 }
 
@@ -73,17 +75,20 @@ function peaksSection(state, choose) {
   if (!found.length) return [element('p', {class: 'why'}, DATA.why.choice)];
   const varying = DIMENSIONS.filter((name) => different(found.map((row) => row[name])).length > 1);
   const heldout = found.some((row) => isNumber(row.heldout_effect));
-  const header = [...varying.map((name) => WORDS[name]), 'multiplier', 'peak layer (depth)', 'effect on the logit difference', ...(heldout ? ['held-out effect (95%)'] : []), 'Δ p', 'layers as good', 'injected norm / stream norm', 'mass (unsteered)', 'items'];
+  const banded = found.some((row) => typeof row.outside_random === 'boolean' || typeof row.outside_shuffled === 'boolean');
+  const outside = (row) => [['random', row.outside_random], ['shuffled', row.outside_shuffled]].filter(([, each]) => typeof each === 'boolean').map(([kind, each]) => `${kind}: ${each ? 'yes' : 'no'}`).join(', ') || '–';
+  const header = [...varying.map((name) => WORDS[name]), 'multiplier', 'peak layer (depth)', 'effect on the logit difference', ...(heldout ? ['held-out effect (95%)'] : []), 'Δ p', 'layers that can’t be told from it', ...(banded ? ['outside the controls, this row alone'] : []), 'injected norm / stream norm', 'mass (unsteered)', 'items'];
   const lines = found.map((row) => [...varying.map((name) => String(row[name])), multiplierText(row.multiplier),
     element('button', {type: 'button', onclick: () => choose(row), 'aria-label': `show ${row.vector} at layer ${row.peak_layer}`}, `${row.peak_layer} (${number(row.peak_depth, 2)})`),
     `${signed(row.effect)} ± ${number(row.effect_se, 2)} se`,
     ...(heldout ? [isNumber(row.heldout_effect) ? `${signed(row.heldout_effect)}${isNumber(row.heldout_low) ? ` (${signed(row.heldout_low)} to ${signed(row.heldout_high)})` : ''}` : '–'] : []),
-    signed(row.effect_p), (row.near_layers ?? []).join(', ') || '–', number(row.relative_norm), `${number(row.total_mass)} (${number(row.baseline_mass)})`, count(row.items)]);
+    signed(row.effect_p), (row.near_layers ?? []).join(', ') || '–', ...(banded ? [outside(row)] : []), number(row.relative_norm), `${number(row.total_mass)} (${number(row.baseline_mass)})`, count(row.items)]);
   const norms = different(found.map((row) => row.norm)).join(', ');
   return [
     element('h3', {}, `Peaks, norm ${norms}; ${relative(found)}`),
     tableElement(header, lines, {chosen: (line) => state.family !== null && keyOf(found[line]) === keyOf(state.family)}),
-    element('p', {class: 'quiet'}, `The layer is chosen on the items that “effect” is reported on, so that effect is too large${heldout ? '; the held-out effect is measured on items that did not choose its layer' : ` (${DATA.nostatistics})`}. A layer in the table is a button: it shows that layer below.`),
+    element('p', {class: 'quiet'}, `The layer is chosen on the items that “effect” is reported on, so that effect is too large${heldout ? ' and its standard error says nothing of the choice: report the held-out effect, which is measured on items that did not choose its layer' : ''}. A layer in the table is a button: it shows that layer below.`),
+    ...different([DATA.nostatistics, ...found.map((row) => row.why)].filter(Boolean)).slice(0, 6).map((why) => element('p', {class: 'why'}, why)),
     element('div', {id: 'verdicts'}, element('h3', {}, state.family ? `Against controls: ${named(state.family)}` : ''), ...(state.family ? verdicts(state.family) : []).map((words) => element('p', {}, words))),
     element('details', {class: 'more'}, element('summary', {}, 'SQL, CSV'), sources(['layer_peaks', 'controls'])),
   ];
