@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.plan_sample import filled, planner, refused
+from vsteer.budget import budget
 from vsteer.engine.request import OPEN_END, Result
 from vsteer.errors import UsageError
 from vsteer.plan import Plan
@@ -231,3 +232,29 @@ def test_without_the_model_a_plan_is_an_estimate(plan: Callable[..., Plan], fold
     assert (
         "grid.yaml, line 9: the number of layers is not known\nhint: the model is not at hand: say" in unknown
     )
+
+
+ABLATIONS = """\
+  - {vector: v, layers: [1, [2, 3]], operation: ablate}
+  - {vector: v, layers: [1, 4], operation: ablate_everywhere, positions: all}
+evaluations:"""
+
+
+def test_an_ablation_is_one_configuration_of_any_norm_and_no_multiplier(plan: Callable[..., Plan]) -> None:
+    one = plan("evaluations:", ABLATIONS)
+    assert [len(block.configs) for block in one.blocks] == [17 + 4, 17 + 4]
+    found = [config for config in one.blocks[0].configs if config.operation != "add"]
+    assert [(c.operation, c.layers, c.multiplier) for c in found] == [
+        ("ablate", (1,), None),
+        ("ablate", (2, 3), None),
+        ("ablate_everywhere", (1,), None),
+        ("ablate_everywhere", (4,), None),
+    ]
+    assert {c.vector.norm for c in found if c.vector} == {"unit"}
+    assert len({c.config_id for c in found}) == 4
+    records = {r["config_id"]: r for r in one.config_records()}
+    assert [records[c.config_id]["multiplier"] for c in found] == [None] * 4
+    size = budget(one)
+    # the unit vector of layers 1 and 4 is added and ablated, those of 2 and 3 ablated alone
+    assert (size.ablates, size.terms, size.vector_rows) == (True, 1, 4 + 4)
+    assert not budget(plan()).ablates

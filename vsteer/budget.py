@@ -73,6 +73,7 @@ class Budget:
     cells: int  # for Capacity.for_grid: distinct steerings, distinct directions, most terms a layer
     vector_rows: int
     terms: int
+    ablates: bool
     block_size: int
     notes: tuple[str, ...]
 
@@ -119,7 +120,9 @@ class Budget:
 def budget(plan: Plan) -> Budget:
     configs = plan.configs
     terms = {config.terms for config in configs.values() if config.terms}
-    slots = (max(Counter(term.layer for term in one).values()) for one in terms)
+    slots = (
+        max(Counter(term.layer for term in one if not term.ablates).values(), default=1) for one in terms
+    )
     return Budget(
         model=plan.facts.name,
         pending=plan.pending,
@@ -130,8 +133,9 @@ def budget(plan: Plan) -> Budget:
         vectors=len(plan.vectors),
         made=tuple(source.describe() for source in plan.sources.values()),
         cells=len(terms),
-        vector_rows=len({(term.vector, term.layer) for one in terms for term in one}),
+        vector_rows=len({(term.vector, term.layer, term.ablates) for one in terms for term in one}),
         terms=max(slots, default=1),
+        ablates=any(term.ablates for one in terms for term in one),
         block_size=plan.facts.block_size,
         notes=plan.notes,
     )

@@ -43,7 +43,7 @@ class Config:
     ask: Ask
     vector: VectorUse | None = None
     layers: Group = ()
-    multiplier: float = 0.0
+    multiplier: float | None = 0.0  # None: an ablation, which has none
     positions: Positions | None = None
     operation: Operation = "add"
     control: str = ""  # "", random, shuffled, system
@@ -54,7 +54,8 @@ class Config:
     def terms(self) -> tuple[Term, ...]:
         if self.vector is None:
             return ()
-        return tuple(Term(self.vector.key, n, self.multiplier, self.operation) for n in self.layers)
+        multiplier = 1.0 if self.multiplier is None else self.multiplier
+        return tuple(Term(self.vector.key, n, multiplier, self.operation) for n in self.layers)
 
     @property
     def steering(self) -> Steering | None:
@@ -123,9 +124,9 @@ class Steered:
             for vector in axis.names:
                 if spec.vectors is not None and vector not in spec.vectors:
                     continue
-                for norm in self.sources[vector].norms:
+                for norm in self._norms(axis, vector):
                     for group in self.layers[n]:
-                        for multiplier in axis.multipliers:
+                        for multiplier in axis.multipliers or (None,):
                             for place, where in positions:
                                 config = replace(
                                     baseline,
@@ -165,6 +166,11 @@ class Steered:
                 recipe = {"control": control, "index": index, "seed": seed, "of": recipe}
             self._uses[key] = VectorUse(key, source, norm, control, index, seed, recipe)
         return self._uses[key]
+
+    def _norms(self, axis: Axis, vector: str) -> tuple[str, ...]:
+        """What is ablated is a direction, whatever the vector's norm: it is taken once, at length 1."""
+        source = self.sources[vector]
+        return source.norms if axis.operation == "add" or source.is_file else ("unit",)
 
     def _positions(self, n: int, axis: Axis, evaluation: int) -> list[tuple[Loc, Positions]]:
         at: Loc = ("grid", n, "positions")

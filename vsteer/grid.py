@@ -37,7 +37,7 @@ from vsteer.axes import (
     shown,
     wrong,
 )
-from vsteer.engine.request import Positions
+from vsteer.engine.request import Operation, Positions
 from vsteer.yaml_lines import Document, GridError, read_yaml
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
@@ -162,14 +162,26 @@ class Axis(_Strict):
     vector: Names | None = None
     vectors: Names | None = None
     layers: LayerChoice
-    multipliers: Multipliers
+    multipliers: Multipliers | None = None  # of what is added; an ablation has none
     positions: PositionList = ("all",)
-    operation: Literal["add"] = "add"
+    operation: Operation = "add"
 
     @model_validator(mode="after")
     def _one_of_two(self) -> Axis:
         if (self.vector is None) == (self.vectors is None):
             raise wrong("expected vector or vectors, one of them", "such as vector: refusal")
+        return self
+
+    @model_validator(mode="after")
+    def _multipliers_where_needed(self) -> Axis:
+        if self.operation == "add" and self.multipliers is None:
+            raise wrong("multipliers is missing", "such as multipliers: [-1, 1]")
+        if self.operation != "add" and self.multipliers is not None:
+            raise wrong("an ablation has no multipliers", "take the line out", "multipliers")
+        groups = self.layers.groups or ()
+        if self.operation == "ablate_everywhere" and any(len(group) > 1 for group in groups):
+            hint = "a layer says whose direction it is: list single layers"
+            raise wrong("one direction at a time can be ablated everywhere", hint, "layers")
         return self
 
     @property

@@ -36,6 +36,7 @@ from vsteer.run import Counts, Making, rows_to_do, run_rows
 from vsteer.store.ids import RowIds
 from vsteer.store.lock import FolderLock
 from vsteer.store.manifest import read_manifest
+from vsteer.store.shards import Done
 from vsteer.store.store import Store, open_store
 from vsteer.store.views import CONFIGS
 from vsteer.supply import Supplier, Supply, SupplyingEngine, member_total
@@ -118,7 +119,6 @@ def run_grid(
     """Run a grid, or go on with it. `load` stands in for vLLM in tests."""
     grid = read_grid(path)
     fetch_models(grid)
-    plans = make_plans(grid)
     folder = run_folder(grid)
     today = date.today() if fresh else run_day(folder)
     plans = make_plans(grid, today)
@@ -150,14 +150,15 @@ def run_grid(
                 if event == "replica_died":
                     progress.say(f"replica {fields['replica']} died: {fields['error']}")
 
-            return _run(plans, store, progress, retry_errors, planned, load or partial(load_vllm, tell=tell))
+            retry = done if retry_errors else None
+            return _run(plans, store, progress, retry, planned, load or partial(load_vllm, tell=tell))
 
 
 def _run(
     plans: tuple[Plan, ...],
     store: Store,
     progress: RunProgress,
-    retry_errors: bool,
+    retry: Done | None,
     planned: int,
     load: Load,
 ) -> Outcome:
@@ -169,7 +170,7 @@ def _run(
         _write_plan(store, plans, hashes)
 
     with Interrupt(progress.say) as interrupt:
-        start = Start(store, progress, interrupt, Counts(), retry_errors, made, load)
+        start = Start(store, progress, interrupt, Counts(), retry, made, load)
         try:
             for plan in plans:
                 if interrupt.asked:
@@ -186,7 +187,7 @@ def _run(
         progress.phase("putting the rows in order")
         store.compact()
     done = store.done()
-    missing = sum(1 for plan in plans for _ in rows_to_do(plan, done, retry_errors=True))
+    missing = sum(1 for plan in plans for _ in rows_to_do(plan, done, retry=done))
     store.event("stop", missing=missing, interrupted=interrupt.asked)
     if not interrupt.asked:
         # scipy takes a second to import
@@ -208,7 +209,8 @@ class Start:
     progress: RunProgress
     interrupt: Interrupt
     counts: Counts
-    retry_errors: bool
+    # what stood when it began, where failed rows are to be tried again; once, however often an engine dies
+    retry: Done | None
     # is told of a model's vectors once they are there
     made: Callable[[Plan, Supply], None]
     load: Load
@@ -344,7 +346,7 @@ class ModelRun:
             return False
 
     def _to_do(self) -> Iterator[Any]:
-        return rows_to_do(self.plan, self.store.done(), self.start.retry_errors)
+        return rows_to_do(self.plan, self.store.done(), self.start.retry)
 
     def _stalled(self, engine: RunEngine) -> None:
         """Say what hangs, and end the engine: the step under way fails, and it is started again."""
@@ -444,7 +446,8 @@ def load_vllm(
     if may_pass() and (unknown := unknown_seams()):
         tell("unknown_seams", seams=unknown)
     size, options = budget(plan), engine_options(plan.facts, spec)
-    capacity = Capacity.for_grid(size.cells, size.vector_rows, size.terms, CAPTURES if extracts else 0)
+    captures = CAPTURES if extracts else 0
+    capacity = Capacity.for_grid(size.cells, size.vector_rows, size.terms, captures, size.ablates)
     make = partial(VllmEngine, str(plan.facts.folder), options=options, capacity=capacity)
     if spec.replicas == 1:
         return make()

@@ -1,4 +1,5 @@
-"""`vsteer run` on the real engine, killed at random moments: nothing is lost, doubled or changed."""
+"""`vsteer run` on the real engine, killed at random moments, once only its engine: nothing is lost, doubled
+or changed."""
 
 from __future__ import annotations
 
@@ -18,6 +19,16 @@ from vsteer.plan import make_plans
 from vsteer.store.status import status
 
 KILLS = 6
+# At this kill the engine's process alone dies, and the run goes on by itself.
+KILLS_ENGINE = 3
+# As `vsteer run`, but what was computed is written after a second already.
+RUN = """
+import sys
+from vsteer.cli import main
+from vsteer.store import store
+store.SHARD_SECONDS = 1.0
+sys.exit(main())
+"""
 GRID = """\
 version: 1
 name: killed
@@ -29,15 +40,15 @@ grid:
   - {vector: v, layers: all, multipliers: [-2, -1, 1, 2], positions: [all, after_prompt]}
 controls: {random_vectors: 3}
 evaluations:
-  - {kind: choice, data: sentiment, limit: 12}
-  - {kind: open_ended, data: sentiment, limit: 12, max_tokens: 24}
+  - {kind: choice, data: sentiment, limit: 20}
+  - {kind: open_ended, data: sentiment, limit: 20, max_tokens: 24}
 """
 COLUMNS = "row_id, status, choice_logprobs, token_ids, steered_tokens"
 
 
 def start(grid: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "vsteer", "run", str(grid)],
+        [sys.executable, "-c", RUN, "run", str(grid)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -63,22 +74,20 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path: Path) -> None:
         grid = folder / "grid.yaml"
         grid.write_text(GRID)
         run = folder / "runs" / "killed"
-        times = 0
-        while times < kills:
+        for kill in range(kills):
             process = start(grid)
-            # the engine is up once the table of its vectors was written; then a moment more
-            began = time.monotonic()
-            while process.poll() is None and time.monotonic() - began < 120:
-                if (run / "events.jsonl").exists() and engine_starts(run) > times:
-                    break
-                time.sleep(0.1)
-            time.sleep(float(rng.uniform(0.2, 12)))
-            alive = process.poll() is None
+            wait_for_rows(process, run)
+            time.sleep(float(rng.uniform(0.1, 3)))
+            if kill == KILLS_ENGINE:
+                os.kill(engine_of(process), signal.SIGKILL)
+                wait_for_rows(process, run)
+            assert process.poll() is None, "the run was over before it could be killed"
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            assert alive, "the run was over before it could be killed"
-            times += 1
-            print(f"kill {times}: {status(run).done} rows stand")
+            print(f"kill {kill + 1}: {stands(run)} rows stand")
+        if kills:
+            assert events(run, "engine_died") == 1
+            assert events(run, "engine_start") == kills + 1
         done = start(grid)
         _, err = done.communicate(timeout=900)
         assert done.returncode == 0, err[-3000:]
@@ -93,5 +102,23 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path: Path) -> None:
             np.testing.assert_allclose(one[2], other[2], atol=1e-4)
 
 
-def engine_starts(run: Path) -> int:
-    return (run / "events.jsonl").read_text().count('"engine_start"')
+def wait_for_rows(process: subprocess.Popen[str], run: Path) -> None:
+    """Wait until there are more rows than stand now."""
+    before, began = stands(run), time.monotonic()
+    while stands(run) <= before:
+        assert process.poll() is None, "the run was over before it could be killed"
+        assert time.monotonic() - began < 300, "no row came in five minutes"
+        time.sleep(0.05)
+
+
+def stands(run: Path) -> int:
+    return status(run).done if (run / "rows").is_dir() else 0
+
+
+def engine_of(process: subprocess.Popen[str]) -> int:
+    (engine,) = subprocess.check_output(["pgrep", "-P", str(process.pid), "-f", "EngineCore"]).split()
+    return int(engine)
+
+
+def events(run: Path, name: str) -> int:
+    return (run / "events.jsonl").read_text().count(f'"{name}"')

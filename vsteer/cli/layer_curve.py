@@ -17,13 +17,14 @@ from vsteer.store.questions_views import connect_runs
 
 # `setting` is all that a baseline shares with what is measured against it: see effects.sql.
 EFFECTS = """
-select c.setting, c.model, c.dtype, c.evaluation, c.system, c.vector, c.norm, c.positions, c.control,
-       c.control_index, c.multiplier, c.layer, avg(e.effect), avg(e.total_mass), count(*), c.vector_sha256
+select c.setting, c.model, c.dtype, c.evaluation, c.system, c.vector, c.norm, c.operation, c.positions,
+       c.control, c.control_index, c.multiplier, c.layer, avg(e.effect), avg(e.total_mass), count(*),
+       c.vector_sha256
 from effects e join conditions c using (condition)
 where len(c.layers) = 1 and e.effect is not null
 group by all
-order by c.model, c.dtype, c.evaluation, c.system, c.vector, c.norm, c.positions, c.control, c.control_index,
-         c.multiplier, c.layer
+order by c.model, c.dtype, c.evaluation, c.system, c.vector, c.norm, c.operation, c.positions, c.control,
+         c.control_index, c.multiplier, c.layer
 """
 BASELINES = """
 select c.setting, avg(b.baseline_logit_diff), avg(b.baseline_mass), count(*)
@@ -38,14 +39,14 @@ ENOUGH_CONTROLS = 19
 @dataclass(frozen=True)
 class Effect:
     layer: int
-    multiplier: float
+    multiplier: float | None  # None: an ablation
     effect: float
     mass: float
     prompts: int
     vector_sha256: str
 
     @property
-    def place(self) -> tuple[int, float, int]:
+    def place(self) -> tuple[int, float | None, int]:
         return self.layer, self.multiplier, self.prompts
 
 
@@ -60,7 +61,7 @@ def layer_curves(folder: Path) -> str:
         lambda: defaultdict(list)
     )
     for row in database.execute(EFFECTS).fetchall():
-        group, control, index, found = row[:8], row[8], row[9], Effect(row[11], row[10], *row[12:])
+        group, control, index, found = row[:9], row[9], row[10], Effect(row[12], row[11], *row[13:])
         if control in ("random", "shuffled"):
             controls[group][control, index].append(found)
         else:
@@ -79,13 +80,14 @@ def layer_curves(folder: Path) -> str:
 def _curve(
     group: tuple[str, ...], found: Sequence[Effect], baseline: tuple[Any, ...], controls: Controls
 ) -> str:
-    model, evaluation, system, vector, norm, positions = group
+    model, evaluation, system, vector, norm, operation, positions = group
     margin, mass, questions = baseline
     counts = sorted({one.prompts for one in found})
-    multipliers = sorted({one.multiplier for one in found})
+    # one operation has multipliers, or none
+    multipliers = sorted({one.multiplier for one in found}, key=lambda m: m or 0)
     by_place = {(one.layer, one.multiplier): one for one in found}
     layers = sorted({one.layer for one in found})
-    header = ["LAYER", *(f"{m:+g}" for m in multipliers), "MASS", *(["CONTROLS"] if controls else [])]
+    header = ["LAYER", *map(_multiplier, multipliers), "MASS", *(["CONTROLS"] if controls else [])]
     rows = []
     for layer in layers:
         here = [by_place.get((layer, m)) for m in multipliers]
@@ -101,18 +103,28 @@ def _curve(
     with_system = f" under the system prompt {system!r}" if system else ""
     prompts = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     unsteered = f"mean of {prompts} prompts, less the unsteered {margin:+.2f} of {questions}"
+    what = {
+        "add": f"{vector} (norm {norm})",
+        "ablate": f"ablating {vector} at each layer",
+        "ablate_everywhere": f"ablating each layer's direction of {vector} everywhere",
+    }[operation]
     head = [
-        f"{evaluation}{with_system}: effect of {vector} (norm {norm}) at {positions} in {model}",
+        f"{evaluation}{with_system}: effect of {what} at {positions} in {model}",
         f"log p(matching) - log p(not matching), {unsteered}",
         f"MASS: what all answers have together (unsteered {mass:.3f}), the least over the multipliers",
     ]
     return "\n".join([*head, plain_table(header, rows), _verdict(found, controls)])
 
 
+def _multiplier(multiplier: float | None) -> str:
+    return "ABLATED" if multiplier is None else f"{multiplier:+g}"
+
+
 def _verdict(found: Sequence[Effect], controls: Controls) -> str:
     """The peak, and whether it stands outside the controls; said only with enough of them."""
     peak = max(found, key=lambda one: abs(one.effect))
-    said = [f"largest effect: {peak.effect:+.2f} at layer {peak.layer}, multiplier {peak.multiplier:+g}"]
+    how = "ablated" if peak.multiplier is None else f"multiplier {peak.multiplier:+g}"
+    said = [f"largest effect: {peak.effect:+.2f} at layer {peak.layer}, {how}"]
     places = {one.place for one in found}
     own = frozenset(one.vector_sha256 for one in found)
     for kind in ("random", "shuffled"):

@@ -1,7 +1,7 @@
 """A tiny model with random weights of each family beside Llama, for tests; made from a seed without torch.
 
-They share tiny-llama's size and tokenizer. Windows are shorter than the tests' prompts, so that what lies outside
-of one matters.
+They share tiny-llama's size and tokenizer. Windows are shorter than the tests' prompts, so that what lies
+outside of one matters.
 """
 
 from __future__ import annotations

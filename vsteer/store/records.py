@@ -179,7 +179,7 @@ def axes_contradiction(record: Record) -> str | None:
     if (layer is None) != (record["depth"] is None):
         return "depth is null exactly where layer is"
     if multiplier is None:
-        if record["operation"] != "ablate":
+        if record["operation"] in ("", "add"):
             return f"the operation {record['operation']!r} needs a multiplier"
     elif (multiplier == 0) == bool(layers):
         return f"multiplier 0 is the baseline and has no layers; here {multiplier} goes with {list(layers)}"

@@ -44,12 +44,17 @@ AXES = (
     Column("layers", INTS, "the layers that are steered, from 0; empty for a baseline"),
     Column("layer", INT, "the layer that is steered, from 0", null="baseline, or several layers at once"),
     Column("depth", FLOAT, "(layer + 1) / number of layers", null="where layer is"),
-    Column("operation", STRING, "what is done to the stream: add; empty for a baseline"),
+    Column(
+        "operation",
+        STRING,
+        "what is done to the stream: add, ablate, ablate_everywhere (at all layers, along the direction of"
+        " `layer`); empty for a baseline",
+    ),
     Column(
         "multiplier",
         FLOAT,
         "what the stored vector is multiplied with, the shortest number of its float32; 0 is a baseline",
-        null="ablate, which has none",
+        null="an ablation, which has none",
     ),
     Column("positions", STRING, "which tokens are steered: all, after_prompt, ...; empty for a baseline"),
     Column("system", STRING, "the system prompt's name; empty: none"),
