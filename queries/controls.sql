@@ -31,7 +31,7 @@ placed as (
     from means m join conditions c using (condition)
 ),
 vectors as (
-    select family, arg_max(condition, abs(effect)) as condition, max(abs(effect)) as largest,
+    select family, arg_max(condition, (abs(effect), -condition)) as condition, max(abs(effect)) as largest,
            count(*) as places
     from placed where control = '' group by family
 ),

@@ -11,14 +11,16 @@ from vsteer.store.questions_views import connect_runs
 def test_the_made_up_run_is_one_of_the_stores(tmp_path: Path) -> None:
     run = tmp_path / "run"
     steered = VECTORS * LAYERS * len(MULTIPLIERS) * 3 * len(SYSTEMS)
-    # three items in two letter orders come nearest to so many
-    assert make_run(run, 40_000) == 3 * 2 * (steered + len(SYSTEMS))
+    # three items in two letter orders come nearest to so many, with one vector's for MMLU and one text
+    beside = LAYERS * len(MULTIPLIERS) + 1
+    assert make_run(run, 40_000) == 3 * 2 * (steered + len(SYSTEMS)) + (3 + 1) * beside
     (shard,) = sh.list_shards(run / "rows")
     assert sh.is_compact([shard])
     assert sh.fault_of(shard, whole=False) is None
     with connect_runs([run]) as database:
         peaks = database.execute(
             "select layer from config_effects where multiplier = 1 and system = ''"
+            " and evaluation = 'choice:refusal'"
             " qualify row_number() over (partition by curve order by effect desc) = 1"
         ).fetchall()
     # around the layer where they were put: what was added to each row is a tenth of the effect
@@ -26,6 +28,7 @@ def test_the_made_up_run_is_one_of_the_stores(tmp_path: Path) -> None:
     assert all(abs(layer - 16) <= 4 for (layer,) in peaks)
 
 
-def test_every_query_is_measured() -> None:
-    figures = {figure.name for figure in bench_queries(20_000)}
-    assert {f"{name} seconds left of 2" for name in queries()} <= figures
+def test_every_query_is_measured_and_has_something_to_answer() -> None:
+    figures = {figure.name: figure for figure in bench_queries(80_000)}
+    answered = {name: figures[f"{name} seconds left of 2"].note for name in queries()}
+    assert [name for name, note in answered.items() if " 0 rows" in note] == []

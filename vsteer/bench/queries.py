@@ -1,7 +1,9 @@
 """What the files in `queries/` take on a large compacted run: seconds on two cores, and memory.
 
 The rows are made up by DuckDB and written as a compaction writes them. A third of them are the vectors' own,
-the rest controls: 4 vectors, 40 layers, 8 multipliers, 2 system prompts, both letter orders.
+the rest controls: 4 vectors, 40 layers, 8 multipliers, 2 system prompts, both letter orders. One vector is
+asked of MMLU and for texts too, which have perplexities; one is of a single layer, and one of another model;
+some rows failed. So every query has something to answer.
 """
 
 from __future__ import annotations
@@ -12,95 +14,122 @@ import tempfile
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
 
 from vsteer.bench.figures import Figure
 from vsteer.store import shards as sh
 from vsteer.store.compaction import BATCH, ORDER, ROW_GROUP
 from vsteer.store.files import parquet_writer
 from vsteer.store.schema import CONFIGS_SCHEMA, PROMPTS_SCHEMA, ROWS_SCHEMA
-from vsteer.store.views import CONFIGS, PROMPTS
+from vsteer.store.scores import schema_of, scores_path
+from vsteer.store.views import CONFIGS, PROMPTS, in_memory
 
 VECTORS, LAYERS, MULTIPLIERS, SYSTEMS = 4, 40, (-2.0, -1.5, -1.0, -0.5, 0.5, 1.0, 1.5, 2.0), ("", "positive")
 CONTROLS = ("", "random", "shuffled")
 SECONDS, MIB = 2.0, 2048
 STEERED = VECTORS * LAYERS * len(MULTIPLIERS) * len(SYSTEMS) * len(CONTROLS)
+# Of MMLU and of texts, baselines included: one vector under no system prompt.
+BESIDE = LAYERS * len(MULTIPLIERS) + 1
+ITEMS_A_TEXT = 4
 
-# One process a query, so that each has its own peak of memory. The views are made first: a shell has them.
+# One process a query, so that each has its own peak of memory. Counted is all that is done to the run: making
+# the views with their tables of conditions and baselines, and the answer, until all of it stands in memory as
+# columns. Not counted are Python's imports before it, and printing after it.
 ASK = """
 import re, sys, time
 from pathlib import Path
+import duckdb, pyarrow
 from vsteer.store.questions import query
 from vsteer.store.questions_views import connect_runs
 began = time.perf_counter()
 database = connect_runs([Path(sys.argv[1])])
 database.execute("set threads = 2")
 made = time.perf_counter()
-sql = query(sys.argv[2]).sql
-rows = len(database.execute(sql).fetchall())
-first = time.perf_counter() - made
+rows = len(database.sql(query(sys.argv[2]).sql).to_arrow_table())
+ended = time.perf_counter()
 # not getrusage's: that one begins with what the parent had when it forked
 peak = re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]
-print(made - began, first, rows, int(peak) / 1024)
+print(made - began, ended - made, rows, int(peak) / 1024)
 """
 
 
 def bench_queries(rows: int = 10_000_000) -> list[Figure]:
     """Ask every query of a made-up run of about so many rows."""
-    from vsteer.store.questions import queries
+    from vsteer.analysis.statistics import write_statistics
 
     with tempfile.TemporaryDirectory(prefix="vsteer-bench-") as name:
         folder = Path(name) / "run"
         written = make_run(folder, rows)
-        figures = [Figure("rows", written)]
-        for asked in queries():
-            command = [sys.executable, "-c", ASK, str(folder), asked]
-            said = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
-            views, seconds, found, peak = map(float, said)
-            note = f"{seconds:.2f} s, {found:.0f} rows, {peak:.0f} MiB, views {views:.2f} s"
-            figures += [
-                Figure(f"{asked} seconds left of {SECONDS:g}", SECONDS - seconds, target=0, note=note),
-                Figure(f"{asked} MiB left of {MIB}", MIB - peak, target=0),
-            ]
+        write_statistics(folder)
+        return [Figure("rows", written), *ask_everything(folder)]
+
+
+def ask_everything(folder: Path) -> list[Figure]:
+    from vsteer.store.questions import queries
+
+    figures = []
+    for asked in queries():
+        command = [sys.executable, "-c", ASK, str(folder), asked]
+        said = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+        views, answer, found, peak = map(float, said)
+        seconds = views + answer
+        note = f"{seconds:.2f} s, {views:.2f} of it making the views; {found:.0f} rows, {peak:.0f} MiB"
+        figures += [
+            Figure(f"{asked} seconds left of {SECONDS:g}", SECONDS - seconds, target=0, note=note),
+            Figure(f"{asked} MiB left of {MIB}", MIB - peak, target=0),
+        ]
     return figures
 
 
 def make_run(folder: Path, rows: int) -> int:
     """A run's folder without a manifest; the number of its rows."""
-    items = max(2, round(rows / (STEERED + len(SYSTEMS)) / 2))
+    items = max(2, round(rows / (2 * (STEERED + len(SYSTEMS)) + BESIDE + BESIDE / ITEMS_A_TEXT)))
     (folder / sh.ROWS_FOLDER).mkdir(parents=True)
-    with duckdb.connect(
-        config={"memory_limit": "4GB", "temp_directory": str(folder / "scratch")}
-    ) as database:
-        database.execute("set enable_progress_bar = false")
-        for statement in MADE_UP.format(items=items).split(";"):
+    with in_memory(memory_limit="4GB", temp_directory=str(folder / "scratch")) as database:
+        for statement in MADE_UP.format(items=items, texts=max(1, round(items / ITEMS_A_TEXT))).split(";"):
             database.execute(statement)
-        columns = ", ".join(ROWS_SCHEMA.names)
-        for name, schema in ((CONFIGS, CONFIGS_SCHEMA), (PROMPTS, PROMPTS_SCHEMA)):
-            table = database.sql(f"select {', '.join(schema.names)} from {Path(name).stem}").to_arrow_table()
-            with parquet_writer(folder / name, schema) as writer:
-                writer.write_table(table.cast(schema))
+        _write(database, folder / CONFIGS, "configs", CONFIGS_SCHEMA)
+        _write(database, folder / PROMPTS, "prompts", PROMPTS_SCHEMA)
+        perplexities = scores_path(folder, "perplexity", "0123456789ab")
+        perplexities.parent.mkdir()
+        _write(database, perplexities, "scores", schema_of("perplexity", "0123456789ab", {}))
+        norms = folder / "vectors" / "norms.parquet"
+        norms.parent.mkdir()
+        database.execute(f"copy norms to '{norms}' (format parquet)")
         file = folder / sh.ROWS_FOLDER / sh.shard_name("compact", 1, 0)
-        reader = database.sql(f"select {columns} from rows order by {ORDER}").to_arrow_reader(6 * BATCH)
-        count = 0
-        with parquet_writer(file, ROWS_SCHEMA) as writer:
-            for batch in reader:
-                table = type(table).from_batches([batch]).cast(ROWS_SCHEMA)
-                writer.write_table(table, row_group_size=ROW_GROUP)
-                count += len(table)
-        return count
+        return _write(database, file, f"(from rows order by {ORDER})", ROWS_SCHEMA, ROW_GROUP)
+
+
+def _write(
+    database: duckdb.DuckDBPyConnection, path: Path, source: str, schema: pa.Schema, group: int | None = None
+) -> int:
+    count = 0
+    reader = database.sql(f"select {', '.join(schema.names)} from {source}").to_arrow_reader(6 * BATCH)
+    with parquet_writer(path, schema) as writer:
+        for batch in reader:
+            writer.write_table(pa.Table.from_batches([batch]).cast(schema), row_group_size=group)
+            count += len(batch)
+    return count
 
 
 MADE_UP = (
     """
 create table configs as
 with cells as (
-    select 'refusal' || v as vector, control, layer, multiplier, system
+    select 'choice:refusal' as evaluation, 'choice' as kind, 'refusal' || v as vector, control, layer,
+           multiplier, system
     from range({vectors}) a(v), unnest({controls}) b(control), range({layers}) c(layer),
          unnest({multipliers}) d(multiplier), unnest({systems}) e(system)
-    union all select '', '', null, 0.0, system from unnest({systems}) e(system)
+    union all
+    select evaluation, split_part(evaluation, ':', 1), 'refusal0', '', layer, multiplier, ''
+    from unnest(['choice:mmlu', 'open_ended:refusal']) a(evaluation), range({layers}) c(layer),
+         unnest({multipliers}) d(multiplier)
+    union all select 'choice:refusal', 'choice', '', '', null, 0.0, system from unnest({systems}) e(system)
+    union all select evaluation, split_part(evaluation, ':', 1), '', '', null, 0.0, ''
+    from unnest(['choice:mmlu', 'open_ended:refusal']) a(evaluation)
 )
-select md5(vector || control || coalesce(layer, -1) || multiplier || system) as config_id,
-       'choice:refusal' as evaluation, 'choice' as kind, 'meta-llama/Llama-2-7b-chat-hf' as model, vector,
+select md5(kind || vector || control || coalesce(layer, -1) || multiplier || system) as config_id,
+       evaluation, kind, 'meta-llama/Llama-2-7b-chat-hf' as model, vector,
        case vector when '' then '' else sha256(vector || control) end as vector_sha256,
        case vector when '' then '' else 'residual:0.1' end as norm, control,
        case control when '' then null else 0 end as control_index,
@@ -108,38 +137,81 @@ select md5(vector || control || coalesce(layer, -1) || multiplier || system) as 
        (layer + 1) / {layers} as depth, case vector when '' then '' else 'add' end as operation, multiplier,
        case vector when '' then '' else 'after_prompt' end as positions, system, '0123abcd' as model_commit,
        'bfloat16' as dtype, '' as quantization, 'auto' as kv_cache_dtype, 'chat' as template,
-       system as system_prompt, ' (' as forced_prefix, vector || control as vector_recipe, 1 as max_tokens,
-       0.0 as temperature, 1.0 as top_p, 0 as seed, 2 * {{items}} as rows
+       system as system_prompt, case kind when 'choice' then ' (' else '' end as forced_prefix,
+       vector || control as vector_recipe, case kind when 'choice' then 1 else 100 end as max_tokens,
+       0.0 as temperature, 1.0 as top_p, 0 as seed,
+       case evaluation when 'choice:refusal' then 2 * {{items}} when 'choice:mmlu' then {{items}}
+           else {{texts}} end as rows
 from cells;
+create table norms as
+select distinct vector || control || '.safetensors' as file, vector_sha256, layer,
+       2.0 + layer / 10 as vector_norm, 20.0 + layer as stream_norm,
+       case vector when 'refusal2' then 'meta-llama/Llama-2-13b-chat-hf' else model end as made_in_model,
+       case vector when 'refusal2' then '4567' else model_commit end as made_in_revision,
+       '' as made_in_sha256, case vector when 'refusal1' then 16 end::int as made_at_layer, '' as derived
+from configs where vector <> '';
 create table prompts as
-select md5(item || letter_order || system) as prompt_id, md5(item || letter_order) as item_id,
-       'choice:refusal' as evaluation, 'choice' as kind, 'refusal' as data, sha256('refusal') as data_sha256,
-       '' as category, letter_order,
-       case letter_order when 'original' then '' else md5(item || 'original') end as swapped_from,
+with asked as (
+    select 'choice:refusal' as evaluation, 'choice' as kind, item, letter_order, system,
+           ['A', 'B'] as choices, (item + (letter_order = 'swapped')::int) % 2 as matching
+    from range({{items}}) a(item), unnest(['original', 'swapped']) b(letter_order),
+         unnest({systems}) c(system)
+    union all
+    select 'choice:mmlu', 'choice', item, 'original', '', ['A', 'B', 'C', 'D'], item % 4
+    from range({{items}}) a(item)
+    union all
+    select 'open_ended:refusal', 'open_ended', item, 'original', '', null, null from range({{texts}}) a(item)
+)
+select md5(evaluation || item || letter_order || system) as prompt_id,
+       md5(evaluation || item || letter_order) as item_id, evaluation, kind,
+       split_part(evaluation, ':', 2) as data, sha256(evaluation) as data_sha256, '' as category,
+       letter_order,
+       case letter_order when 'original' then '' else md5(evaluation || item || 'original') end
+           as swapped_from,
        system, 'Question ' || item as question, 'Question ' || item as prompt,
-       [1, 2, 3] as token_ids, 129 as prompt_tokens, ['A', 'B'] as choices,
-       (item + (letter_order = 'swapped')::int) % 2 as matching, item
-from range({{items}}) a(item), unnest(['original', 'swapped']) b(letter_order), unnest({systems}) c(system);
+       [1, 2, 3] as token_ids, 129 as prompt_tokens, choices, matching, item
+from asked;
 create view rows as
 with asked as (
-    select c.* exclude (rows, seed), p.prompt_id, p.item_id, p.letter_order, p.choices, p.matching, p.item,
+    select c.* exclude (rows, seed), p.prompt_id, p.item_id, p.letter_order, p.choices as asked_choices,
+           p.matching as asked_matching, p.item,
            1 + sin(item) + multiplier * exp(0 - ((coalesce(layer, 0) - 16) / 6) ** 2) * (control = '')::int
-           + 0.1 * sin(item * coalesce(layer, 0) + multiplier) as logit_diff,
-           0.4 + 0.5 * (hash(config_id, prompt_id) % 1000) / 1000 as total_mass
-    from configs c join prompts p using (system)
+           + 0.1 * sin(item * coalesce(layer, 0) + multiplier) as difference,
+           hash(config_id, prompt_id) as luck,
+           case when luck % 100003 = 0 or (vector = '' and system = 'positive' and item = 1) then 'error'
+                else 'ok' end as status,
+           c.kind = 'choice' and status = 'ok' as answered, c.kind <> 'choice' and status = 'ok' as written
+    from configs c join prompts p using (evaluation, system)
 )
-select *, md5(config_id || prompt_id) as row_id, 0 as sample, 'ok' as status, null as error, null as text,
-       null as token_ids, 'length' as finish_reason, [logit_diff - 2, -2.0] as choice_logprobs,
-       [1, 1] as choice_tokens, 1 / (1 + exp(-logit_diff)) as p_match, 129 as prompt_tokens,
-       1 as completion_tokens, 96 as cached_tokens, (vector <> '')::int as steered_tokens,
+select *, md5(config_id || prompt_id) as row_id, 0 as sample,
+       case status when 'error' then 'the engine died after ' || item || ' rows' end as error,
+       case when written then repeat('Once upon a time there was a model that was steered. ', 8) end as text,
+       case when written then range(100)::int[] end as token_ids,
+       case when written then 'length' end as finish_reason,
+       case when answered then asked_choices end as choices,
+       case when answered then list_transform(asked_choices, lambda c, n:
+           case when n = asked_matching + 1 then difference - 2 else -2.0 - n / 8 end) end as choice_logprobs,
+       case when answered then list_transform(asked_choices, lambda c: 1) end as choice_tokens,
+       case when answered then asked_matching end as matching,
+       case when answered then 0.4 + 0.5 * (luck % 1000) / 1000 end as total_mass,
+       case when answered then 1 / (1 + exp(-difference)) end as p_match,
+       case when answered then difference end as logit_diff, 129 as prompt_tokens,
+       case when written then 100 when answered then 1 end as completion_tokens,
+       case status when 'ok' then 96 end as cached_tokens,
+       case status when 'ok' then (vector <> '')::int end as steered_tokens,
        timestamp '2026-11-21 08:30:00' + to_milliseconds(item) as started_at,
        timestamp '2026-11-21 08:30:01' + to_milliseconds(item) as finished_at, 1 as attempt, 'vllm' as engine,
        '0.32.0' as vllm_version, vector_sha256 as vector_file_sha256, 1 as run_session
-from asked
+from asked;
+create view scores as
+select row_id, finished_at as row_finished_at, 'perplexity' as scorer, '0123456789ab' as scorer_hash,
+       'perplexity' as name, 5 + abs(multiplier) + luck % 100 / 50 as value, null as note
+from rows where kind = 'open_ended' and status = 'ok'
 """.replace("{vectors}", str(VECTORS))
     .replace("{layers}", str(LAYERS))
     .replace("{controls}", str(list(CONTROLS)))
     .replace("{systems}", str(list(SYSTEMS)))
     .replace("{multipliers}", str(list(MULTIPLIERS)))
     .replace("{{items}}", "{items}")
+    .replace("{{texts}}", "{texts}")
 )
