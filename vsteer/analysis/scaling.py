@@ -100,7 +100,7 @@ def _of_group(peaks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     models: dict[str, Mapping[str, Any]] = {}
     for peak in peaks:
         # a model that stands there twice (two runs, two dtypes) counts once
-        usable = peak["billions"] is not None and peak["heldout_effect"] is not None
+        usable = peak["billions"] is not None and peak.get("heldout_effect") is not None
         if usable and (peak["model"] not in models or peak["items"] > models[peak["model"]]["items"]):
             models[peak["model"]] = peak
     chosen = sorted(models.values(), key=lambda peak: (peak["billions"], peak["model"]))
