@@ -15,9 +15,12 @@ from tests.queries.made_up import Cell, controls, make_run, sweep, write_vector
 from tests.store import makers
 from vsteer.analysis.statistics import write_statistics
 from vsteer.store.store import open_store
+from vsteer.vectors.run_norms import write_vector_norms
 
 LAYERS, MULTIPLIERS = range(6), (-2.0, -1.0, 1.0, 2.0)
 PEAK = 3
+# from ten on there are intervals
+ITEMS = 10
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\u2028${alert(3)}'\"`&lt;"
 
 
@@ -34,7 +37,15 @@ def logit(cell: Cell) -> float:
 
 
 def says(cell: Cell) -> Mapping[str, Any] | float:
-    return {"logit_diff": logit(cell), "total_mass": 0.8 - 0.1 * abs(cell.steered.multiplier)}
+    mass = {"total_mass": 0.8 - 0.1 * abs(cell.steered.multiplier)}
+    if cell.steered.evaluation != "choice:mmlu":
+        return {"logit_diff": logit(cell), **mass}
+    # two answers are lost at multiplier 2, one at 1
+    lost = cell.item < abs(cell.steered.multiplier)
+    return {
+        "logit_diff": -1.0 if lost else 1.0,
+        "choice_logprobs": [-1.5, -0.5] if lost else [-0.5, -1.5],
+    } | mass
 
 
 def golden(folder: Path, model: str = "toy-7b", norms: tuple[str, ...] = ("raw", "unit")) -> Path:
@@ -46,9 +57,10 @@ def golden(folder: Path, model: str = "toy-7b", norms: tuple[str, ...] = ("raw",
         steered += mine + (controls(mine, 19) + controls(mine, 3, "shuffled") if norm == "raw" else [])
     for more in ({"evaluation": "choice:mmlu"}, {"evaluation": "open_ended:toy", "kind": "open_ended"}):
         steered += sweep("warm", LAYERS, MULTIPLIERS, sha256=sha256, **more)
-    make_run(folder, steered, says, items=6, model=model)
+    make_run(folder, steered, says, items=ITEMS, model=model)
     write_activations(folder)
     write_perplexity(folder)
+    write_vector_norms(folder)
     write_statistics(folder)
     return folder
 
@@ -108,7 +120,12 @@ def hostile(folder: Path) -> Path:
     configs: list[makers.Record] = []
     rows: list[makers.Record] = []
     evaluation = f"open_ended:{HOSTILE}"
-    asked = {"kind": "open_ended", "evaluation": evaluation, "item_id": "item-0", "prompt_id": "prompt-0"}
+    asked: makers.Record = {
+        "kind": "open_ended",
+        "evaluation": evaluation,
+        "item_id": "item-0",
+        "prompt_id": "prompt-0",
+    }
     prompt = makers.prompt(
         **asked, question=f"{HOSTILE} What?", choices=None, matching=None, category=HOSTILE
     )

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 
 from tests.queries.made_up import make_run, sweep
@@ -93,6 +94,31 @@ def test_every_figure_is_drawn(golden_page: Page) -> None:
         assert "injected norm over stream norm 0.0" in found[name]["title"]
 
 
+def test_intervals_and_fits_are_those_that_are_stored(golden_page: Page, report: Path) -> None:
+    page = golden_page
+    drawn = page.js("return figures.find((figure) => figure.name === 'layers').given.data.rows")
+    stored = duckdb.sql(
+        f"""select c.layer, c.multiplier, i.low, i.high
+            from '{report.parent}/first/statistics/intervals.parquet' i
+            join '{report.parent}/first/configs.parquet' c using (evaluation, config_id)
+            where i.measure = 'logit_diff' and c.control = '' and c.norm = 'raw' and abs(c.multiplier) = 2
+              and c.evaluation = 'choice:toy'"""
+    ).fetchall()
+    true = {(layer, multiplier): (low, high) for layer, multiplier, low, high in stored}
+    assert len(true) == len(drawn) == 12
+    for point in drawn:
+        low, high = true[point["layer"], point["multiplier"]]
+        # at layer 0 every item moves alike, and there is no interval
+        assert (low is None) == (point["layer"] == 0)
+        assert point["low"] == (low if low is None else pytest.approx(low, rel=1e-4))
+        assert point["high"] == (high if high is None else pytest.approx(high, rel=1e-4))
+    assert "95% intervals" in page.driver.find_element("id", "figure-layers").text
+    assert "Dashed: the line" in page.driver.find_element("id", "figure-dose").text
+    assert "held-out effect (95%)" in page.driver.find_element("id", "peaks").text
+    # two models can't tell one curve from another
+    assert "no family is preferred" in page.driver.find_element("id", "figure-scaling").text.lower()
+
+
 def test_the_slider_moves_every_figure_by_keyboard(golden_page: Page) -> None:
     from selenium.webdriver.common.keys import Keys
 
@@ -169,15 +195,15 @@ def test_texts_are_filtered(golden_page: Page) -> None:
             text
         )
 
-    # 2 runs x 6 prompts x 4 multipliers at the layer of the figures; all 6 layers
-    assert matches() == "48 texts of 288 steered ones here"
+    # 2 runs x 10 prompts x 4 multipliers at the layer of the figures; all 6 layers
+    assert matches() == "80 texts of 480 steered ones here"
     choose("layer", "all")
-    assert matches() == "288 texts of 288 steered ones here"
+    assert matches() == "480 texts of 480 steered ones here"
     page.driver.find_element("id", "further").click()
     assert len(page.driver.find_elements("css selector", "#generations article")) == 20
     choose("multiplier", "+2")
     choose("run", "first")
-    assert matches() == "36 texts of 288 steered ones here"
+    assert matches() == "60 texts of 480 steered ones here"
     choose("score", "perplexity")
     page.driver.find_element("css selector", "[data-filter='low']").send_keys("20.5")
     true = page.js(
@@ -186,8 +212,8 @@ def test_texts_are_filtered(golden_page: Page) -> None:
         "return rows('texts').filter((text) => text.run === 'first' && text.multiplier === 2"
         " && worse.includes(text.row_id)).length"
     )
-    assert 0 < true < 36
-    assert matches() == f"{true} texts of 288 steered ones here"
+    assert 0 < true < 60
+    assert matches() == f"{true} texts of 480 steered ones here"
     words = page.driver.find_element("css selector", "[data-filter='words']")
     words.send_keys("question 3")
     assert int(matches().split()[0]) <= 6

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from tests.queries.made_up import Cell, Steered, make_run, sweep
-from tests.report.golden import HOSTILE, PEAK, golden, hostile, logit
+from tests.report.golden import HOSTILE, ITEMS, PEAK, golden, hostile, logit
 from vsteer import cli
 from vsteer.report import diagnostics, tables, texts
 from vsteer.report.facts import ranges
@@ -119,9 +119,9 @@ def test_numbers_are_those_of_the_run(page: Elements) -> None:
         true = [
             logit(Cell(Steered("warm", layer, multiplier), item, "original"))
             - logit(Cell(Steered(), item, "original"))
-            for item in range(6)
+            for item in range(ITEMS)
         ]
-        assert found["effect"] == pytest.approx(sum(true) / 6, rel=1e-4)
+        assert found["effect"] == pytest.approx(sum(true) / ITEMS, rel=1e-4)
         assert found["total_mass"] == pytest.approx(0.8 - 0.1 * abs(multiplier), rel=1e-5)
 
 
@@ -138,9 +138,9 @@ def test_what_was_run(page: Elements) -> None:
     assert vectors["raw"]["layers"] == "0-5"
     assert (vectors["raw"]["random"], vectors["raw"]["shuffled"], vectors["unit"]["random"]) == (19, 3, 0)
     assert {one["evaluation"]: one["items"] for one in fact["evaluations"]} == {
-        "choice:toy": 6,
-        "choice:mmlu": 6,
-        "open_ended:toy": 6,
+        "choice:toy": ITEMS,
+        "choice:mmlu": ITEMS,
+        "open_ended:toy": ITEMS,
     }
 
 
@@ -188,6 +188,16 @@ def test_an_incomplete_run_says_so_and_empty_sections_why(tmp_path: Path) -> Non
     other = gathered([with_texts], run_names([with_texts]))
     assert other["why"]["choice"] == "no choice evaluation in this run"
     assert (other["facts"][0]["errors"], other["facts"][0]["missing"]) == (1, 1)
+
+
+def test_statistics_are_shown_where_they_are_of_these_rows(page: Elements, tmp_path: Path) -> None:
+    assert page.data["nostatistics"] == ""
+    assert None not in column(page.data["tables"]["layer_peaks"], "heldout_effect")
+    folder = make_run(tmp_path / "without", sweep("warm", (1, 2), (-1.0, 1.0)), lambda cell: 1.0)
+    data = gathered([folder], run_names([folder]))
+    assert f"the statistics of {folder} are not there" in data["nostatistics"]
+    assert f"`vsteer score {folder} --scorer statistics`" in data["nostatistics"]
+    assert set(column(data["tables"]["layer_peaks"], "heldout_effect")) == {None}
 
 
 def test_two_configurations_in_one_place_are_warned_of(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ SIGN_DASH = alt.StrokeDash(
 # of positive and negative members in turn, without letters, then of each letter
 SHAPES = ["circle", "triangle-down", "square", "diamond", "cross", "triangle-up", "wedge", "stroke"]
 BANDS = ["random vectors", "shuffled labels"]
+FAMILIES = ["exponential", "power", "log_linear"]
 DIVERGING = ["@minus", "@zero", "@plus"]
 HEIGHT = 250
 
@@ -95,13 +96,15 @@ def mass() -> Any:
     )
     unsteered = _chart("base").encode(alt.Y("mass:Q"), tooltip=_tips("mass:Q"))
     label = unsteered.encode(text=alt.value("unsteered"), x=alt.value(4))
+    above, below = label.transform_filter("!datum.top"), label.transform_filter("datum.top")
     return _finished(
         found.mark_line(strokeWidth=2),
         found.encode(SIGN_SHAPE, tooltip=_tips("multiplier:Q", "layer:Q", "mass:Q")).mark_point(
             filled=True, size=30, opacity=1
         ),
         unsteered.mark_rule(color="@ink", strokeDash=[2, 3]),
-        label.mark_text(align="left", dy=-6, color="@ink"),
+        above.mark_text(align="left", dy=-6, color="@ink"),
+        below.mark_text(align="left", dy=8, color="@ink"),
         _at("layer"),
         height=140,
     )
@@ -156,7 +159,7 @@ def dose() -> Any:
         others.mark_line(color="@faint", strokeWidth=1),
         _zero(),
         interval.mark_rule(color="@plus", strokeWidth=2),
-        fit.mark_line(color="@minus", strokeDash=[4, 3], strokeWidth=1.5),
+        fit.mark_line(color="@ink", strokeDash=[4, 3], strokeWidth=1.5),
         found.mark_line(color="@plus", strokeWidth=2),
         found.encode(tooltip=_effect_tips("place:N")).mark_point(
             filled=True, size=60, color="@plus", opacity=1
@@ -199,18 +202,20 @@ def scaling() -> Any:
     x = alt.X(
         "billions:Q",
         title="parameters, billions (log)",
-        scale=alt.Scale(type="log"),
+        scale=alt.Scale(type="log", nice=False, padding=40),
         axis=alt.Axis(format="~g"),
     )
-    found = _chart().encode(x, alt.Y("y:Q", title=""), SIGN_COLOUR)
+    # with room for a name above the topmost point
+    y = alt.Y("y:Q", title="", scale=alt.Scale(nice=False, padding=22))
+    found = _chart().encode(x, y, SIGN_COLOUR)
     fits = _chart("fit").encode(
         x,
-        alt.Y("y:Q", title=""),
+        y,
         alt.StrokeDash(
             "family:N",
             title="fit",
-            scale=alt.Scale(domain=["exponential", "power", "log_linear"], range=[[1, 0], [6, 3], [2, 2]]),
-            legend=alt.Legend(symbolStrokeColor="@ink"),
+            scale=alt.Scale(domain=FAMILIES, range=[[1, 0], [6, 3], [2, 2]]),
+            legend=alt.Legend(symbolStrokeColor="@ink", values=alt.ExprRef("families")),
         ),
         alt.Detail("series:N"),
     )
@@ -222,6 +227,7 @@ def scaling() -> Any:
             SIGN_SHAPE, tooltip=_effect_tips("model:N", "billions:Q", "peak_layer:Q", "peak_depth:Q")
         ).mark_point(filled=True, size=80, opacity=1),
         found.encode(text="model:N").mark_text(dy=-12, fontSize=10, color="@ink", clip=False),
+        params=[alt.param(name="families", value=FAMILIES)],
     )
 
 
@@ -249,7 +255,7 @@ def components() -> Any:
     kinds = [
         f"{sign}{letter}" for letter in ("", ", A", ", B", ", other") for sign in ("positive", "negative")
     ]
-    legend = alt.Legend(values=alt.ExprRef("kinds"))
+    legend = alt.Legend(values=alt.ExprRef("kinds"), columns=2)
     return _finished(
         _chart()
         .encode(
@@ -392,4 +398,4 @@ def _finished(*layers: Any, height: Any = HEIGHT, params: Any = ()) -> Any:
     chart = chart.properties(
         width=640, height=height, autosize=alt.AutoSizeParams(type="fit-x", contains="padding")
     )
-    return chart.add_params(*params) if params else chart
+    return (chart.add_params(*params) if params else chart).configure_axisX(labelFlush=False)

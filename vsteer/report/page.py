@@ -21,6 +21,7 @@ from string import Template
 from typing import Any
 
 from vsteer import __version__
+from vsteer.analysis.over_runs import scaling_over_runs
 from vsteer.errors import VectorError
 from vsteer.report.diagnostics import diagnostics
 from vsteer.report.facts import alike, facts
@@ -68,6 +69,8 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
 def gathered(folders: Sequence[Path], runs: Mapping[str, Path]) -> dict[str, Any]:
     """All that the page is drawn from, as JSON has it."""
     with connect_runs(folders) as database:
+        if fits := scaling_over_runs(database):
+            database.execute(fits)
         tables: dict[str, Table] = {name: asked(database, name, folders) for name in (*DRAWN, *MORE)}
         tables["item_slopes"] = item_slopes(database, folders)
         tables["doses"] = table(database, DOSES)
@@ -96,7 +99,7 @@ def no_statistics(folders: Sequence[Path]) -> str:
     missing = without_statistics(folders)
     said = [f"the statistics of {folder} {why}" for folder, why in missing.items()]
     again = " ".join(f"`vsteer score {folder} --scorer statistics`" for folder in missing)
-    return f"{', '.join(said)}; {again} makes them, then make the report anew" if said else ""
+    return f"{', '.join(said)}; {again} makes them, and then this page is to be made anew" if said else ""
 
 
 def reasons(found: Sequence[Mapping[str, Any]], runs: Mapping[str, Path]) -> dict[str, str]:

@@ -34,7 +34,7 @@ function configOf(palette) {
 
 function viewOf(spec, given, palette, options) {
   // a legend without entries has no size that could be laid out
-  const legends = (spec.legends ?? []).filter((legend) => !(given.without ?? []).includes(legend.fill));
+  const legends = (spec.legends ?? []).filter((legend) => !(given.without ?? []).some((scale) => [legend.fill, legend.strokeDash].includes(scale)));
   const made = inColours({...spec, legends, background: options.background ?? 'transparent', ...(options.title ? {title: options.title} : {})}, palette);
   const view = new window.vega.View(window.vega.parse(made, configOf(palette)), {renderer: 'svg', logLevel: 1, hover: true, ...options.view});
   apply(view, spec, given);

@@ -39,8 +39,9 @@ const bySize = (state, found) => found.filter((row) => Math.abs(row.multiplier) 
 function intervalWords(found, measure) {
   if (measure === 'effect_headroom') return 'A ratio of means: it has no interval.';
   const [some, all] = [found.some((point) => point.low !== null), found.every((point) => point.low !== null || point.multiplier === 0)];
-  const why = DATA.nostatistics || different(found.map((point) => point.why).filter(Boolean)).join('; ') || 'none could be made';
-  return [some ? 'Shaded or barred: 95% intervals over items (BCa), of each point alone.' : '', all ? '' : `${some ? 'Some points have none' : 'No intervals'}: ${why}.`].filter(Boolean).join(' ');
+  const why = different(found.map((point) => point.why).filter(Boolean)).slice(0, 3).join('; ');
+  return [some ? 'Shaded or barred: 95% intervals over items (BCa), of each point alone.' : '', all ? '' : some ? 'Some points have none.' : 'No intervals.',
+    DATA.nostatistics || !why ? '' : `(${why}.)`].filter(Boolean).join(' ');
 }
 
 function noCurves(state, what) {
@@ -74,7 +75,8 @@ const FIGURES = {
       if (!found.length) return noCurves(state, 'no curve by layer') ?? 'only several layers at once were steered';
       const unsteered = curves(state).find((row) => row.multiplier === 0);
       const points = found.map((row) => point(row, state.measure)).sort((a, b) => a.layer - b.layer);
-      return {data: {rows: points, base: unsteered ? [{mass: unsteered.total_mass}] : [], at: at(state)},
+      const top = unsteered && unsteered.total_mass > 0.85 * Math.max(...points.map((each) => each.mass ?? 0));
+      return {data: {rows: points, base: unsteered ? [{mass: unsteered.total_mass, top}] : [], at: at(state)},
         title: `Total mass on the answers, ${named(state.family)}, multiplier ${sizeText(state.size)}`,
         says: ['A ratio of answers hides a model that would give neither: where this falls, the effect above says little.']};
     },
@@ -116,7 +118,7 @@ const FIGURES = {
   coherence: {
     tables: ['coherence_frontier'],
     give: (state) => tradeoffData(state, 'coherence_frontier', 'score', 'score_se', DATA.why.coherence,
-      (row) => `${row.scorer}, texts of ${row.texts_of}`, 'Labelled: the frontier, where no other has more effect at a score as good. It is of means on the same items, without intervals.'),
+      (row) => `${row.scorer}, texts of ${row.texts_of}`, 'Labelled with their layers: the frontier, where no other has more effect at a score as good. It is of means on the same items, without intervals.'),
   },
   capability: {
     tables: ['capability_cost'],
@@ -278,9 +280,9 @@ function scalingData(state) {
   const curves = fits.flatMap((fit) => Array.from({length: 41}, (_, n) => low * (high / low) ** (n / 40)).map((x) => ({billions: x, y: FORMULAS[fit.family](fit, x), family: fit.family, series: `${fit.family} ${fit.multiplier} ${fit.run}`})));
   const reasons = different(sized.map((row) => row.fit_why).filter(Boolean));
   const preferred = different(fits.filter((fit) => fit.preferred === true).map((fit) => `${fit.family.replace('_', '-')} at ${multiplierText(fit.multiplier)}: ${fit.curve} (${fit.residual_df} residual degrees of freedom)`));
-  return {data: {rows: points, fit: curves, zero},
+  return {data: {rows: points, fit: curves, zero}, signals: {families: different(fits.map((fit) => fit.family))}, without: curves.length ? [] : ['strokeDash'],
     title: `Peak effect of ${named(state.family)} by model size, ${sizeText(state.size)}; ${relative(sized)}`,
-    says: [held ? 'Effects on items that did not choose the peak’s layer, with 95% intervals.' : 'Each peak is chosen on the items that it is reported on, so it is too large.',
+    says: [held ? `Effects on items that did not choose the peak’s layer${points.some((each) => isNumber(each.low)) ? ', with 95% intervals' : ''}.` : 'Each peak is chosen on the items that it is reported on, so it is too large.',
       'Compare models at equal injected norm over stream norm.',
       preferred.length ? `The models prefer ${preferred.join('; ')}. Best of three over these sizes, and no law.` : held ? `No family is preferred${reasons.length ? `: ${reasons.join('; ')}` : ''}.` : '']};
 }

@@ -19,6 +19,7 @@ function banners() {
   for (const run of DATA.facts) {
     if (run.good !== run.planned || run.live) found.push([`${run.run} is not complete.`, ` ${count(run.missing)} of ${count(run.planned)} rows are missing and ${count(run.errors)} failed${run.live ? '; it was still running when this page was made' : ''}. Every figure is of what is there, and may change.`]);
   }
+  if (DATA.nostatistics && rows('multiplier_curves').length) found.push(['There are no intervals, held-out peaks or fits here:', ` ${DATA.nostatistics}.`]);
   for (const said of DATA.warnings) found.push(['Take care.', ` ${said}`]);
   return found.map(([bold, words]) => element('div', {class: 'banner', role: 'note'}, element('p', {}, element('strong', {}, bold), words)));
 }
@@ -77,9 +78,9 @@ function peaksSection(state, choose) {
   const heldout = found.some((row) => isNumber(row.heldout_effect));
   const banded = found.some((row) => typeof row.outside_random === 'boolean' || typeof row.outside_shuffled === 'boolean');
   const outside = (row) => [['random', row.outside_random], ['shuffled', row.outside_shuffled]].filter(([, each]) => typeof each === 'boolean').map(([kind, each]) => `${kind}: ${each ? 'yes' : 'no'}`).join(', ') || '–';
-  const header = [...varying.map((name) => WORDS[name]), 'multiplier', 'peak layer (depth)', 'effect on the logit difference', ...(heldout ? ['held-out effect (95%)'] : []), 'Δ p', 'layers that can’t be told from it', ...(banded ? ['outside the controls, this row alone'] : []), 'injected norm / stream norm', 'mass (unsteered)', 'items'];
-  const lines = found.map((row) => [...varying.map((name) => String(row[name])), multiplierText(row.multiplier),
-    element('button', {type: 'button', onclick: () => choose(row), 'aria-label': `show ${row.vector} at layer ${row.peak_layer}`}, `${row.peak_layer} (${number(row.peak_depth, 2)})`),
+  const header = ['peak layer (depth)', 'multiplier', ...varying.map((name) => WORDS[name]), 'effect on the logit difference', ...(heldout ? ['held-out effect (95%)'] : []), 'Δ p', 'layers that can’t be told from it', ...(banded ? ['outside the controls, this row alone'] : []), 'injected norm / stream norm', 'mass (unsteered)', 'items'];
+  const lines = found.map((row) => [element('button', {type: 'button', onclick: () => choose(row), 'aria-label': `show ${row.vector} at layer ${row.peak_layer}`}, `${row.peak_layer} (${number(row.peak_depth, 2)})`),
+    multiplierText(row.multiplier), ...varying.map((name) => String(row[name])),
     `${signed(row.effect)} ± ${number(row.effect_se, 2)} se`,
     ...(heldout ? [isNumber(row.heldout_effect) ? `${signed(row.heldout_effect)}${isNumber(row.heldout_low) ? ` (${signed(row.heldout_low)} to ${signed(row.heldout_high)})` : ''}` : '–'] : []),
     signed(row.effect_p), (row.near_layers ?? []).join(', ') || '–', ...(banded ? [outside(row)] : []), number(row.relative_norm), `${number(row.total_mass)} (${number(row.baseline_mass)})`, count(row.items)]);
@@ -88,7 +89,7 @@ function peaksSection(state, choose) {
     element('h3', {}, `Peaks, norm ${norms}; ${relative(found)}`),
     tableElement(header, lines, {chosen: (line) => state.family !== null && keyOf(found[line]) === keyOf(state.family)}),
     element('p', {class: 'quiet'}, `The layer is chosen on the items that “effect” is reported on, so that effect is too large${heldout ? ' and its standard error says nothing of the choice: report the held-out effect, which is measured on items that did not choose its layer' : ''}. A layer in the table is a button: it shows that layer below.`),
-    ...different([DATA.nostatistics, ...found.map((row) => row.why)].filter(Boolean)).slice(0, 6).map((why) => element('p', {class: 'why'}, why)),
+    ...different(DATA.nostatistics ? [] : found.map((row) => row.why).filter(Boolean)).slice(0, 6).map((why) => element('p', {class: 'why'}, why)),
     element('div', {id: 'verdicts'}, element('h3', {}, state.family ? `Against controls: ${named(state.family)}` : ''), ...(state.family ? verdicts(state.family) : []).map((words) => element('p', {}, words))),
     element('details', {class: 'more'}, element('summary', {}, 'SQL, CSV'), sources(['layer_peaks', 'controls'])),
   ];
