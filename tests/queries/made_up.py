@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from tests.store import makers
+from vsteer.analysis.over_runs import scaling_over_runs
 from vsteer.store.questions import parameters_sql, query
 from vsteer.store.questions_views import connect_runs
 from vsteer.store.store import open_store
@@ -196,6 +197,8 @@ def ask(name: str, *folders: Path, **parameters: str) -> list[dict[str, Any]]:
     with connect_runs(folders) as database:
         for statement in parameters_sql(parameters):
             database.execute(statement)
+        if name.startswith("scaling") and (fits := scaling_over_runs(database)):
+            database.execute(fits)
         result = database.execute(query(name).sql)
         header = [column[0] for column in result.description]
         return [dict(zip(header, row, strict=True)) for row in result.fetchall()]
