@@ -75,7 +75,11 @@ def rows_of(folder: Path, columns: str = "*") -> list[tuple[Any, ...]]:
 
 
 def events(folder: Path) -> list[str]:
-    return [json.loads(line)["event"] for line in (folder / "events.jsonl").read_text().splitlines()]
+    return [event["event"] for event in told(folder)]
+
+
+def told(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
 
 
 def test_a_run_has_every_planned_row_once(grid: Path) -> None:
@@ -161,6 +165,22 @@ def test_failed_rows_are_tried_again_when_asked(grid: Path) -> None:
     assert set(attempts.values()) == {1, 2}
 
 
+def test_failed_rows_are_tried_again_once_a_start(grid: Path) -> None:
+    """However often the engine dies meanwhile."""
+    grid = written(grid.parent, "samples: 2}", "samples: 2, coherence: false}")
+    first = run(grid)
+    assert first.errors > 24
+    lives = iter([300])  # after some of the failed rows, and before the last of them
+    again = run_grid(grid, retry_errors=True, load=lambda plan, *_: stand_in.StandIn(plan, next(lives, None)))
+    assert events(again.folder).count("engine_died") == 1
+    attempts = dict(rows_of(again.folder, "row_id, attempt"))
+    failed = [row[0] for row in rows_of(again.folder, "row_id, status") if row[1] == "error"]
+    assert {attempts[row] for row in failed} == {2}
+    third = run(grid, retry_errors=True)
+    attempts = dict(rows_of(third.folder, "row_id, attempt"))
+    assert {attempts[row] for row in failed} == {3}
+
+
 def test_fresh_begins_anew_and_keeps_what_was(grid: Path) -> None:
     first = run(grid)
     again = run(grid, fresh=True)
@@ -196,6 +216,42 @@ def test_rows_that_no_plan_has_any_more_are_moved_aside(
     said = capsys.readouterr().err
     assert "the grid changed since the last start: vectors.v.token" in said
     assert f"{len(aside):,} rows of before are in the plan no more" in said.replace("\n", " ")
+
+
+def test_a_grid_that_was_narrowed_and_is_put_back_computes_nothing_anew(
+    grid: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    columns = "row_id, text, logit_diff, vector_sha256, run_session"
+    first = run(grid)
+    before = [row for row in rows_of(first.folder, f"{columns}, status") if row[-1] == "ok"]
+    configs = duckdb.sql(f"from '{first.folder}/configs.parquet' order by all").fetchall()
+    narrow = run(written(grid.parent, "multipliers: [-1, 1]", "multipliers: 1"))
+    assert narrow.planned < first.planned
+    # what failed is not taken back: it is computed again, and fails as it did
+    again = run(written(grid.parent))
+    assert [row for row in rows_of(again.folder, f"{columns}, status") if row[-1] == "ok"] == before
+    assert (again.good, again.errors) == (first.good, first.errors)
+    assert duckdb.sql(f"from '{first.folder}/configs.parquet' order by all").fetchall() == configs
+    (taken,) = [event for event in told(again.folder) if event["event"] == "taken_back"]
+    assert f"{taken['rows']:,} rows are planned again" in capsys.readouterr().err
+    assert check(again.folder, planned(grid)) == check(first.folder, planned(grid))
+    # and so it goes, with the copies that are in set-aside/ by then
+    run(written(grid.parent, "multipliers: [-1, 1]", "multipliers: -1"))
+    last = run(written(grid.parent))
+    assert [row for row in rows_of(last.folder, f"{columns}, status") if row[-1] == "ok"] == before
+
+
+def test_what_was_set_aside_and_is_damaged_is_computed_anew(grid: Path) -> None:
+    first = run(grid)
+    before = rows_of(first.folder, "row_id, text, logit_diff")
+    run(written(grid.parent, "multipliers: [-1, 1]", "multipliers: 1"))
+    (aside,) = (first.folder / "set-aside").glob("unplanned-*.parquet")
+    content = bytearray(aside.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    aside.write_bytes(content)
+    again = run(written(grid.parent))
+    assert "taken_back" not in events(again.folder)
+    assert rows_of(again.folder, "row_id, text, logit_diff") == before
 
 
 def test_engine_settings_do_not_change_the_rows(grid: Path) -> None:

@@ -70,14 +70,18 @@ class _Waiting:
     results: list[Result | None] = field(default_factory=list)
 
 
-def rows_to_do(plan: Plan, done: Done, retry_errors: bool = False) -> Iterator[tuple[Row, int]]:
-    """The plan's rows that do not stand yet, each with the number of this attempt."""
+def rows_to_do(plan: Plan, done: Done, retry: Done | None = None) -> Iterator[tuple[Row, int]]:
+    """The plan's rows that do not stand yet, each with the number of this attempt.
+
+    `retry` is what stood when failed rows were to be tried again: those that have failed since are not.
+    """
     rows = plan.rows()
     while chunk := list(islice(rows, CHUNK)):
         ids = [row.row_id for row in chunk]
         for row, good, failed in zip(chunk, done.good.among(ids), done.errors.among(ids), strict=True):
-            if not good and (retry_errors or not failed):
-                yield row, 1 + (done.attempts(row.row_id) if failed else 0)
+            attempts = done.attempts(row.row_id) if failed else 0
+            if not good and (not failed or (retry is not None and attempts == retry.attempts(row.row_id))):
+                yield row, 1 + attempts
 
 
 def run_rows(

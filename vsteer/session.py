@@ -36,7 +36,7 @@ from vsteer.run import Counts, Making, rows_to_do, run_rows
 from vsteer.store.ids import RowIds
 from vsteer.store.lock import FolderLock
 from vsteer.store.manifest import read_manifest
-from vsteer.store.shards import Done
+from vsteer.store.shards import ROWS_FOLDER, Done
 from vsteer.store.store import Store, open_store
 from vsteer.store.views import CONFIGS
 from vsteer.supply import Supplier, Supply, SupplyingEngine, member_total
@@ -127,11 +127,12 @@ def run_grid(
     planned = sum(plan.row_count for plan in plans)
     with open_store(folder) as store:
         before = store.manifest
-        unplanned = 0
+        unplanned = taken_back = 0
         if before is not None:
             ids = RowIds.of(row.row_id for plan in plans for row in plan.rows())
             unplanned = store.put_aside_unplanned(ids)
-        _write_plan(store, plans, {})
+            taken_back = store.take_back(ids)
+        _write_plan(store, plans, {}, _hashes_of_rows(folder) if taken_back else {})
         done = store.done()
         with RunProgress(planned, done.standing if not retry_errors else len(done.good)) as progress:
             progress.phase(f"{grid.name}: {planned:,} rows, {done.standing:,} of them stand in {folder}")
@@ -142,6 +143,8 @@ def run_grid(
                     f"{unplanned:,} rows of before are in the plan no more; they were moved to "
                     f"{folder}/set-aside/unplanned-{store.session}.parquet"
                 )
+            if taken_back:
+                progress.say(f"{taken_back:,} rows are planned again and were taken back from set-aside/")
             for file in store.set_aside:
                 progress.say(f"warning: {file.name} could not be read and is in set-aside/: {file.why}")
 
@@ -461,10 +464,16 @@ def load_vllm(
     )
 
 
-def _write_plan(store: Store, plans: Sequence[Plan], hashes: Mapping[tuple[int, str], str]) -> None:
-    """The manifest, configurations and prompts. `hashes` of vectors are known once these are made."""
+def _write_plan(
+    store: Store,
+    plans: Sequence[Plan],
+    hashes: Mapping[tuple[int, str], str],
+    of_rows: Mapping[str, str] | None = None,
+) -> None:
+    """The manifest, configurations and prompts. `hashes` of vectors are known once these are made, those that
+    rows were made with by the rows."""
 
-    known = _known_hashes(store.folder)
+    known = {**_known_hashes(store.folder), **(of_rows or {})}
 
     def configs() -> Iterator[dict[str, Any]]:
         for plan in plans:
@@ -493,6 +502,12 @@ def _known_hashes(folder: Path) -> dict[str, str]:
     except (OSError, pa.ArrowException):
         # torn: it is written anew
         return {}
+    return dict(zip(table["config_id"].to_pylist(), table["vector_sha256"].to_pylist(), strict=True))
+
+
+def _hashes_of_rows(folder: Path) -> dict[str, str]:
+    """The vectors' hashes by the configurations that stand."""
+    table = pq.read_table(folder / ROWS_FOLDER, columns=["config_id", "vector_sha256"])
     return dict(zip(table["config_id"].to_pylist(), table["vector_sha256"].to_pylist(), strict=True))
 
 

@@ -17,6 +17,7 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -158,6 +159,17 @@ def read_done(shards: Sequence[Path]) -> Done:
     np.maximum.at(highest, where, np.concatenate(attempts))
     only_bad = ~good_ids.places(bad_ids)[1]
     return Done(good_ids, RowIds(bad_ids[only_bad]), highest[only_bad])
+
+
+def good_rows(file: Path) -> pa.Table:
+    """The good rows of a file outside rows/; none where it can't be trusted."""
+    try:
+        if fault_of(file, whole=False) is None:
+            rows = pq.read_table(file, page_checksum_verification=True)
+            return rows.filter(pc.equal(rows["status"], "ok"))
+    except (pa.ArrowException, OSError):
+        pass
+    return ROWS_SCHEMA.empty_table()
 
 
 def _id_batches(shards: Sequence[Path]) -> Iterator[pa.RecordBatch]:

@@ -16,6 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import pyarrow as pa
+
 from vsteer.errors import StoreError
 from vsteer.store import compaction
 from vsteer.store import shards as sh
@@ -25,7 +27,7 @@ from vsteer.store.files import as_parquet, disk_errors, sync_folder, write_file
 from vsteer.store.ids import RowIds
 from vsteer.store.lock import FolderLock
 from vsteer.store.manifest import Manifest, read_manifest, write_manifest
-from vsteer.store.records import Record, RecordBuffer, config_buffer, prompt_buffer, row_buffer
+from vsteer.store.records import Record, config_buffer, prompt_buffer, row_buffer
 from vsteer.store.views import CONFIGS, PROMPTS
 
 log = logging.getLogger(__name__)
@@ -81,7 +83,7 @@ class Store:
         self._next = 1 + max(map(sh.number_of, shards), default=0)
         if not shards:
             # So that SQL on rows/*.parquet answers from the first second.
-            self._write_shard(row_buffer())
+            self._write_shard(row_buffer().table())
         append_event(self.folder, "resume" if session > 1 else "start", session=session)
         return session
 
@@ -125,7 +127,7 @@ class Store:
         with self._mutex:
             self._refuse_if_closed()
             if len(self._buffer):
-                self._write_shard(self._buffer)
+                self._write_shard(self._buffer.table())
                 self._buffer.clear()
 
     def event(self, event: str, **fields: Any) -> None:
@@ -167,6 +169,26 @@ class Store:
             self.event("unplanned", rows=len(unplanned), to=aside.name)
             return len(unplanned)
 
+    def take_back(self, planned: RowIds) -> int:
+        """Put good rows that were moved aside and are planned again back into rows/; how many they are.
+
+        Their ids say that they are the same rows. The files in set-aside/ stay as they are; one that can't be
+        read is passed over, and its rows are computed anew.
+        """
+        with self._mutex:
+            self.flush()
+            wanted = planned - self.done().good
+            before = len(wanted)
+            for aside in sorted((self.folder / sh.SET_ASIDE).glob("unplanned-*.parquet")):
+                rows = sh.good_rows(aside)
+                back = rows.filter(pa.array(wanted.among(rows["row_id"].to_pylist()), pa.bool_()))
+                if len(back):
+                    self._write_shard(back)
+                    wanted -= RowIds.of(back["row_id"].to_pylist())
+            if count := before - len(wanted):
+                self.event("taken_back", rows=count)
+            return count
+
     def close(self) -> None:
         """Flush and let the folder go. Where the flush fails, the store stays open with its rows."""
         with self._mutex:
@@ -199,8 +221,8 @@ class Store:
             count > 0 and time.monotonic() - self._oldest >= self._shard_seconds
         )
 
-    def _write_shard(self, buffer: RecordBuffer) -> None:
-        content = as_parquet(buffer.table())
+    def _write_shard(self, rows: pa.Table) -> None:
+        content = as_parquet(rows)
         shard = self._rows_folder / sh.shard_name("part", self._next, zlib.crc32(content))
         with disk_errors(f"writing {shard}"):
             if self._failed:
