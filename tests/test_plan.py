@@ -178,7 +178,7 @@ def test_a_record_s_values(plan: Callable[..., Plan]) -> None:
     swapped = next(row for row in rows if row.asked.order == "swapped" and row.config.multiplier == 1)
     (request,) = swapped.requests()
     a, b = request.logprob_token_ids
-    result = Result(request.id, "ok", None, (a,), "A", "length", ({a: -1.0, b: -3.0},), 30, 16, 5)
+    result = Result(request.id, "ok", None, (a,), "A", "length", ({a: -1.0, b: -3.0},), (), 30, 16, 5)
     record = swapped.record([result])
     assert record["status"] == "ok"
     assert record["letter_order"] == "swapped"
@@ -191,7 +191,7 @@ def test_a_record_s_values(plan: Callable[..., Plan]) -> None:
     failed = swapped.record([Result(request.id, "error", error="too long")])
     assert (failed["status"], failed["error"], failed["p_match"]) == ("error", "too long", None)
     written = next(row for row in rows if row.asked.ask.kind == "open_ended")
-    record = written.record([Result("x", "ok", None, (5, 6), "hi", "stop", (), 30, 16, 0)])
+    record = written.record([Result("x", "ok", None, (5, 6), "hi", "stop", (), (), 30, 16, 0)])
     assert (record["text"], record["token_ids"], record["finish_reason"]) == ("hi", [5, 6], "stop")
     assert record["choices"] is None
 

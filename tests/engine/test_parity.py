@@ -16,7 +16,14 @@ import torch
 from tests.engine.conftest import BATCHED_TOKENS, Setup
 from vsteer import models
 from vsteer.engine.driver import VllmEngine
-from vsteer.engine.parity import SLIP_FACTOR, TOLERANCE, compare, make_requests, make_vectors
+from vsteer.engine.parity import (
+    ABLATION_SLIP_FACTOR,
+    SLIP_FACTOR,
+    TOLERANCE,
+    compare,
+    make_requests,
+    make_vectors,
+)
 from vsteer.engine.reference import ReferenceEngine
 
 ROWS = 240
@@ -62,10 +69,10 @@ def check(
     assert not found.failures
     assert found.rows == rows
     assert found.steered_rows >= 0.85 * rows
-    assert len(steerings) > 0.8 * rows
+    assert len(steerings) > (0.5 if ablations else 0.8) * rows
     assert found.largest_difference <= TOLERANCE or found.rounding_rows
     assert found.rounding_rows <= rows // 20
-    assert found.least_slip >= SLIP_FACTOR * TOLERANCE
+    assert found.least_slip >= (ABLATION_SLIP_FACTOR if ablations else SLIP_FACTOR) * TOLERANCE
     assert engine.recomputed_tokens() > 0, "no request was preempted"
     assert (found.cached_tokens > 0) == engine.prefix_caching
 
