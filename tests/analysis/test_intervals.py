@@ -104,4 +104,4 @@ def test_a_constant_configuration_does_not_spoil_its_neighbours() -> None:
 
 def test_enough_items_have_nothing_to_say() -> None:
     assert why_no_interval(np.arange(30, dtype=np.float64)) is None
-    assert "90 to 94%" in (why_no_interval(np.arange(29, dtype=np.float64)) or "")
+    assert "some 90%" in (why_no_interval(np.arange(29, dtype=np.float64)) or "")

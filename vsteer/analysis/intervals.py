@@ -72,7 +72,7 @@ def why_no_interval(values: Numbers) -> str | None:
     if all_equal(values[None])[0]:
         return "no interval: all items are equal"
     if len(values) < FEW_ITEMS:
-        return f"fewer than {FEW_ITEMS} items: the interval covers 90 to 94%, not 95"
+        return f"fewer than {FEW_ITEMS} items: the interval may cover some 90%, not 95"
     return None
 
 

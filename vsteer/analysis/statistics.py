@@ -41,6 +41,7 @@ from vsteer.store.statistics import (
     statistics_are_current,
     write_table,
 )
+from vsteer.store.status import require_run
 from vsteer.store.views import quoted
 
 MEMORY = "1GB"
@@ -61,6 +62,7 @@ class Written:
 
 def write_statistics(folder: Path) -> Written:
     """Compute every table for a run as its rows stand, replacing what was there."""
+    require_run(folder)
     made_of = {"fingerprint": fingerprint(folder), "seed": SEED}
     make_folder(folder)
     lock = FolderLock(folder / STATISTICS_FOLDER)

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from vsteer.store import shards as sh
 from vsteer.store.files import as_parquet, disk_errors, write_file
 from vsteer.store.schema import FLOAT, FLOATS, INT, INTS, STRING, STRINGS, Column, arrow_schema
+from vsteer.store.status import steadily
 from vsteer.store.views import CONFIGS, PROMPTS
 
 STATISTICS = STATISTICS_FOLDER = "statistics"
@@ -54,7 +55,7 @@ _STEERED = (
     Column("vector", STRING, "the vector's name"),
     _NORM,
     Column("positions", STRING, "which tokens are steered: all, after_prompt, ..."),
-    Column("operation", STRING, "what is done to the stream: add, ablate"),
+    Column("operation", STRING, "what is done to the stream: add, ablate, ablate_everywhere"),
     Column("system", STRING, "the system prompt's name; empty: none"),
 )  # fmt: skip
 _MULTIPLIER = Column("multiplier", FLOAT, "what the vector is multiplied with", null="ablate, which has none")
@@ -224,7 +225,7 @@ SCALING = (
     Column("vector", STRING, "the vector's name"),
     _NORM,
     Column("positions", STRING, "which tokens are steered: all, after_prompt, ..."),
-    Column("operation", STRING, "what is done to the stream: add, ablate"),
+    Column("operation", STRING, "what is done to the stream: add, ablate, ablate_everywhere"),
     Column("system", STRING, "the system prompt's name; empty: none"),
     _MULTIPLIER,
     Column("family", STRING, "exponential: offset + scale x exp(-rate x billions); power: scale x "
@@ -274,9 +275,9 @@ def statistics_path(folder: Path, table: str) -> Path:
 def fingerprint(folder: Path) -> str:
     """A hash of what statistics are made of: the rows' files, whose names carry checksums, and the tables."""
     found = hashlib.sha256(f"statistics {VERSION}".encode())
+    shards = steadily(folder, lambda rows: [(one.name, one.stat().st_size) for one in sh.list_shards(rows)])
+    found.update(repr(shards).encode())
     with disk_errors(f"reading {folder}"):
-        for shard in sh.list_shards(sh.rows_folder(folder)):
-            found.update(f"\n{shard.name} {shard.stat().st_size}".encode())
         for name in (CONFIGS, PROMPTS, "vectors/norms.parquet"):
             if (folder / name).exists():
                 with (folder / name).open("rb") as file:
