@@ -249,6 +249,13 @@ class OpenEndedSpec(_Evaluation):
         return self
 
 
+class RefusalTokensSpec(_Evaluation):
+    """How likely an answer is to begin as refusals do. Its rows are choices: these tokens, or any other."""
+
+    kind: Literal["refusal_tokens"]
+    tokens: Texts
+
+
 class Exclude(_Strict):
     """What to leave out: the configurations that agree with everything said here."""
 
@@ -259,7 +266,7 @@ class Exclude(_Strict):
     multipliers: Multipliers | None = None
     positions: PositionList | None = None
     evaluation: Texts | None = None
-    kind: Literal["choice", "open_ended"] | None = None
+    kind: Literal["choice", "open_ended"] | None = None  # of the rows
 
     @model_validator(mode="after")
     def _says_something(self) -> Exclude:
@@ -290,7 +297,8 @@ VectorSpec = Annotated[
     Annotated[DataVector, Tag("<data>")] | Annotated[FileVector, Tag("<file>")],
     Discriminator(_kind_of_vector),
 ]
-Evaluation = Annotated[ChoiceSpec | OpenEndedSpec, Field(discriminator="kind")]
+Evaluation = Annotated[ChoiceSpec | OpenEndedSpec | RefusalTokensSpec, Field(discriminator="kind")]
+KINDS = ["choice", "open_ended", "refusal_tokens"]
 
 
 class Grid(_Strict):
@@ -363,8 +371,8 @@ def _explained(error: ErrorDetails) -> tuple[tuple[str | int, ...], str, str]:
         case "missing":
             return loc, f"the setting {name!r} is missing", f"add {name}: ..."
         case "union_tag_not_found" | "union_tag_invalid":
-            hint = did_you_mean(str(context.get("tag", "")), ["choice", "open_ended"], "add kind: choice")
-            return (*loc, "kind"), "expected the kind choice or open_ended", hint
+            hint = did_you_mean(str(context.get("tag", "")), KINDS, "add kind: choice")
+            return (*loc, "kind"), "expected the kind choice, open_ended or refusal_tokens", hint
         case "model_type" | "model_attributes_type" | "dict_type":
             return loc, f"expected settings, found {shown(error['input'])}", "write key: value"
         case "tuple_type":

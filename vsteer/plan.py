@@ -133,7 +133,6 @@ class Plan:
         for block in self.blocks:
             for asked in block.prompts:
                 item = asked.item
-                choice = isinstance(item, items.Item)
                 yield {
                     "prompt_id": asked.prompt_id,
                     "item_id": asked.item_id,
@@ -149,8 +148,8 @@ class Plan:
                     "prompt": self.text(asked),
                     "token_ids": list(asked.prompt.token_ids),
                     "prompt_tokens": len(asked.prompt.token_ids),
-                    "choices": list(asked.labels) if choice else None,
-                    "matching": asked.scored.index(item.matching) if isinstance(item, items.Item) else None,
+                    "choices": list(asked.labels) or None,
+                    "matching": asked.matching,
                 }
 
     def text(self, asked: Asked) -> str:

@@ -12,11 +12,13 @@ from vsteer.evals.asking import Ask, Asked, Order
 from vsteer.evals.choice import CannotAsk, ask_choice, orders, scored_choices
 from vsteer.evals.open_ended import ask_open
 from vsteer.evals.prompts import Tokens, render
+from vsteer.evals.refusal_tokens import ask_refusal_tokens
 from vsteer.facts import template_name
-from vsteer.grid import ChoiceSpec, Grid
+from vsteer.grid import ChoiceSpec, Grid, RefusalTokensSpec
 from vsteer.identity import identify
 from vsteer.sources import read_items, read_open
 from vsteer.vectors import items
+from vsteer.vectors.builtin import behaviours
 from vsteer.yaml_lines import Loc
 
 # What a rendering is known by: a template that changed, or that writes the date, makes other tokens of it.
@@ -51,6 +53,10 @@ def read_questions(grid: Grid, name: str, data: str, place: int) -> Questions:
             notes.append(f"{name}: {kept} items are asked in one order, for their wording refers to it")
         source, repeated = held.source, held.duplicates
     else:
+        if isinstance(spec, RefusalTokensSpec) and data in behaviours():
+            message = f"{data!r} mixes kinds of questions, and a mean over them would say nothing"
+            hint = "name sets of one kind: data: [refusal/harmful, refusal/harmless], or your own files"
+            raise grid.error(at, message, hint)
         prompts = read_open(grid, at, data)
         unique = {prompt.item_id: prompt for prompt in reversed(prompts.prompts)}
         asked = [(prompt, "original") for prompt in list(unique.values())[::-1][: spec.limit]]
@@ -68,6 +74,8 @@ def ways_to_ask(grid: Grid, place: int) -> list[tuple[Ask, str, str]]:
     spec = grid.evaluations[place]
     if isinstance(spec, ChoiceSpec):
         plain = Ask("choice", None, spec.answer_prefix, spec.caa_compat)
+    elif isinstance(spec, RefusalTokensSpec):
+        plain = Ask("choice", None, spec.answer_prefix, refusal_tokens=spec.tokens)
     else:
         sampled = spec.temperature > 0
         plain = Ask(
@@ -126,11 +134,16 @@ class Asking:
         try:
             if isinstance(item, items.Item):
                 prompt, scored, answers = self._choice(item)
+            elif self.ask.refusal_tokens:
+                prompt, answers = self._refusal_tokens(item)
             elif self.tokenizer is None:
                 prompt = self._estimated(item.text)
             else:
                 prompt = self._guarded(lambda: ask_open(self.tokenizer, item, self.ask))
         except CannotAsk as error:
+            if self.ask.refusal_tokens:
+                hint = "name single tokens with which this model begins refusals"
+                raise self.grid.error(("evaluations", self.place, "tokens"), str(error), hint) from None
             message = f"the item on line {item.line} of {self.name} can't be asked: {error}"
             hint = "mend the item, or leave caa_compat out" if self.ask.caa_compat else "mend the item"
             raise self.grid.error(("evaluations", self.place, "data"), message, hint) from None
@@ -147,6 +160,11 @@ class Asking:
         scored = scored_choices(item, self.ask)
         answers = tuple(_estimated_answer(item, n) for n in scored)
         return self._estimated(item.question), scored, answers
+
+    def _refusal_tokens(self, item: items.Prompt) -> tuple[Prompt, tuple[Tokens, ...]]:
+        if self.tokenizer is None:
+            return self._estimated(item.text), tuple((n,) for n in range(len(self.ask.refusal_tokens)))
+        return self._guarded(lambda: ask_refusal_tokens(self.tokenizer, item, self.ask))
 
     def _guarded(self, rendering: Callable[[], T]) -> T:
         try:

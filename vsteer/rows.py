@@ -14,6 +14,7 @@ from vsteer.engine.request import Request, Result, Steering
 from vsteer.evals.asking import Asked
 from vsteer.evals.choice import CannotScore, ChoiceScore, choice_requests, score_choice
 from vsteer.evals.open_ended import open_requests
+from vsteer.evals.refusal_tokens import score_refusal_tokens
 
 COUNTS = ("prompt_tokens", "cached_tokens", "steered_tokens")
 NO_SCORE: dict[str, Any] = dict.fromkeys(
@@ -63,7 +64,8 @@ class Row:
         score = dict(NO_SCORE)
         if ok and asked.ask.kind == "choice":
             try:
-                score = _score_columns(score_choice(asked, results))
+                scored = score_refusal_tokens if asked.ask.refusal_tokens else score_choice
+                score = _score_columns(scored(asked, results))
             except CannotScore as reason:
                 ok, error = False, str(reason)
         first = results[0] if ok and asked.ask.kind == "open_ended" else None

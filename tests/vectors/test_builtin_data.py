@@ -14,25 +14,25 @@ from vsteer.vectors.items import ItemSet, UnpairedSets
 LEAST = {"refusal": (200, 60, 40), "sentiment": (100, 60, 30), "language": (100, 60, 30)}
 ITEM_FILES = [(behaviour, part) for behaviour in LEAST for part in ("pairs", "questions")]
 LETTERED = [("refusal", "pairs"), ("refusal", "questions")]
-INSTRUCTIONS = ["instructions", "instructions_heldout"]
+HELD_OUT = ("harmful", "harmless")
 
 
 def items(behaviour: str, part: str) -> ItemSet:
     return read_questions(data_path(behaviour, part))
 
 
-def unpaired(part: str) -> UnpairedSets:
-    data = read_contrast(data_path("refusal", part))
+def unpaired(*parts: str) -> UnpairedSets:
+    data = read_contrast(*(data_path("refusal", part) for part in parts))
     assert isinstance(data, UnpairedSets)
     return data
 
 
 def questions(behaviour: str, part: str) -> list[str]:
     """What a file asks, without the choices."""
-    if part.startswith("instructions"):
+    if part == "instructions":
         sets = unpaired(part)
         return [prompt.text for prompt in (*sets.positive.prompts, *sets.negative.prompts)]
-    if part == "open":
+    if part in ("open", *HELD_OUT):
         return [prompt.text for prompt in read_prompts(data_path(behaviour, part)).prompts]
     return [stem(item.question) for item in items(behaviour, part).items]
 
@@ -54,9 +54,9 @@ def test_every_behaviour_is_complete() -> None:
         assert "CC0-1.0" in data_path(behaviour, "pairs").with_name("README.md").read_text()
 
 
-@pytest.mark.parametrize(("part", "least"), [("instructions", 100), ("instructions_heldout", 30)])
-def test_instructions(part: str, least: int) -> None:
-    sets = unpaired(part)
+@pytest.mark.parametrize(("parts", "least"), [(["instructions"], 100), (HELD_OUT, 30)])
+def test_instructions(parts: list[str], least: int) -> None:
+    sets = unpaired(*parts)
     texts = [[prompt.text for prompt in half.prompts] for half in (sets.positive, sets.negative)]
     assert all(len(half) >= least for half in texts)
     assert mean_length(texts[0]) == pytest.approx(mean_length(texts[1]), rel=0.15)

@@ -11,6 +11,8 @@ from vsteer.vectors import items
 
 Kind = Literal["choice", "open_ended"]
 Order = Literal["original", "swapped"]
+# What stands against a model's refusal tokens.
+OTHER_TOKEN = "any other token"
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +23,7 @@ class Ask:
     system: str | None = None
     answer_prefix: str | None = None  # None: what the model's template wants
     caa_compat: bool = False
+    refusal_tokens: tuple[str, ...] = ()  # the choice is between these and any other first token
     max_tokens: int = 1
     temperature: float = 0.0
     top_p: float = 1.0
@@ -29,6 +32,8 @@ class Ask:
 
     def identity(self) -> dict[str, Any]:
         said: dict[str, Any] = {"kind": self.kind, "system": self.system, "answer_prefix": self.answer_prefix}
+        if self.refusal_tokens:
+            return said | {"refusal_tokens": list(self.refusal_tokens)}
         if self.kind == "choice":
             return said | {"caa_compat": self.caa_compat}
         said |= {"max_tokens": self.max_tokens, "temperature": self.temperature, "stop": list(self.stop)}
@@ -49,7 +54,7 @@ class Asked:
     order: Order
     prompt: Prompt
     prompt_id: str  # of its tokens and what is scored; empty while the model isn't at hand
-    # the item's choices that are scored, by their place in it, and their tokens
+    # the item's choices that are scored, by their place in it, and their tokens; of refusal tokens each
     scored: tuple[int, ...] = ()
     answers: tuple[Tokens, ...] = ()
 
@@ -60,9 +65,18 @@ class Asked:
     @property
     def labels(self) -> tuple[str, ...]:
         """Of each scored choice its letter, or its words where it has none."""
+        if self.ask.refusal_tokens:
+            return " or ".join(self.ask.refusal_tokens), OTHER_TOKEN
         if not isinstance(self.item, items.Item):
             return ()
         return tuple(self.item.choices[n].label or self.item.choices[n].text for n in self.scored)
+
+    @property
+    def matching(self) -> int | None:
+        """Which of the labels matches the behaviour; None of a text."""
+        if self.ask.refusal_tokens:
+            return 0
+        return self.scored.index(self.item.matching) if isinstance(self.item, items.Item) else None
 
     @property
     def question(self) -> str:

@@ -118,8 +118,8 @@ def choice_requests(row_id: str, asked: Asked, steering: Steering | None) -> tup
     )
 
 
-def score_choice(asked: Asked, results: Sequence[Result]) -> ChoiceScore:
-    """The score from the results of `choice_requests`, in their order."""
+def answer_logprobs(asked: Asked, results: Sequence[Result]) -> list[float]:
+    """Each answer's log-probability, summed over its tokens, from the results of `choice_requests`."""
     read: dict[Tokens, Mapping[int, float]] = {}
     for (prefix, tokens), result in zip(steps(asked.answers).items(), results, strict=True):
         found = result.logprobs[0] if result.logprobs else {}
@@ -129,6 +129,12 @@ def score_choice(asked: Asked, results: Sequence[Result]) -> ChoiceScore:
     sums = [sum(read[tokens[:n]][token] for n, token in enumerate(tokens)) for tokens in asked.answers]
     if any(math.isnan(value) for value in sums):
         raise CannotScore("the model's log-probabilities are not numbers (NaN)")
+    return sums
+
+
+def score_choice(asked: Asked, results: Sequence[Result]) -> ChoiceScore:
+    """The score from the results of `choice_requests`, in their order."""
+    sums = answer_logprobs(asked, results)
     item = asked.item
     assert isinstance(item, Item)
     match = asked.scored.index(item.matching)

@@ -15,7 +15,7 @@ def behaviours() -> tuple[str, ...]:
 
 
 def parts(behaviour: str) -> tuple[str, ...]:
-    """What the behaviour has: pairs, questions and open; refusal also has two sets of instructions."""
+    """What the behaviour has: pairs, questions and open; refusal also harmful and harmless instructions."""
     if behaviour not in behaviours():
         raise DataError(
             f"no built-in behaviour is called {behaviour!r}", f"there are {', '.join(behaviours())}"
