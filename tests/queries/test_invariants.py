@@ -79,8 +79,13 @@ def everything(
         | {"name": "perplexity", "scorer": "perplexity", "scorer_hash": "abc"}
         for row_id, at, layer, multiplier in texts
     ]
+    refusals = [
+        {**score, "value": float(score["value"] > 5), "name": "refusal", "scorer": "refusal"}
+        for score in scores
+    ]
     (folder / "scores").mkdir()
-    pq.write_table(pa.Table.from_pylist(scores), folder / "scores" / "perplexity-abc.parquet")
+    for name, values in (("perplexity", scores), ("refusal", refusals)):
+        pq.write_table(pa.Table.from_pylist(values), folder / "scores" / f"{name}-abc.parquet")
     return folder
 
 
@@ -133,7 +138,7 @@ def test_controls_change_no_figure_of_the_vectors(name: str, as_it_is: Path, wit
     assert answers(name, with_controls) == expected
 
 
-@pytest.mark.parametrize("name", sorted(set(ASKED) - OF_CONTROLS - {"letter_bias"}))
+@pytest.mark.parametrize("name", sorted(set(ASKED) - OF_CONTROLS - {"letter_bias", "refusal_rates"}))
 def test_an_item_in_both_letter_orders_is_one_item(name: str, as_it_is: Path, both_orders: Path) -> None:
     # a text's row counts as one, whatever its letters
     rows = ("texts", "score_se")
