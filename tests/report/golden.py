@@ -11,7 +11,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tests.queries.made_up import Cell, controls, make_run, sweep, write_vector
+from tests.queries.made_up import Cell, Steered, controls, make_run, sweep, write_vector
 from tests.store import makers
 from vsteer.analysis.statistics import write_statistics
 from vsteer.store.store import open_store
@@ -22,6 +22,13 @@ PEAK = 3
 # from ten on there are intervals
 ITEMS = 10
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\u2028${alert(3)}'\"`&lt;"
+
+
+class Ablated(Steered):
+    """A direction taken out of the stream, which has no multiplier."""
+
+    def config(self, model: str) -> dict[str, Any]:
+        return {**super().config(model), "operation": "ablate", "multiplier": None}
 
 
 def logit(cell: Cell) -> float:

@@ -13,10 +13,10 @@ from typing import Any
 import duckdb
 import pytest
 
-from tests.queries.made_up import make_run, sweep
+from tests.queries.made_up import Cell, make_run, sweep
 from tests.report import browser as browsers
 from tests.report.browser import LOCAL, Page
-from tests.report.golden import HOSTILE, PEAK, golden, hostile, logit
+from tests.report.golden import HOSTILE, PEAK, Ablated, golden, hostile, logit
 from vsteer.evals.scorers import PLAIN
 from vsteer.report.page import write_report
 from vsteer.scoring import score_texts
@@ -279,6 +279,35 @@ def test_three_hundred_configurations_are_drawn_in_time(page: Page, tmp_path: Pa
     assert page.open(path) < 5000
     assert figures(page)["heat"]["marks"] >= 300
     assert "no open-ended evaluation in this run" in page.driver.find_element("id", "texts").text
+
+
+def test_ablations_are_drawn_over_layers(page: Page, tmp_path: Path) -> None:
+    steered = [*sweep("warm", range(4), (-1.0, 1.0)), *(Ablated("cold", layer) for layer in range(1, 4))]
+
+    def says(cell: Cell) -> float:
+        if cell.steered.vector == "cold":
+            return -float(cell.steered.layer or 0)
+        return 0.1 * cell.steered.multiplier
+
+    page.open(write_report([make_run(tmp_path / "ablated", steered, says)]))
+    # the largest effect is an ablation's, so it is what is looked at first
+    assert page.js("return [state.family.vector, state.family.operation, state.layer, state.size]") == [
+        "cold",
+        "ablate",
+        3,
+        None,
+    ]
+    found = figures(page)
+    assert "by layer, ablated;" in found["layers"]["title"]
+    drawn = page.js("return figures.find((figure) => figure.name === 'layers').given.data.rows")
+    assert [(point["layer"], point["y"]) for point in drawn] == [(1, -1), (2, -2), (3, -3)]
+    assert page.js("return document.querySelector('#figure-layers svg').textContent").count("ablated") == 1
+    assert found["dose"]["why"] == "an ablation has no multiplier, so there is no dose curve"
+    page.js("chooseFamily(FAMILIES.find((family) => family.vector === 'warm'))")
+    page.settle()
+    words = page.js("return document.querySelector('#figure-layers svg').textContent")
+    assert "ablated" not in words
+    assert "negative" in words
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

@@ -210,6 +210,7 @@ def test_two_configurations_in_one_place_are_warned_of(tmp_path: Path) -> None:
 def test_a_table_that_is_cut_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make_run(tmp_path / "run", sweep("warm", range(4), (-1.0, 1.0)), logit, items=5)
     monkeypatch.setattr(tables, "MOST_ROWS", 11)
+    monkeypatch.setattr(tables, "MOST_SLOPES", 11)
     data = gathered([folder], run_names([folder]))["tables"]
     assert data["multiplier_curves"]["length"] == 11
     assert data["multiplier_curves"]["note"] == "the first 11 of 12 rows"

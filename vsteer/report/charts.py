@@ -10,37 +10,32 @@ from typing import Any
 
 import altair as alt
 
-Spec = dict[str, Any]
+from vsteer.report.marks import (
+    BANDS,
+    DIVERGING,
+    FAMILIES,
+    SHAPES,
+    SIGN_COLOUR,
+    SIGN_DASH,
+    SIGN_SHAPE,
+    SIGNS_DRAWN,
+    chart,
+    effect_tips,
+    finished,
+    layer_axis,
+    layer_line,
+    tips,
+    zero_line,
+)
 
-SIGNS = ["+", "-"]
-# How a sign is drawn wherever it is.
-SIGN_COLOUR = alt.Color(
-    "sign:N",
-    title="multiplier",
-    scale=alt.Scale(domain=SIGNS, range=["@plus", "@minus"]),
-    legend=alt.Legend(
-        labelExpr="datum.label == '+' ? 'positive' : 'negative'", symbolStrokeWidth=2, symbolOpacity=1
-    ),
-)
-SIGN_SHAPE = alt.Shape(
-    "sign:N", title="multiplier", scale=alt.Scale(domain=SIGNS, range=["circle", "triangle-down"])
-)
-SIGN_DASH = alt.StrokeDash(
-    "sign:N", title="multiplier", scale=alt.Scale(domain=SIGNS, range=[[1, 0], [6, 3]]), legend=None
-)
-# of positive and negative members in turn, without letters, then of each letter
-SHAPES = ["circle", "triangle-down", "square", "diamond", "cross", "triangle-up", "wedge", "stroke"]
-BANDS = ["random vectors", "shuffled labels"]
-FAMILIES = ["exponential", "power", "log_linear"]
-DIVERGING = ["@minus", "@zero", "@plus"]
-HEIGHT = 250
+Spec = dict[str, Any]
 
 
 def specs() -> dict[str, Spec]:
     """Every figure's Vega, by its name."""
     import vl_convert
 
-    return {name: vl_convert.vegalite_to_vega(chart.to_dict()) for name, chart in charts().items()}
+    return {name: vl_convert.vegalite_to_vega(each.to_dict()) for name, each in charts().items()}
 
 
 def charts() -> dict[str, Any]:
@@ -63,8 +58,8 @@ def charts() -> dict[str, Any]:
 
 def layers() -> Any:
     """Effect by layer, with intervals, over the band of the controls."""
-    band = _chart("band").encode(
-        _layer(),
+    band = chart("band").encode(
+        layer_axis(),
         alt.Y("low:Q", title=""),
         alt.Y2("high:Q"),
         alt.Fill(
@@ -74,46 +69,47 @@ def layers() -> Any:
             legend=alt.Legend(values=alt.ExprRef("bands"), symbolType="square", symbolStrokeColor="@quiet"),
         ),
         alt.Stroke("kind:N", scale=alt.Scale(domain=BANDS, range=["@band", "@quiet"]), legend=None),
-        tooltip=_tips("kind:N", "layer:Q", "low:Q", "high:Q", "controls:Q"),
+        tooltip=tips("kind:N", "layer:Q", "low:Q", "high:Q", "controls:Q"),
     )
-    found = _chart().encode(_layer(), alt.Y("y:Q", title=""), SIGN_COLOUR)
+    found = chart().encode(layer_axis(), alt.Y("y:Q", title=""), SIGN_COLOUR)
     interval = found.encode(alt.Y("low:Q", title=""), alt.Y2("high:Q"))
-    return _finished(
+    return finished(
         band.mark_area(strokeWidth=1, strokeDash=[3, 3]),
-        _zero(),
+        zero_line(),
         interval.mark_area(opacity=0.22),
         found.encode(SIGN_DASH).mark_line(strokeWidth=2),
-        found.encode(SIGN_SHAPE, tooltip=_effect_tips()).mark_point(filled=True, size=46, opacity=1),
-        _at("layer"),
-        params=[alt.param(name="bands", value=BANDS)],
+        found.encode(SIGN_SHAPE, tooltip=effect_tips()).mark_point(filled=True, size=46, opacity=1),
+        layer_line("layer"),
+        params=[alt.param(name="bands", value=BANDS), SIGNS_DRAWN],
     )
 
 
 def mass() -> Any:
     """How much probability the answers have together; the unsteered model's as a line."""
-    found = _chart().encode(
-        _layer(), alt.Y("mass:Q", title="", scale=alt.Scale(zero=True)), SIGN_COLOUR, SIGN_DASH
+    found = chart().encode(
+        layer_axis(), alt.Y("mass:Q", title="", scale=alt.Scale(zero=True)), SIGN_COLOUR, SIGN_DASH
     )
-    unsteered = _chart("base").encode(alt.Y("mass:Q"), tooltip=_tips("mass:Q"))
+    unsteered = chart("base").encode(alt.Y("mass:Q"), tooltip=tips("mass:Q"))
     label = unsteered.encode(text=alt.value("unsteered"), x=alt.value(4))
     above, below = label.transform_filter("!datum.top"), label.transform_filter("datum.top")
-    return _finished(
+    return finished(
         found.mark_line(strokeWidth=2),
-        found.encode(SIGN_SHAPE, tooltip=_tips("multiplier:Q", "layer:Q", "mass:Q")).mark_point(
+        found.encode(SIGN_SHAPE, tooltip=tips("multiplier:Q", "layer:Q", "mass:Q")).mark_point(
             filled=True, size=30, opacity=1
         ),
         unsteered.mark_rule(color="@ink", strokeDash=[2, 3]),
         above.mark_text(align="left", dy=-6, color="@ink"),
         below.mark_text(align="left", dy=8, color="@ink"),
-        _at("layer"),
+        layer_line("layer"),
         height=140,
+        params=[SIGNS_DRAWN],
     )
 
 
 def heat() -> Any:
     """Layer by multiplier; every cell says its number."""
     extent = alt.param(name="extent", value=1.0)
-    places = _chart().encode(
+    places = chart().encode(
         alt.X("multiplier:O", title="multiplier", axis=alt.Axis(labelAngle=0, format="+~g", orient="top")),
         alt.Y(
             "place:O",
@@ -121,7 +117,7 @@ def heat() -> Any:
             sort=alt.EncodingSortField("order", order="descending"),
             axis=alt.Axis(grid=False),
         ),
-        tooltip=_effect_tips("place:O"),
+        tooltip=effect_tips("place:O"),
     )
     cells = places.encode(
         alt.Color(
@@ -140,7 +136,7 @@ def heat() -> Any:
         alt.Text("y:Q", format="+.2f"),
         color=alt.condition("abs(datum.y) > 0.6 * extent", alt.value("@onfull"), alt.value("@ink")),
     )
-    return _finished(
+    return finished(
         cells.mark_rect(strokeWidth=1.5),
         words.mark_text(fontSize=10),
         height=alt.Step(17),
@@ -151,17 +147,17 @@ def heat() -> Any:
 def dose() -> Any:
     """One layer's effect over the multipliers, before the other layers' and the stored fit."""
     x = alt.X("multiplier:Q", title="multiplier", axis=alt.Axis(format="~g"))
-    others = _chart("others").encode(x, alt.Y("y:Q", title=""), detail="place:N")
-    found = _chart().encode(x, alt.Y("y:Q", title=""))
+    others = chart("others").encode(x, alt.Y("y:Q", title=""), detail="place:N")
+    found = chart().encode(x, alt.Y("y:Q", title=""))
     interval = found.encode(alt.Y("low:Q", title=""), alt.Y2("high:Q"))
-    fit = _chart("fit").encode(x, alt.Y("y:Q", title=""))
-    return _finished(
+    fit = chart("fit").encode(x, alt.Y("y:Q", title=""))
+    return finished(
         others.mark_line(color="@faint", strokeWidth=1),
-        _zero(),
+        zero_line(),
         interval.mark_rule(color="@plus", strokeWidth=2),
         fit.mark_line(color="@ink", strokeDash=[4, 3], strokeWidth=1.5),
         found.mark_line(color="@plus", strokeWidth=2),
-        found.encode(tooltip=_effect_tips("place:N")).mark_point(
+        found.encode(tooltip=effect_tips("place:N")).mark_point(
             filled=True, size=60, color="@plus", opacity=1
         ),
     )
@@ -169,8 +165,8 @@ def dose() -> Any:
 
 def asymmetry() -> Any:
     """How much more strongly the negative multiplier acts, by layer; the shape says which is stronger."""
-    found = _chart().encode(
-        _layer(),
+    found = chart().encode(
+        layer_axis(),
         alt.Y("y:Q", title=""),
         alt.Color(
             "stronger:N",
@@ -179,20 +175,20 @@ def asymmetry() -> Any:
             legend=alt.Legend(symbolOpacity=1),
         ),
     )
-    return _finished(
+    return finished(
         found.encode(alt.Y("low:Q", title=""), alt.Y2("high:Q")).mark_rule(strokeWidth=1.5),
-        _zero(),
+        zero_line(),
         found.encode(
             alt.Shape(
                 "stronger:N",
                 title="acts more strongly",
                 scale=alt.Scale(domain=["positive", "negative"], range=["circle", "triangle-down"]),
             ),
-            tooltip=_tips(
+            tooltip=tips(
                 "layer:Q", "y:Q", "low:Q", "high:Q", "minus:Q", "plus:Q", "relative_norm:Q", "items:Q"
             ),
         ).mark_point(filled=True, size=50, opacity=1),
-        _at("layer"),
+        layer_line("layer"),
         height=190,
     )
 
@@ -207,8 +203,8 @@ def scaling() -> Any:
     )
     # with room for a name above the topmost point
     y = alt.Y("y:Q", title="", scale=alt.Scale(nice=False, padding=22))
-    found = _chart().encode(x, y, SIGN_COLOUR)
-    fits = _chart("fit").encode(
+    found = chart().encode(x, y, SIGN_COLOUR)
+    fits = chart("fit").encode(
         x,
         y,
         alt.StrokeDash(
@@ -219,34 +215,35 @@ def scaling() -> Any:
         ),
         alt.Detail("series:N"),
     )
-    return _finished(
+    return finished(
         fits.mark_line(color="@quiet", strokeWidth=1.5),
-        _zero(),
+        zero_line(),
         found.encode(alt.Y("low:Q", title=""), alt.Y2("high:Q")).mark_rule(strokeWidth=1.5),
         found.encode(
-            SIGN_SHAPE, tooltip=_effect_tips("model:N", "billions:Q", "peak_layer:Q", "peak_depth:Q")
+            SIGN_SHAPE, tooltip=effect_tips("model:N", "billions:Q", "peak_layer:Q", "peak_depth:Q")
         ).mark_point(filled=True, size=80, opacity=1),
         found.encode(text="model:N").mark_text(dy=-12, fontSize=10, color="@ink", clip=False),
-        params=[alt.param(name="families", value=FAMILIES)],
+        params=[alt.param(name="families", value=FAMILIES), SIGNS_DRAWN],
     )
 
 
 def tradeoff(cost: str) -> Any:
     """Effect against what it costs, a point a layer and multiplier."""
-    found = _chart().encode(
+    found = chart().encode(
         alt.X("cost:Q", title=cost, scale=alt.Scale(zero=False)),
         alt.Y("y:Q", title=""),
         SIGN_COLOUR,
     )
     error = found.encode(alt.X("cost_low:Q"), alt.X2("cost_high:Q"))
     label = found.encode(text="place:N").transform_filter("datum.marked")
-    return _finished(
-        _zero(),
+    return finished(
+        zero_line(),
         error.mark_rule(strokeWidth=1, opacity=0.6),
-        found.encode(SIGN_SHAPE, tooltip=_effect_tips("place:N", "cost:Q", "of:N")).mark_point(
+        found.encode(SIGN_SHAPE, tooltip=effect_tips("place:N", "cost:Q", "of:N")).mark_point(
             filled=True, size=46, opacity=1
         ),
         label.mark_text(dx=8, align="left", fontSize=10, color="@ink"),
+        params=[SIGNS_DRAWN],
     )
 
 
@@ -256,8 +253,8 @@ def components() -> Any:
         f"{sign}{letter}" for letter in ("", ", A", ", B", ", other") for sign in ("positive", "negative")
     ]
     legend = alt.Legend(values=alt.ExprRef("kinds"), columns=2)
-    return _finished(
-        _chart()
+    return finished(
+        chart()
         .encode(
             alt.X("pc1:Q", title="first component", axis=alt.Axis(grid=True)),
             alt.Y("pc2:Q", title="second"),
@@ -276,7 +273,7 @@ def components() -> Any:
                 ),
                 legend=legend,
             ),
-            tooltip=_tips("kind:N", "pc1:Q", "pc2:Q", "item_id:N"),
+            tooltip=tips("kind:N", "pc1:Q", "pc2:Q", "item_id:N"),
         )
         .mark_point(filled=False, size=44, strokeWidth=1.6, opacity=0.9),
         height=320,
@@ -286,8 +283,8 @@ def components() -> Any:
 
 def cosine() -> Any:
     """Each layer's direction against every other's."""
-    return _finished(
-        _chart()
+    return finished(
+        chart()
         .encode(
             alt.X("layer:O", title="layer", axis=alt.Axis(labelOverlap=True, labelAngle=0)),
             alt.Y("other_layer:O", title="layer", sort="descending", axis=alt.Axis(labelOverlap=True)),
@@ -297,7 +294,7 @@ def cosine() -> Any:
                 legend=alt.Legend(title="cosine", gradientLength=160),
             ),
             stroke=alt.condition("datum.chosen", alt.value("@ink"), alt.value("@none")),
-            tooltip=_tips("layer:O", "other_layer:O", "cosine:Q"),
+            tooltip=tips("layer:O", "other_layer:O", "cosine:Q"),
         )
         .mark_rect(strokeWidth=1),
         height=320,
@@ -306,96 +303,48 @@ def cosine() -> Any:
 
 def line() -> Any:
     """One number by layer."""
-    found = _chart().encode(_layer(), alt.Y("y:Q", title="", scale=alt.Scale(zero=True)))
-    return _finished(
-        _chart("base").encode(alt.Y("y:Q")).mark_rule(color="@quiet", strokeDash=[2, 3]),
+    found = chart().encode(layer_axis(), alt.Y("y:Q", title="", scale=alt.Scale(zero=True)))
+    return finished(
+        chart("base").encode(alt.Y("y:Q")).mark_rule(color="@quiet", strokeDash=[2, 3]),
         found.mark_line(color="@plus", strokeWidth=2),
-        found.encode(tooltip=_tips("layer:Q", "y:Q")).mark_point(
+        found.encode(tooltip=tips("layer:Q", "y:Q")).mark_point(
             filled=True, size=24, color="@plus", opacity=1
         ),
-        _at("layer"),
+        layer_line("layer"),
         height=120,
     )
 
 
 def slopes() -> Any:
     """Every item's slope, in their order; a triangle is an item that moves the wrong way."""
-    found = _chart().encode(
+    found = chart().encode(
         alt.X("rank:Q", title="items, by slope", axis=alt.Axis(format="d", tickMinStep=1, grid=False)),
         alt.Y("slope:Q", title=""),
     )
     ways = ["as the multiplier", "the wrong way"]
-    return _finished(
-        _zero(),
+    return finished(
+        zero_line(),
         found.encode(alt.Y("low:Q", title=""), alt.Y2("high:Q")).mark_rule(color="@faint"),
         found.encode(
             alt.Color("way:N", title="moves", scale=alt.Scale(domain=ways, range=["@plus", "@minus"])),
             alt.Shape(
                 "way:N", title="moves", scale=alt.Scale(domain=ways, range=["circle", "triangle-down"])
             ),
-            tooltip=_tips("question:N", "slope:Q", "residual:Q", "baseline:Q", "rank_correlation:Q"),
+            tooltip=tips("question:N", "slope:Q", "residual:Q", "baseline:Q", "rank_correlation:Q"),
         ).mark_point(filled=True, size=50, opacity=1),
     )
 
 
 def spread() -> Any:
     """The items' mean slope by layer, between their tenth and ninetieth percentiles."""
-    found = _chart().encode(_layer(), alt.Y("y:Q", title=""))
-    return _finished(
+    found = chart().encode(layer_axis(), alt.Y("y:Q", title=""))
+    return finished(
         found.encode(alt.Y("low:Q", title=""), alt.Y2("high:Q")).mark_area(color="@plus", opacity=0.22),
-        _zero(),
+        zero_line(),
         found.mark_line(color="@plus", strokeWidth=2),
-        found.encode(tooltip=_tips("layer:Q", "y:Q", "low:Q", "high:Q", "wrong:Q", "items:Q")).mark_point(
+        found.encode(tooltip=tips("layer:Q", "y:Q", "low:Q", "high:Q", "wrong:Q", "items:Q")).mark_point(
             filled=True, size=36, color="@plus", opacity=1
         ),
-        _at("layer"),
+        layer_line("layer"),
         height=190,
     )
-
-
-def _chart(data: str = "rows") -> Any:
-    return alt.Chart(alt.NamedData(data))
-
-
-def _layer() -> Any:
-    return alt.X(
-        "layer:Q",
-        title="layer",
-        scale=alt.Scale(nice=False, zero=False, padding=8),
-        axis=alt.Axis(tickMinStep=1, format="d", grid=False),
-    )
-
-
-def _zero() -> Any:
-    return alt.Chart(alt.NamedData("zero")).encode(alt.Y("y:Q")).mark_rule(color="@quiet")
-
-
-def _at(field: str) -> Any:
-    """The layer that the page's slider has."""
-    return _chart("at").encode(alt.X(f"{field}:Q")).mark_rule(color="@ink", strokeWidth=1, strokeDash=[2, 2])
-
-
-def _tips(*fields: str) -> list[Any]:
-    words = {"y": "value", "low": "from", "high": "to", "relative_norm": "injected norm / stream norm"}
-    words |= {"place": "layer", "of": "in", "wrong": "share the wrong way", "mass": "total mass"}
-    tips = []
-    for field in fields:
-        name = field.split(":")[0]
-        quantity = field.endswith(":Q") and name not in ("layer", "items", "controls", "peak_layer", "rank")
-        more: dict[str, Any] = {"format": ".3~g" if name == "multiplier" else ".4~f"} if quantity else {}
-        tips.append(alt.Tooltip(field, title=words.get(name, name.replace("_", " ")), **more))
-    return tips
-
-
-def _effect_tips(*first: str) -> list[Any]:
-    return _tips(
-        *first, "multiplier:Q", "layer:Q", "y:Q", "low:Q", "high:Q", "relative_norm:Q", "mass:Q", "items:Q"
-    )
-
-
-def _finished(*layers: Any, height: Any = HEIGHT, params: Any = ()) -> Any:
-    chart = alt.layer(*layers) if len(layers) > 1 else layers[0]
-    chart = chart.properties(
-        width=640, height=height, autosize=alt.AutoSizeParams(type="fit-x", contains="padding")
-    )
-    return (chart.add_params(*params) if params else chart).configure_axisX(labelFlush=False)

@@ -48,6 +48,20 @@ DRAWN = (
     "steerability",
 )
 MORE = ("letter_bias", "system_prompt_interaction", "layer_transfer", "model_transfer", "throughput")
+# ablations have no multiplier, so they stand in no multiplier curve
+ABLATIONS = """\
+select e.run, e.model, e.evaluation, e.system, e.vector, e.norm, e.positions, e.operation, e.layers, e.depth,
+       e.multiplier, e.effect, e.effect_se, i.low as effect_low, i.high as effect_high, e.effect_p,
+       e.effect_p_se, p.low as effect_p_low, p.high as effect_p_high, e.effect_headroom, e.items,
+       e.total_mass, e.baseline_mass, i.why
+from config_effects e
+join conditions c using (condition)
+left join intervals i on i.run = c.run and i.evaluation = c.evaluation and i.config_id = c.config_id
+                     and i.measure = 'logit_diff'
+left join intervals p on p.run = c.run and p.evaluation = c.evaluation and p.config_id = c.config_id
+                     and p.measure = 'p_match'
+where e.multiplier is null and e.items > 0
+order by all"""
 # fits over multipliers, from the statistics that are stored beside the rows
 DOSES = """\
 select run, model, evaluation, system, vector, norm, positions, operation, layers, measure,
@@ -73,7 +87,7 @@ def gathered(folders: Sequence[Path], runs: Mapping[str, Path]) -> dict[str, Any
             database.execute(fits)
         tables: dict[str, Table] = {name: asked(database, name, folders) for name in (*DRAWN, *MORE)}
         tables["item_slopes"] = item_slopes(database, folders)
-        tables["doses"] = table(database, DOSES)
+        tables |= {"doses": table(database, DOSES), "ablations": table(database, ABLATIONS)}
         tables |= diagnostics(database, runs) | texts(database)
         found = facts(database, runs)
         twice = alike(database)

@@ -19,6 +19,8 @@ from vsteer.store.questions import Query, query
 
 # More rows than these are left out of a page, and it says so.
 MOST_ROWS = 30_000
+# There is one for each item and layer, so these are most of a large page.
+MOST_SLOPES = 10_000
 # Enough for any figure; `vsteer sql` gives all.
 DIGITS = 6
 
@@ -113,9 +115,9 @@ def item_slopes(database: duckdb.DuckDBPyConnection, folders: Sequence[Path]) ->
     """Every item's slope; where they are too many, those of the layers that move the answers most."""
     of = query("item_slopes")
     count = _count(database, of)
-    if count <= MOST_ROWS:
+    if count <= MOST_SLOPES:
         return asked(database, of.name, folders)
-    sql = ITEMS_OF_THE_LARGEST.format(sql=of.sql, most=MOST_ROWS)
+    sql = ITEMS_OF_THE_LARGEST.format(sql=of.sql, most=MOST_SLOPES)
     found = table(database, sql)
     note = f"{len(found):,} of {count:,} rows: those of the layers with the largest |mean slope|"
     return Table(found.columns, sql, of.about, command(of.name, folders), note)

@@ -53,7 +53,7 @@ const isNumber = (value) => typeof value === 'number' && Number.isFinite(value);
 
 function number(value, places = 3) {
   if (!isNumber(value)) return value === null || value === undefined ? '–' : String(value);
-  if (Number.isInteger(value) && Math.abs(value) < 1e6) return String(value).replace('-', '−');
+  if (Number.isInteger(value)) return String(value).replace('-', '−');
   const small = value !== 0 && Math.abs(value) < 0.5 * 10 ** -places;
   return (small ? value.toExponential(1) : value.toFixed(places)).replace('-', '−');
 }
@@ -73,7 +73,8 @@ function element(tag, attributes = {}, ...children) {
 }
 
 function tableElement(header, body, {most = 300, chosen = () => false} = {}) {
-  const head = element('tr', {}, header.map((name) => element('th', {scope: 'col'}, name)));
+  const numbers = header.map((_, column) => body.some((cells) => isNumber(cells[column])) && body.every((cells) => isNumber(cells[column]) || cells[column] === null || cells[column] === undefined));
+  const head = element('tr', {}, header.map((name, column) => element('th', {scope: 'col', class: numbers[column] ? 'number' : null}, name)));
   const lines = body.slice(0, most).map((cells, line) => element('tr', {class: chosen(line) ? 'chosen' : null},
     cells.map((cell) => element('td', {class: isNumber(cell) ? 'number' : null},
       cell instanceof Node ? cell : isNumber(cell) ? number(cell) : Array.isArray(cell) ? cell.join(', ') : String(cell ?? '')))));

@@ -46,6 +46,10 @@ function apply(view, spec, given) {
   for (const [name, value] of Object.entries(given.signals ?? {})) view.signal(name, value);
 }
 
+// Of the points: what is only for drawing, and how the others are called in a table.
+const HIDDEN = ['chosen', 'order', 'marked', 'rank', 'sign', 'why', 'top'];
+const SHOWN_AS = {y: 'value', low: 'from', high: 'to', se: 'standard error', place: 'layers', relative_norm: 'injected norm / stream norm', mass: 'total mass', wrong: 'share the wrong way'};
+
 class Figure {
   constructor(name, onPick) {
     this.name = name;
@@ -127,8 +131,8 @@ class Figure {
   fill() {
     if (!this.details.open) return;
     const drawn = this.given.data.rows;
-    const header = Object.keys(drawn[0] ?? {}).filter((name) => !['chosen', 'order', 'marked', 'rank'].includes(name) && drawn.some((row) => row[name] !== null && row[name] !== undefined && typeof row[name] !== 'object'));
-    this.inside.replaceChildren(element('h3', {}, 'what is drawn'), tableElement(header, drawn.map((row) => header.map((name) => row[name]))), ...sources(this.definition.tables));
+    const header = Object.keys(drawn[0] ?? {}).filter((name) => !HIDDEN.includes(name) && drawn.some((row) => row[name] !== null && row[name] !== undefined && typeof row[name] !== 'object'));
+    this.inside.replaceChildren(element('h3', {}, 'what is drawn'), tableElement(header.map((name) => SHOWN_AS[name] ?? name), drawn.map((row) => header.map((name) => row[name]))), ...sources(this.definition.tables));
   }
 
   // As a figure of its own: light, on white, with its title and what is to be known of it.

@@ -3,11 +3,12 @@
 //
 // state: family (one value for each of DIMENSIONS, or null), measure, size (|multiplier|), layer
 
-const signOf = (multiplier) => (multiplier > 0 ? '+' : '-');
+const signOf = (multiplier) => (multiplier === null ? 'ablated' : multiplier > 0 ? '+' : '-');
 const named = (family) => `${family.vector} (norm ${family.norm})`;
 const zero = [{y: 0}];
 const at = (state) => (state.layer === null ? [] : [{layer: state.layer}]);
-const sizeText = (size) => (size === null ? '' : `±${size}`);
+const sizeText = (size) => (size === null ? 'ablated' : `multiplier ±${size}`);
+const signsOf = (points) => ['+', '-', 'ablated'].filter((sign) => points.some((each) => each.sign === sign));
 
 function relative(found) {
   const known = found.map((row) => row.relative_norm).filter(isNumber);
@@ -34,50 +35,52 @@ function point(row, measure) {
 
 const curves = (state) => ofFamily('multiplier_curves', state.family);
 const swept = (state) => curves(state).filter((row) => row.multiplier !== 0);
-const bySize = (state, found) => found.filter((row) => Math.abs(row.multiplier) === state.size);
+const bySize = (state, found) => found.filter((row) => (row.multiplier === null ? state.size === null : Math.abs(row.multiplier) === state.size));
+// What is drawn over layers: of one size of multiplier, or ablated.
+const overLayers = (state) => bySize(state, [...swept(state), ...ofFamily('ablations', state.family)]).filter((row) => single(row) !== null);
 
 function intervalWords(found, measure) {
   if (measure === 'effect_headroom') return 'A ratio of means: it has no interval.';
   const [some, all] = [found.some((point) => point.low !== null), found.every((point) => point.low !== null || point.multiplier === 0)];
   const why = different(found.map((point) => point.why).filter(Boolean)).slice(0, 3).join('; ');
-  return [some ? 'Shaded or barred: 95% intervals over items (BCa), of each point alone.' : '', all ? '' : some ? 'Some points have none.' : 'No intervals.',
-    DATA.nostatistics || !why ? '' : `(${why}.)`].filter(Boolean).join(' ');
+  return [some ? 'Shaded or barred: 95% intervals over items (BCa), of each point alone.' : '', all ? '' : some ? 'Some points have none.' : why.startsWith('no interval') ? '' : 'No intervals.',
+    DATA.nostatistics || !why ? '' : `${why[0].toUpperCase()}${why.slice(1)}.`].filter(Boolean).join(' ');
 }
 
 function noCurves(state, what) {
   if (state.family === null) return NO_CHOICE;
   if (!curves(state).length) return state.family.operation === 'ablate'
-    ? `an ablation has no multiplier, so there is ${what}; the table of peaks has it` : 'no row of this vector has both a good result and a good baseline';
+    ? `an ablation has no multiplier, so there is ${what}` : 'no row of this vector has both a good result and a good baseline';
   return null;
 }
 
 const FIGURES = {
   layers: {
-    tables: ['multiplier_curves', 'control_bands'], pick: true,
+    tables: ['multiplier_curves', 'ablations', 'control_bands'], pick: true,
     give(state) {
-      const found = bySize(state, swept(state)).filter((row) => single(row) !== null);
+      const found = overLayers(state);
       if (!found.length) return noCurves(state, 'no curve by layer') ?? 'only several layers at once were steered: see the heat map';
       const points = found.map((row) => point(row, state.measure)).sort((a, b) => a.layer - b.layer);
       const bands = state.measure === 'effect' ? controlBand(state) : [];
       const kinds = different(bands.map((row) => row.kind));
       const about = kinds.map((kind) => `${kind}: ${countRange(bands.filter((row) => row.kind === kind))}`).join(', ');
-      return {data: {rows: points, band: bands, zero, at: at(state)}, signals: {bands: kinds}, without: kinds.length ? [] : ['fill'],
-        title: `Effect of ${named(state.family)} by layer, multiplier ${sizeText(state.size)}; ${relative(found)}`,
+      return {data: {rows: points, band: bands, zero, at: at(state)}, signals: {bands: kinds, signs: signsOf(points)}, without: kinds.length ? [] : ['fill'],
+        title: `Effect of ${named(state.family)} by layer, ${sizeText(state.size)}; ${relative(found)}`,
         says: [`${itemsText(found)}.`, intervalWords(points, state.measure),
           bands.length ? `Behind: from the least to the greatest mean effect of control vectors at both signs (${about}). Of many layers some leave a band by chance: what may be claimed stands in the table of peaks.`
             : state.measure === 'effect' ? 'No control vectors were run here.' : 'The band of the control vectors is drawn for the logit difference only.']};
     },
   },
   mass: {
-    tables: ['multiplier_curves'], axis: '↑ probability of all answers together',
+    tables: ['multiplier_curves', 'ablations'], axis: '↑ probability of all answers together',
     give(state) {
-      const found = bySize(state, swept(state)).filter((row) => single(row) !== null);
+      const found = overLayers(state);
       if (!found.length) return noCurves(state, 'no curve by layer') ?? 'only several layers at once were steered';
-      const unsteered = curves(state).find((row) => row.multiplier === 0);
+      const unsteered = curves(state).find((row) => row.multiplier === 0)?.total_mass ?? found[0].baseline_mass;
       const points = found.map((row) => point(row, state.measure)).sort((a, b) => a.layer - b.layer);
-      const top = unsteered && unsteered.total_mass > 0.85 * Math.max(...points.map((each) => each.mass ?? 0));
-      return {data: {rows: points, base: unsteered ? [{mass: unsteered.total_mass, top}] : [], at: at(state)},
-        title: `Total mass on the answers, ${named(state.family)}, multiplier ${sizeText(state.size)}`,
+      const top = unsteered > 0.85 * Math.max(...points.map((each) => each.mass ?? 0));
+      return {data: {rows: points, base: isNumber(unsteered) ? [{mass: unsteered, top}] : [], at: at(state)}, signals: {signs: signsOf(points)},
+        title: `Total mass on the answers, ${named(state.family)}, ${sizeText(state.size)}`,
         says: ['A ratio of answers hides a model that would give neither: where this falls, the effect above says little.']};
     },
   },
@@ -267,20 +270,20 @@ const FORMULAS = {
 function scalingData(state) {
   if (state.family === null) return NO_CHOICE;
   const same = DIMENSIONS.filter((name) => !['run', 'model'].includes(name));
-  const alike = (row) => same.every((name) => row[name] === state.family[name]) && Math.abs(row.multiplier) === state.size;
-  const found = rows('scaling').filter(alike);
+  const alike = (table) => bySize(state, rows(table).filter((row) => same.every((name) => row[name] === state.family[name] || row[name] === undefined)));
+  const found = alike('scaling');
   if (different(found.map((row) => row.model)).length < 2) return 'one model in this report, and a scaling needs several: vsteer report RUN1 RUN2 ...';
   const sized = found.filter((row) => isNumber(row.billions));
   if (!sized.length) return 'no model’s name says how many parameters it has (7b, 135m)';
   const held = state.measure === 'effect' && sized.some((row) => isNumber(row.heldout_effect));
   const points = sized.map((row) => ({...point({...row, layers: [row.peak_layer]}, state.measure), model: row.model, billions: row.billions, peak_layer: row.peak_layer, peak_depth: row.peak_depth,
     ...(held ? {y: row.heldout_effect, low: row.heldout_low, high: row.heldout_high} : {})}));
-  const fits = held ? rows('scaling_fits').filter((row) => row.measure === 'logit_diff' && same.every((name) => row[name] === state.family[name] || row[name] === undefined) && Math.abs(row.multiplier) === state.size && isNumber(row.scale)) : [];
+  const fits = held ? alike('scaling_fits').filter((row) => row.measure === 'logit_diff' && isNumber(row.scale)) : [];
   const sizes = sized.map((row) => row.billions), [low, high] = [Math.min(...sizes), Math.max(...sizes)];
   const curves = fits.flatMap((fit) => Array.from({length: 41}, (_, n) => low * (high / low) ** (n / 40)).map((x) => ({billions: x, y: FORMULAS[fit.family](fit, x), family: fit.family, series: `${fit.family} ${fit.multiplier} ${fit.run}`})));
   const reasons = different(sized.map((row) => row.fit_why).filter(Boolean));
   const preferred = different(fits.filter((fit) => fit.preferred === true).map((fit) => `${fit.family.replace('_', '-')} at ${multiplierText(fit.multiplier)}: ${fit.curve} (${fit.residual_df} residual degrees of freedom)`));
-  return {data: {rows: points, fit: curves, zero}, signals: {families: different(fits.map((fit) => fit.family))}, without: curves.length ? [] : ['strokeDash'],
+  return {data: {rows: points, fit: curves, zero}, signals: {families: different(fits.map((fit) => fit.family)), signs: signsOf(points)}, without: curves.length ? [] : ['strokeDash'],
     title: `Peak effect of ${named(state.family)} by model size, ${sizeText(state.size)}; ${relative(sized)}`,
     says: [held ? `Effects on items that did not choose the peak’s layer${points.some((each) => isNumber(each.low)) ? ', with 95% intervals' : ''}.` : 'Each peak is chosen on the items that it is reported on, so it is too large.',
       'Compare models at equal injected norm over stream norm.',
@@ -293,7 +296,8 @@ function tradeoffData(state, table, cost, se, why, of, says) {
   const found = rows(table).filter((row) => same.every((name) => row[name] === state.family[name]) && isNumber(row[state.measure]) && isNumber(row[cost])
     && row.evaluation === state.family.evaluation && (row.asked_system ?? row.system) === state.family.system);
   if (!found.length) return why;
-  return {data: {rows: found.map((row) => ({...point(row, state.measure), cost: row[cost], cost_low: row[cost] - 2 * (row[se] ?? 0), cost_high: row[cost] + 2 * (row[se] ?? 0), of: of(row), marked: row.frontier === true})), zero},
+  const points = found.map((row) => ({...point(row, state.measure), cost: row[cost], cost_low: row[cost] - 2 * (row[se] ?? 0), cost_high: row[cost] + 2 * (row[se] ?? 0), of: of(row), marked: row.frontier === true}));
+  return {data: {rows: points, zero}, signals: {signs: signsOf(points)},
     title: `Effect of ${named(state.family)} against ${different(found.map(of)).join('; ')}; ${relative(found)}`,
     says: [says]};
 }

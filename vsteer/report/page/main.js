@@ -3,7 +3,7 @@
 
 const FAMILIES = (() => {
   const known = new Map();
-  for (const table of ['multiplier_curves', 'layer_peaks']) for (const row of rows(table)) known.set(keyOf(row), Object.fromEntries(DIMENSIONS.map((name) => [name, row[name]])));
+  for (const table of ['multiplier_curves', 'ablations', 'layer_peaks']) for (const row of rows(table)) known.set(keyOf(row), Object.fromEntries(DIMENSIONS.map((name) => [name, row[name]])));
   return [...known.values()];
 })();
 
@@ -31,10 +31,10 @@ function best(found) {
 
 function chooseFamily(family, layer = undefined, size = undefined) {
   state.family = family;
-  const found = ofFamily('multiplier_curves', family).filter((row) => row.multiplier !== 0);
-  const alone = found.filter((row) => single(row) !== null), sizes = ascending(found.map((row) => Math.abs(row.multiplier)));
+  const found = [...ofFamily('multiplier_curves', family), ...ofFamily('ablations', family)].filter((row) => row.multiplier !== 0);
+  const alone = found.filter((row) => single(row) !== null), sizes = ascending(found.filter((row) => row.multiplier !== null).map((row) => Math.abs(row.multiplier)));
   const top = best(alone.length ? alone : found);
-  state.size = size !== undefined && sizes.includes(size) ? size : top ? Math.abs(top.multiplier) : null;
+  state.size = size !== undefined && sizes.includes(size) ? size : top && top.multiplier !== null ? Math.abs(top.multiplier) : null;
   const layers = layersHere();
   state.layer = layer !== undefined && layers.includes(layer) ? layer : layers.includes(state.layer) ? state.layer : top && single(top) !== null ? single(top) : layers[0] ?? null;
   buildBar();
@@ -48,7 +48,7 @@ function choosePeak(row) {
 }
 
 function layersHere() {
-  const found = state.family === null ? [] : ascending(ofFamily('multiplier_curves', state.family).map(single).filter((layer) => layer !== null));
+  const found = state.family === null ? [] : ascending([...ofFamily('multiplier_curves', state.family), ...ofFamily('ablations', state.family)].map(single).filter((layer) => layer !== null));
   return found.length ? found : ascending(ofVector('pca', state).map((row) => row.layer));
 }
 
