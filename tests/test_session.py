@@ -323,6 +323,9 @@ def test_the_first_interrupt_finishes_what_is_under_way(grid: Path) -> None:
     process.start()
     folder = grid.parent / "runs" / "try"
     wait_for(lambda: "extract" in events(folder) if (folder / "events.jsonl").exists() else False)
+    # written once the vectors are there, right before the rows begin
+    hashed = f"select count(*) from '{folder}/configs.parquet' where vector_sha256 <> ''"
+    wait_for(lambda: duckdb.sql(hashed).fetchall()[0][0] > 0)
     time.sleep(0.4)
     assert process.pid is not None
     os.kill(process.pid, signal.SIGINT)
