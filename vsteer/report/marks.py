@@ -48,7 +48,8 @@ def layer_axis() -> Any:
         "layer:Q",
         title="layer",
         scale=alt.Scale(nice=False, zero=False, padding=8),
-        axis=alt.Axis(tickMinStep=1, format="d", grid=False),
+        # of few layers an axis has ticks between them, which are no layers
+        axis=alt.Axis(labelExpr="datum.value % 1 ? '' : datum.value", tickMinStep=1, grid=False),
     )
 
 

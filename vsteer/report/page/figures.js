@@ -12,6 +12,7 @@ const signsOf = (points) => ['+', '-', 'ablated'].filter((sign) => points.some((
 
 function relative(found) {
   const known = found.map((row) => row.relative_norm).filter(isNumber);
+  if (!known.length && found.every((row) => row.multiplier === null)) return 'an ablation injects nothing';
   if (!known.length) return 'injected norm over stream norm: not measured';
   const [low, high] = [Math.min(...known), Math.max(...known)];
   const text = low === high ? number(low) : `${number(low)} to ${number(high)}`;
@@ -67,7 +68,7 @@ const FIGURES = {
       return {data: {rows: points, band: bands, zero, at: at(state)}, signals: {bands: kinds, signs: signsOf(points)}, without: kinds.length ? [] : ['fill'],
         title: `Effect of ${named(state.family)} by layer, ${sizeText(state.size)}; ${relative(found)}`,
         says: [`${itemsText(found)}.`, intervalWords(points, state.measure),
-          bands.length ? `Behind: from the least to the greatest mean effect of control vectors at both signs (${about}). Of many layers some leave a band by chance: what may be claimed stands in the table of peaks.`
+          bands.length ? `Behind: from the least to the greatest mean effect of control vectors${state.size === null ? '' : ' at both signs'} (${about}). Of many layers some leave a band by chance: what may be claimed stands in the table of peaks.`
             : state.measure === 'effect' ? 'No control vectors were run here.' : 'The band of the control vectors is drawn for the logit difference only.']};
     },
   },
