@@ -243,7 +243,8 @@ def test_statistics_of_other_rows_are_not_used_and_said(tmp_path: Path) -> None:
     assert "are of other rows than it now has" in warned[0]
     assert f"vsteer score {run} --scorer statistics" in warned[0]
     # who doesn't read them isn't told
-    assert CliRunner().invoke(cli.main, ["sql", "letter_bias", str(run)]).stderr == ""
+    for name in ("letter_bias", "refusal_rates"):
+        assert CliRunner().invoke(cli.main, ["sql", name, str(run)]).stderr == ""
 
 
 def test_a_run_without_statistics_has_their_columns(tmp_path: Path) -> None:

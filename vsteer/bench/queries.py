@@ -2,7 +2,7 @@
 
 The rows are made up by DuckDB and written as a compaction writes them. A third of them are the vectors' own,
 the rest controls: 4 vectors, 40 layers, 8 multipliers, 2 system prompts, both letter orders. One vector is
-asked of MMLU and for texts too, which have perplexities; one is of a single layer, and one of another model;
+asked of MMLU and for texts too, which are scored; one is of a single layer, and one of another model;
 some rows failed. So every query has something to answer.
 """
 
@@ -21,8 +21,8 @@ from vsteer.store import shards as sh
 from vsteer.store.compaction import BATCH, ORDER, ROW_GROUP
 from vsteer.store.files import parquet_writer
 from vsteer.store.schema import CONFIGS_SCHEMA, PROMPTS_SCHEMA, ROWS_SCHEMA
-from vsteer.store.scores import schema_of, scores_path
-from vsteer.store.views import CONFIGS, PROMPTS, in_memory
+from vsteer.store.scores import SCORES_FOLDER, schema_of, scores_path
+from vsteer.store.views import CONFIGS, PROMPTS, in_memory, quoted
 
 VECTORS, LAYERS, MULTIPLIERS, SYSTEMS = 4, 40, (-2.0, -1.5, -1.0, -0.5, 0.5, 1.0, 1.5, 2.0), ("", "positive")
 CONTROLS = ("", "random", "shuffled")
@@ -31,25 +31,28 @@ STEERED = VECTORS * LAYERS * len(MULTIPLIERS) * len(SYSTEMS) * len(CONTROLS)
 # Of MMLU and of texts, baselines included: one vector under no system prompt.
 BESIDE = LAYERS * len(MULTIPLIERS) + 1
 ITEMS_A_TEXT = 4
+# of a scorer
+HASH = "0123456789ab"
 
 # One process a query, so that each has its own peak of memory. Counted is all that is done to the run: making
 # the views with their tables of conditions and baselines, and the answer, until all of it stands in memory as
-# columns. Not counted are Python's imports before it, and printing after it.
+# columns. Not counted are Python's imports before it, and printing after it. Where the machine does other
+# things too, the processors' seconds say what the query took: two cores need half of them at least.
 ASK = """
 import re, sys, time
 from pathlib import Path
 import duckdb, pyarrow
 from vsteer.store.questions import query
 from vsteer.store.questions_views import connect_runs
-began = time.perf_counter()
+began, idle = time.perf_counter(), time.process_time()
 database = connect_runs([Path(sys.argv[1])])
 database.execute("set threads = 2")
 made = time.perf_counter()
 rows = len(database.sql(query(sys.argv[2]).sql).to_arrow_table())
-ended = time.perf_counter()
+ended, used = time.perf_counter(), time.process_time() - idle
 # not getrusage's: that one begins with what the parent had when it forked
 peak = re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]
-print(made - began, ended - made, rows, int(peak) / 1024)
+print(made - began, ended - made, used, rows, int(peak) / 1024)
 """
 
 
@@ -71,9 +74,12 @@ def ask_everything(folder: Path) -> list[Figure]:
     for asked in queries():
         command = [sys.executable, "-c", ASK, str(folder), asked]
         said = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
-        views, answer, found, peak = map(float, said)
+        views, answer, used, found, peak = map(float, said)
         seconds = views + answer
-        note = f"{seconds:.2f} s, {views:.2f} of it making the views; {found:.0f} rows, {peak:.0f} MiB"
+        note = (
+            f"{seconds:.2f} s ({used:.2f} s of processors), {views:.2f} of it making the views;"
+            f" {found:.0f} rows, {peak:.0f} MiB"
+        )
         figures += [
             Figure(f"{asked} seconds left of {SECONDS:g}", SECONDS - seconds, target=0, note=note),
             Figure(f"{asked} MiB left of {MIB}", MIB - peak, target=0),
@@ -90,9 +96,10 @@ def make_run(folder: Path, rows: int) -> int:
             database.execute(statement)
         _write(database, folder / CONFIGS, "configs", CONFIGS_SCHEMA)
         _write(database, folder / PROMPTS, "prompts", PROMPTS_SCHEMA)
-        perplexities = scores_path(folder, "perplexity", "0123456789ab")
-        perplexities.parent.mkdir()
-        _write(database, perplexities, "scores", schema_of("perplexity", "0123456789ab", {}))
+        (folder / SCORES_FOLDER).mkdir()
+        for scorer in ("perplexity", "refusal"):
+            made = f"(from scores where scorer = {quoted(scorer)})"
+            _write(database, scores_path(folder, scorer, HASH), made, schema_of(scorer, HASH, {}))
         norms = folder / "vectors" / "norms.parquet"
         norms.parent.mkdir()
         database.execute(f"copy norms to '{norms}' (format parquet)")
@@ -204,14 +211,16 @@ select *, md5(config_id || prompt_id) as row_id, 0 as sample,
        '0.32.0' as vllm_version, vector_sha256 as vector_file_sha256, 1 as run_session
 from asked;
 create view scores as
-select row_id, finished_at as row_finished_at, 'perplexity' as scorer, '0123456789ab' as scorer_hash,
-       'perplexity' as name, 5 + abs(multiplier) + luck % 100 / 50 as value, null as note
-from rows where kind = 'open_ended' and status = 'ok'
+select row_id, finished_at as row_finished_at, scorer, '{hash}' as scorer_hash, scorer as name,
+       case scorer when 'refusal' then luck % 2 else 5 + abs(multiplier) + luck % 100 / 50 end as value,
+       null as note
+from rows, unnest(['perplexity', 'refusal']) s(scorer) where kind = 'open_ended' and status = 'ok'
 """.replace("{vectors}", str(VECTORS))
     .replace("{layers}", str(LAYERS))
     .replace("{controls}", str(list(CONTROLS)))
     .replace("{systems}", str(list(SYSTEMS)))
     .replace("{multipliers}", str(list(MULTIPLIERS)))
+    .replace("{hash}", HASH)
     .replace("{{items}}", "{items}")
     .replace("{{texts}}", "{texts}")
 )

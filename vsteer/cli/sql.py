@@ -117,11 +117,16 @@ def _tell_of_statistics(folders: Sequence[Path], statement: str | None) -> None:
     from vsteer.store.questions_views import without_statistics
     from vsteer.store.statistics import TABLES
 
-    if statement and not re.search(rf"\b({'|'.join(TABLES)})\b", statement):
+    if statement is not None and not any(_reads(statement, table) for table in TABLES):
         return
     for folder, why in without_statistics(folders).items():
         makes = f"vsteer score {shlex.quote(str(folder))} --scorer statistics"
         click.echo(f"warning: the statistics of {folder} {why}; {makes} makes them", err=True)
+
+
+def _reads(statement: str, table: str) -> bool:
+    """Whether it names the table, and nothing of its own so."""
+    return bool(re.search(rf"\b{table}\b", statement)) and f"\n{table} as (" not in statement
 
 
 def _fits(database: duckdb.DuckDBPyConnection, statement: str) -> list[str]:
