@@ -39,7 +39,7 @@ NEAR_TIE = 1e-3
 SLIP_FACTOR = 100.0
 # Of what a captured stream measures, at its largest component.
 CAPTURE_TOLERANCE = 1e-4
-# What is ablated at some layers is a small part of the stream, so one token more or less shows less of it.
+# What is ablated is a small part of the stream, so one token more or less shows less of it.
 ABLATION_SLIP_FACTOR = 20.0
 VECTOR_NAMES = ("first", "second", "third")
 POSITION_CHOICES = (
@@ -253,7 +253,7 @@ def compare_row(
     for name, score in zip(named, scores, strict=True):
         shown = _distance(result, score)
         found.least_slip = min(found.least_slip, shown)
-        only_ablates = all(term.operation == "ablate" for term in steering.acting_terms)
+        only_ablates = all(term.ablates for term in steering.acting_terms)
         factor = ABLATION_SLIP_FACTOR if only_ablates else SLIP_FACTOR
         if not shown >= factor * tolerance:
             fail(f"{name} would differ by {shown:.2e} only")
