@@ -240,7 +240,7 @@ def test_statistics_of_other_rows_are_not_used_and_said(tmp_path: Path) -> None:
     done = CliRunner().invoke(cli.main, ["sql", "layer_peaks", str(run)])
     warned = [line for line in done.stderr.splitlines() if "statistics" in line]
     assert len(warned) == 1
-    assert "are of other rows than it now has" in warned[0]
+    assert "were not made of the run as it stands" in warned[0]
     assert f"vsteer score {run} --scorer statistics" in warned[0]
     # who doesn't read them isn't told
     for name in ("letter_bias", "refusal_rates"):

@@ -78,7 +78,7 @@ def without_statistics(folders: Sequence[Path]) -> dict[Path, str]:
     """The runs whose statistics are not in the views, and why not."""
     return {
         folder: (
-            "are of other rows than it now has, and not used"
+            "were not made of the run as it stands, and are not used"
             if any(statistics_path(folder, table).exists() for table in TABLES)
             else "are not there"
         )
