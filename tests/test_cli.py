@@ -105,12 +105,18 @@ def test_models_are_listed_fetched_and_located(tmp_path: Path) -> None:
     assert [line.split()[:5] for line in table[1:]] == [
         ["smollm2-135m-instruct", "517", "MiB", "Apache-2.0", "no"],
         ["tiny-llama", "5", "MiB", "Apache-2.0", "yes"],
+        *([f"tiny-{name}", "5", "MiB", "Apache-2.0", "no"] for name in OTHER_FAMILIES),
     ]
+
+
+OTHER_FAMILIES = ("mistral", "qwen2", "qwen3", "gemma2")
 
 
 def test_an_unknown_model_name_lists_the_known_ones() -> None:
     done = run("models", "get", "tiny-lama")
     assert done.exit_code == 2
     assert done.stderr == (
-        "error: no named model 'tiny-lama'\nhint: the named models are smollm2-135m-instruct, tiny-llama\n"
+        "error: no named model 'tiny-lama'\n"
+        "hint: the named models are smollm2-135m-instruct, tiny-llama, tiny-mistral, tiny-qwen2, tiny-qwen3, "
+        "tiny-gemma2\n"
     )

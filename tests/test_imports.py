@@ -58,6 +58,10 @@ def test_models_are_listed_without_torch(tmp_path: Path) -> None:
     assert {row["name"]: row["present"] for row in json.loads(done.stdout)} == {
         "smollm2-135m-instruct": False,
         "tiny-llama": False,
+        "tiny-mistral": False,
+        "tiny-qwen2": False,
+        "tiny-qwen3": False,
+        "tiny-gemma2": False,
     }
 
 
