@@ -26,7 +26,10 @@ from vsteer.doctor import (
     space,
     torch_platform,
 )
+from vsteer.grid import read_grid
 from vsteer.machine import Gpu, Machine, _quota, this_machine
+from vsteer.plan import make_plans
+from vsteer.session import load_vllm
 
 GIB = 2**30
 MACHINE = Machine(
@@ -212,3 +215,21 @@ def test_a_run_on_a_patched_seam_is_refused_with_the_doctor_s_words(tmp_path: Pa
     (warned,) = [f for f in json.loads(passed.stdout)["findings"] if f["about"] == "seams"]
     assert warned["level"] == "mend"
     assert refused["says"] in warned["says"]
+
+
+def test_what_is_let_pass_is_an_event_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "grid.yaml").write_text(GRID)
+    grid = read_grid(tmp_path / "grid.yaml")
+    (plan,) = make_plans(grid)
+    monkeypatch.setattr("vsteer.engine.seams.unknown_seams", lambda: ["a seam"])
+    monkeypatch.setattr("vsteer.engine.driver.VllmEngine", lambda *_, **__: "an engine")
+    told: list[tuple[str, object]] = []
+
+    def start() -> object:
+        return load_vllm(plan, grid.engine, False, lambda event, **fields: told.append((event, fields)))
+
+    assert start() == "an engine"
+    assert told == []
+    monkeypatch.setenv("VSTEER_UNKNOWN_SEAMS", "1")
+    assert start() == "an engine"
+    assert told == [("unknown_seams", {"seams": ["a seam"]})]

@@ -50,7 +50,8 @@ def test_what_is_imported_from_vllm_is_declared() -> None:
 
 def test_every_seam_has_its_file_and_its_entry() -> None:
     table = seams.known_forms()
-    assert {upstream for _, upstream in seams.declared()} == table.keys()
+    # of a family that waits for its parity suite the forms may be there already
+    assert {upstream for _, upstream in seams.declared()} <= table.keys()
     for upstream, forms in table.items():
         versions = [version for known in forms for version in known.versions]
         # one form a version: the CUDA build and the CPU build agree

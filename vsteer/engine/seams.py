@@ -25,6 +25,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from vsteer.engine.support import FAMILIES
 from vsteer.errors import UnsupportedError
 
 # Set to 1 it lets an engine start on seams that are not known, with the canary as the only proof.
@@ -39,6 +40,7 @@ _V2_RUNNER = "vllm.v1.worker.gpu.model_runner.GPUModelRunner"
 _V2_STATE = "vllm.v1.worker.gpu.model_states"
 _CLIENT = "vllm.v1.engine.core_client"
 _ENGINE = "vllm.v1.engine.llm_engine.LLMEngine"
+_INHERITED = ("MistralForCausalLM.forward", "Qwen3Model.forward")
 # our file -> what it leans on
 SEAMS: dict[str, tuple[str, ...]] = {
     "patches/block_hash.py": (
@@ -63,17 +65,16 @@ SEAMS: dict[str, tuple[str, ...]] = {
         f"{_V2_RUNNER}.execute_model",
     ),
     "vsteer/engine/families.py": tuple(
-        f"{_MODELS}.{family.lower()}.{family}{part}.{method}"
-        for family in ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma2", "Gemma3")
-        for part, method in (
-            ("DecoderLayer", "forward"),
-            ("Model", "forward"),
-            ("ForCausalLM", "__init__"),
-            ("ForCausalLM", "forward"),
-        )
-        # inherited from Llama or Qwen2
-        if (family, part, method)
-        not in {("Mistral", "ForCausalLM", "forward"), ("Qwen3", "Model", "forward")}
+        f"{_MODELS}.{family.lower()}.{family}{inside}"
+        for family in (name.removesuffix("ForCausalLM") for name in FAMILIES)
+        for inside in ("DecoderLayer.forward", "Model.forward", "ForCausalLM.__init__", "ForCausalLM.forward")
+        if f"{family}{inside}" not in _INHERITED
+    ),
+    # where an ablation behind the attention reads the stream
+    "vsteer/engine/steered_layer.py": tuple(
+        f"vllm.model_executor.layers.layernorm.{norm}.{method}"
+        for norm in ("RMSNorm", "GemmaRMSNorm")
+        for method in ("forward_native", "forward_cuda")
     ),
     "vsteer/engine/steered_model.py": (f"{_MODELS}.utils.PPMissingLayer", f"{_MODELS}.utils.make_layers"),
     "vsteer/engine/plugin.py": (
