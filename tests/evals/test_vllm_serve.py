@@ -148,7 +148,6 @@ def test_every_text_is_scored_or_a_counted_failure(
 ) -> None:
     run, answered, tokens = made_run(tmp_path / "run", TEXTS, "Note"), server.answered, server.tokens
     done = judge(run, server)
-    print(f"{done.scored} scored, {done.unreadable} unreadable, {done.tokens} tokens")
     assert (done.texts, done.asked, done.open, done.unanswered) == (TEXTS, TEXTS, 0, 0)
     found = verdicts(run)
     assert found.keys() == {makers.row_id(n) for n in range(TEXTS)}
@@ -166,6 +165,7 @@ def test_every_text_is_scored_or_a_counted_failure(
     assert KEY not in server.log.read_text()
     for path in run.rglob("*"):
         assert path.is_dir() or KEY.encode() not in path.read_bytes(), path
+    print(f"{done.scored} scored, {done.unreadable} unreadable, {done.tokens} tokens")
 
 
 def test_a_wrong_key_is_refused(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
