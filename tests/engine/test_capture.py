@@ -39,6 +39,14 @@ def make_requests(count: int, layers: int, vocab_size: int) -> list[Request]:
                 capture=tuple(captured),
             )
         )
+    # Short at first and long at last: whatever the pace at which they reach the engine, any three of them
+    # outgrow its blocks, so that some are preempted.
+    for index in range(count, count + 8):
+        tokens = tuple(int(t) for t in rng.integers(0, vocab_size, 20))
+        steering = Steering((Term("v", int(rng.integers(layers)), 2.0),), "after_prompt")
+        requests.append(
+            Request(str(index), Prompt(tokens, 16, 16), steering, 220, ignore_eos=True, capture=(17,))
+        )
     return requests
 
 
