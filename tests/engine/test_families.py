@@ -41,8 +41,8 @@ def named(setup: Setup) -> str:
 
 
 def setup_of(family: str, eager: bool, tensor_parallel: int, caching: bool) -> Setup:
-    # vLLM gives each kind of attention its own blocks
-    blocks = {"gemma2": 30}.get(family, KV_BLOCKS)
+    # vLLM gives each kind of attention its blocks, and Gemma 3's one full layer in six makes six kinds
+    blocks = {"gemma2": 30, "gemma3": 100}.get(family, KV_BLOCKS)
     return Setup(eager, tensor_parallel, caching, f"tiny-{family}", kv_blocks=blocks, ablates=caching)
 
 

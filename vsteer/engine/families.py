@@ -7,6 +7,7 @@ has around its MLP (Gemma) already in `hidden`; so the layers need no code of a 
 from __future__ import annotations
 
 from vllm.model_executor.models.gemma2 import Gemma2ForCausalLM
+from vllm.model_executor.models.gemma3 import Gemma3ForCausalLM
 from vllm.model_executor.models.llama import LlamaForCausalLM
 from vllm.model_executor.models.mistral import MistralForCausalLM
 from vllm.model_executor.models.qwen2 import Qwen2ForCausalLM
@@ -16,6 +17,10 @@ from vsteer.engine.steered_model import SteeredModel
 
 
 class SteeredGemma2ForCausalLM(SteeredModel, Gemma2ForCausalLM):
+    pass
+
+
+class SteeredGemma3ForCausalLM(SteeredModel, Gemma3ForCausalLM):
     pass
 
 

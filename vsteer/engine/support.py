@@ -15,7 +15,7 @@ CONFIG_KEY = "vsteer"
 # architecture in a model's config.json -> our class, as vLLM's registry wants it
 FAMILIES = {
     f"{family}ForCausalLM": f"vsteer.engine.families:Steered{family}ForCausalLM"
-    for family in ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma2")
+    for family in ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma2", "Gemma3")
 }
 
 

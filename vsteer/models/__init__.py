@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vsteer.errors import ModelError, UsageError
-from vsteer.models import smollm2, tiny_families, tiny_llama
+from vsteer.models import gemma3, smollm2, tiny_families, tiny_llama
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json", "tokenizer_config.json")
@@ -165,6 +165,14 @@ NAMED = {
             size_mib=517,
             recipe=1,
             make=smollm2.make,
+        ),
+        NamedModel(
+            name="gemma3-270m",
+            about="a small real base model (Gemma 3 architecture, 18 layers), to set beside the other",
+            license=gemma3.LICENSE,
+            size_mib=1055,
+            recipe=1,
+            make=gemma3.make,
         ),
         NamedModel(
             name="tiny-llama",

@@ -35,6 +35,16 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "attn_logit_softcapping": 50.0,
         "final_logit_softcapping": 30.0,
     },
+    "gemma3": {
+        "architectures": ["Gemma3ForCausalLM"],
+        "model_type": "gemma3_text",
+        **_GEMMA,
+        "layer_types": [_SLIDING] * 5 + [_FULL],
+        "rope_parameters": {
+            _SLIDING: {"rope_type": "default", "rope_theta": 10000.0},
+            _FULL: {"rope_type": "default", "rope_theta": 1000000.0},
+        },
+    },
 }
 
 
@@ -74,7 +84,7 @@ def random_weights(family: str, config: Mapping[str, Any]) -> Iterator[tuple[str
             if family == "qwen2":
                 yield f"{block}.self_attn.{name}.bias", normal(size)
         yield f"{block}.self_attn.o_proj.weight", normal(hidden, heads)
-        if family == "qwen3":
+        if family in ("qwen3", "gemma3"):
             yield f"{block}.self_attn.q_norm.weight", norm(head)
             yield f"{block}.self_attn.k_norm.weight", norm(head)
         yield f"{block}.mlp.gate_proj.weight", normal(mlp, hidden)
