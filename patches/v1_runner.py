@@ -37,6 +37,7 @@ def apply() -> None:
                 self.requests,
                 batch.num_computed_tokens_cpu[: batch.num_reqs],
                 num_scheduled_tokens,
+                scheduler_output.scheduled_cached_reqs.resumed_req_ids,
             )
         return prepared
 

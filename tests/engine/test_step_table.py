@@ -82,6 +82,7 @@ class V1Runner:
     def __init__(self, model: Model) -> None:
         self.model = model
         self.requests: dict[str, Any] = {}
+        self.resumed: set[str] = set()
 
     def drop(self, request: Request, preempted: bool) -> None:
         if not preempted:
@@ -89,11 +90,15 @@ class V1Runner:
 
     def take_in(self, request: Request) -> None:
         params = SimpleNamespace(extra_args=request.extra_args)
+        if request.id in self.requests:
+            self.resumed.add(request.id)
         self.requests.setdefault(request.id, SimpleNamespace(sampling_params=params))
 
     def step(self, batch: list[Request], computed: list[int], scheduled: list[int]) -> None:
         ids = [request.id for request in batch]
-        self.model.fill_v1_step(ids, self.requests, np.array(computed, np.int32), np.array(scheduled))
+        numbers = np.array(computed, np.int32), np.array(scheduled)
+        self.model.fill_v1_step(ids, self.requests, *numbers, self.resumed)
+        self.resumed = set()
 
 
 class V2Runner:
@@ -192,11 +197,8 @@ class Schedule:
             self.advance(request, lo, tokens)
 
     def cache_hit(self, request: Request) -> int:
-        """Whole blocks from the cache: any at first, what it has itself computed when it is back."""
-        most = request.known - 1
-        if request.positions:
-            most = min(most, max(request.positions) + 1)
-        return BLOCK * int(self.rng.integers(0, most // BLOCK + 1))
+        """Whole blocks from the cache, when it is back also such as others have computed meanwhile."""
+        return BLOCK * int(self.rng.integers(0, (request.known - 1) // BLOCK + 1))
 
     def check(self, batch: list[Request], computed: list[int], scheduled: list[int]) -> None:
         expected = [
@@ -374,6 +376,18 @@ def test_skipped_positions_are_a_fault() -> None:
     table.fill(out, ["r"], np.array([2]), np.array([4]))  # two from the cache: no skip, it is the first step
     assert out.tolist() == [0, 2, 2, 2, 0, 0, 0, 0]
     table.fill(out, ["r"], np.array([6]), np.array([1]))
+    with pytest.raises(SteeringFault, match="skipped"):
+        table.fill(out, ["r"], np.array([8]), np.array([1]))
+
+
+def test_a_request_that_is_back_may_pass_over_cached_blocks_once() -> None:
+    table = StepTable(PRINTS)
+    table.add("r", {EXTRA_ARG: SOUND})
+    out = np.zeros(8, np.int32)
+    table.fill(out, ["r"], np.array([0]), np.array([2]))
+    table.resume("r")
+    table.fill(out, ["r"], np.array([4]), np.array([2]))
+    assert out.tolist() == [2, 2, 0, 0, 0, 0, 0, 0]
     with pytest.raises(SteeringFault, match="skipped"):
         table.fill(out, ["r"], np.array([8]), np.array([1]))
 

@@ -4,7 +4,7 @@ and the filling of a step. Families mix it in; both model runners reach the step
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -123,8 +123,12 @@ class SteeredModel:
         requests: Mapping[str, Any],
         computed: NDArray[np.integer[Any]],
         scheduled: NDArray[np.integer[Any]],
+        resumed: Iterable[str],
     ) -> None:
-        """The V1 runner tells nobody of arrivals and departures; its own table of requests does."""
+        """The V1 runner tells nobody of arrivals and departures; its own table of requests does.
+
+        It keeps preempted ones, and what was scheduled says who is back.
+        """
         assert self.step_table is not None
         if len(self.step_table) > len(requests):
             self.step_table.keep_only(requests)
@@ -133,6 +137,8 @@ class SteeredModel:
             if request_id not in self.step_table:
                 params = requests[request_id].sampling_params
                 self.add_request(request_id, params.extra_args if params else None)
+        for request_id in resumed:
+            self.step_table.resume(request_id)
         self.fill_step(request_ids, computed, scheduled)
 
     def fill_step(

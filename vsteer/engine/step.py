@@ -78,6 +78,8 @@ class StepTable:
         self._end = np.zeros(1, np.int64)
         self._first = np.full(1, NOT_SEEN, np.int64)
         self._done = np.zeros(1, np.int64)
+        # back from a preemption, and not in a step since
+        self._resumed = np.zeros(1, bool)
         # positions of steered requests that were computed again after a preemption
         self.recomputed = 0
 
@@ -101,7 +103,18 @@ class StepTable:
             self._slot_of_key[span.key] = slot
             self._cell[slot], self._start[slot], self._end[slot] = span.cell, span.start, span.end
             self._first[slot], self._done[slot] = NOT_SEEN, 0
+            self._resumed[slot] = False
+        else:
+            self._resumed[slot] = True
         self._slot_of_request[request_id] = slot
+
+    def resume(self, request_id: str) -> None:
+        """Say that a request is back from a preemption, where the runner never let go of it.
+
+        It may then go on behind the position where it stopped: in between lie cache blocks that others of the
+        same identity have computed meanwhile, as may lie before a request's first position.
+        """
+        self._resumed[self._slot_of_request.get(request_id, 0)] = True
 
     def remove(self, request_id: str) -> None:
         """Forget a request's place in the runner; its record stays until it is collected."""
@@ -158,15 +171,17 @@ class StepTable:
         new = self._first[slots] == NOT_SEEN
         self._first[slots[new]] = lo[new]
         self._done[slots[new]] = lo[new]
-        if (lo > self._done[slots]).any():
+        if ((lo > self._done[slots]) & ~self._resumed[slots]).any():
             raise SteeringFault("a request skipped positions between two steps: they may be unsteered")
         self.recomputed += int((np.minimum(hi, self._done[slots]) - lo).clip(min=0).sum())
         self._done[slots] = np.maximum(self._done[slots], hi)
+        self._resumed[slots] = False
 
     def collect(self, keys: Sequence[int]) -> list[list[int]]:
         """For each key the first position processed and the one after the last; then forget them.
 
-        Positions below the first were served from cache blocks of the same steering or unsteered.
+        Positions below the first, and those passed over by a request back from a preemption, came from
+        cache blocks of the same steering or unsteered.
         A key that no step ever saw gives [-1, 0].
         """
         found: list[list[int]] = []
@@ -183,7 +198,7 @@ class StepTable:
     def _take_slot(self) -> int:
         if not self._free:
             size = len(self._cell)
-            for name in ("_cell", "_start", "_end", "_first", "_done"):
+            for name in ("_cell", "_start", "_end", "_first", "_done", "_resumed"):
                 old = getattr(self, name)
                 setattr(self, name, np.concatenate([old, np.zeros_like(old, shape=max(size, 255))]))
             self._free = list(range(len(self._cell) - 1, size - 1, -1))

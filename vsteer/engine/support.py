@@ -46,7 +46,7 @@ def refuse_unproven(vllm_config: Any) -> None:
         "data parallelism inside one engine": parallel.data_parallel_size > 1,
         "pipeline parallelism on the V1 model runner": parallel.pipeline_parallel_size > 1 and not v2_runner,
         "kv_sharing_fast_prefill": bool(getattr(vllm_config.cache_config, "kv_sharing_fast_prefill", False)),
-        # a request preempted in its prefill could come back behind positions that its record never saw
+        # not tried
         "concurrent partial prefills": getattr(scheduler, "max_num_partial_prefills", 1) > 1
         or getattr(scheduler, "long_prefill_token_threshold", 0) > 0,
         "LoRA": vllm_config.lora_config is not None,
