@@ -8,16 +8,18 @@ MAKEFLAGS += --no-builtin-rules
 # Written by the very last step of the set-up, so that one that was interrupted is not taken for done.
 SET_UP := .venv/.set-up
 VSTEER := .venv/bin/vsteer
+# See tests/conftest.py for what runs beside what.
+PYTEST := .venv/bin/pytest --numprocesses 2 --dist loadgroup
 
 quickstart: $(SET_UP)
 	$(VSTEER) run runs/quickstart.yaml
 	$(VSTEER) report runs/quickstart
 
 test: lint types
-	.venv/bin/pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: lint types
-	.venv/bin/pytest
+	$(PYTEST)
 
 lint: $(SET_UP)
 	.venv/bin/ruff check
