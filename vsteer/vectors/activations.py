@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,22 +25,20 @@ class Activations:
 
     def __init__(self, layers: int, members: int, hidden_size: int) -> None:
         self.shape = (layers, members, hidden_size)
-        self._folder = tempfile.TemporaryDirectory(prefix="vsteer-activations-")
-        path = Path(self._folder.name, "activations")
         size = 4 * layers * members * hidden_size
+        # it has no name, so that it ends with the process, however that ends
+        self._file = tempfile.TemporaryFile(prefix="vsteer-activations-")  # noqa: SIM115
         try:
-            with path.open("wb") as file:
-                # taken now, so that a full disk shows before the model runs
-                file.write(b"")
-                _reserve(file.fileno(), size)
+            # taken now, so that a full disk shows before the model runs
+            _reserve(self._file.fileno(), size)
         except OSError as error:
-            self._folder.cleanup()
+            self._file.close()
             raise DataError(
                 f"no room for {size / 2**30:.1f} GiB of activations in {tempfile.gettempdir()}: "
                 f"{error.strerror}",
                 "set TMPDIR to a folder with room, or extract from fewer pairs",
             ) from None
-        self._array = np.memmap(path, np.float32, "r+", shape=self.shape)
+        self._array = np.memmap(self._file, np.float32, "r+", shape=self.shape)
         self._there = np.zeros(members, bool)
 
     def __enter__(self) -> Activations:
@@ -52,7 +49,7 @@ class Activations:
 
     def close(self) -> None:
         del self._array
-        self._folder.cleanup()
+        self._file.close()
 
     def put(self, member: int, streams: NDArray[np.float32]) -> None:
         """A member's activations, [layer, hidden]."""
