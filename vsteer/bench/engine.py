@@ -1,8 +1,8 @@
 """`vsteer bench engine`: what steering costs, and what sharing prefixes gives.
 
-Four stand beside each other and are measured in turn: ours, ours without prefix sharing, stock vLLM
-without our plugin and without a prefix cache, and a Hugging Face loop on the same prompts. The loop has a
-process of its own: vLLM leaves its caller with one thread of torch's.
+Five stand beside each other and are measured in turn: ours, ours with ablation in its graph, ours without
+prefix sharing, stock vLLM without our plugin and without a prefix cache, and a Hugging Face loop on the same
+prompts. The loop has a process of its own: vLLM leaves its caller with one thread of torch's.
 """
 
 from __future__ import annotations
@@ -74,6 +74,10 @@ def bench_engine(model: str, quick: bool, tell: Callable[[str], None]) -> list[F
     with ExitStack() as engines:
         tell("starting vsteer's engine (the first start compiles, about 75 s)")
         ours = engines.enter_context(closing(VllmEngine(model, options=options, capacity=capacity)))
+        tell("starting it with ablation in its graph")
+        ablating = engines.enter_context(
+            closing(VllmEngine(model, options=options, capacity=replace(capacity, ablates=True)))
+        )
         tell("starting it without prefix sharing")
         options = replace(options, prefix_caching=False)
         unshared = engines.enter_context(closing(VllmEngine(model, options=options, capacity=capacity)))
@@ -85,7 +89,7 @@ def bench_engine(model: str, quick: bool, tell: Callable[[str], None]) -> list[F
         tell("starting the Hugging Face loop")
         loop = engines.enter_context(closing(HuggingFaceProcess(model, vectors)))
         tell(f"it is faster in {loop.dtype} here; decode throughput")
-        figures = _decode(ours, stock, vectors, size)
+        figures = _decode(ours, ablating, stock, vectors, size)
         tell(as_lines(figures))
         for scenario in SCENARIOS:
             tell(scenario.name)
@@ -95,11 +99,14 @@ def bench_engine(model: str, quick: bool, tell: Callable[[str], None]) -> list[F
     return figures
 
 
-def _decode(ours: VllmEngine, stock: StockEngine, vectors: Vectors, size: Size) -> list[Figure]:
-    """Throughput of generated tokens: steered over stock, and many configurations over one."""
+def _decode(
+    ours: VllmEngine, ablating: VllmEngine, stock: StockEngine, vectors: Vectors, size: Size
+) -> list[Figure]:
+    """Throughput of generated tokens: steered over stock, unused ablation over none, many over one."""
     one = [_steering(0, ours.layers)]
     many = _configurations(MANY, ours.layers)
     ours.load(vectors, many)
+    ablating.load(vectors, many)
 
     def requests(count: int, round_: int, steerings: Sequence[Steering | None]) -> list[Request]:
         prompts = _prompts(count, (16, 16), seed=1000 + round_)
@@ -122,15 +129,16 @@ def _decode(ours: VllmEngine, stock: StockEngine, vectors: Vectors, size: Size) 
 
         return measure
 
-    steered, plain = rates_in_turn(
+    steered, unused, plain = rates_in_turn(
         size.rounds + 1,
         tokens_per_second(ours, size.decode_requests, one),
+        tokens_per_second(ablating, size.decode_requests, one),
         tokens_per_second(stock, size.decode_requests, [None]),
     )
     distinct, same = rates_in_turn(
         size.rounds, tokens_per_second(ours, MANY, many), tokens_per_second(ours, MANY, one)
     )
-    # the first round warms both engines up
+    # the first round warms the engines up
     return [
         Figure(
             "decode: steered over stock vLLM",
@@ -138,6 +146,12 @@ def _decode(ours: VllmEngine, stock: StockEngine, vectors: Vectors, size: Size) 
             0.98,
             0.95,
             f"{statistics.median(steered[1:]):.0f} and {statistics.median(plain[1:]):.0f} tokens/s",
+        ),
+        Figure(
+            "decode: ablation in the graph, unused, over none",
+            median_ratio(unused[1:], steered[1:]),
+            0.97,
+            note=f"{statistics.median(unused[1:]):.0f} and {statistics.median(steered[1:]):.0f} tokens/s",
         ),
         Figure(
             f"decode: {MANY} configurations over 1",
