@@ -1,31 +1,44 @@
-"""Which tests one worker of pytest-xdist runs, one after another; nothing without it.
+"""Which tests one worker of pytest-xdist runs, one after another: a file's, and all that share engines.
 
 Starting an engine keeps one core busy, so that two workers on two cores take little more than half the time.
-What shares an engine stays in one worker, so that each engine is started once.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-SHARED = "shared engines"
+# Each engine of theirs is started once, for all of them.
+SHARE_ENGINES = {
+    f"tests/engine/test_{name}.py"
+    for name in ("capture", "coherence", "driver", "extraction", "parity", "poisoning", "refusal_tokens")
+}
 # The longest first, so that no worker is left with one of them at the end.
-FIRST = (SHARED, "test_v2_runner.py", "test_families.py", "test_run_killed.py")
-# has engines that no other file asks for
-OWN = "test_families.py"
+LONGEST = (
+    "shared engines",
+    "tests/engine/test_v2_runner.py",
+    "tests/engine/test_families.py",
+    "tests/engine/test_run_killed.py",
+)
 
 
+def group_of(nodeid: str) -> str:
+    file = nodeid.partition("::")[0]
+    return LONGEST[0] if file in SHARE_ENGINES else file
+
+
+# after pytest has put together what shares an engine
 @pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not config.pluginmanager.has_plugin("xdist"):
-        return
-    groups = {item: group_of(item) for item in items}
-    order = {group: place for place, group in enumerate(FIRST)}
-    items.sort(key=lambda item: order.get(groups[item].rpartition("/")[2], len(FIRST)))
-    for item, group in groups.items():
-        item.add_marker(pytest.mark.xdist_group(group))
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {group: place for place, group in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(group_of(item.nodeid), len(order)))
 
 
-def group_of(item: pytest.Item) -> str:
-    shares = "engine" in getattr(item, "fixturenames", ()) and item.path.name != OWN
-    return SHARED if shares else str(item.path)
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from xdist.scheduler import LoadScopeScheduling
+
+    scheduler = LoadScopeScheduling(config, log)
+    scheduler._split_scope = group_of
+    return scheduler
