@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from tests.test_cli import every_command
 from vsteer import cli
-from vsteer.store import schema
+from vsteer.store import schema, statistics
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -33,6 +33,7 @@ def columns() -> str:
         ("`rows/*.parquet`, one row for each configuration, item and sample", schema.ROWS),
         ("`configs.parquet`", schema.CONFIGS),
         ("`prompts.parquet`", schema.PROMPTS),
+        *((f"`statistics/{name}.parquet`", found) for name, found in statistics.TABLES.items()),
     )
     return "\n\n".join(f"{title}:\n\n{schema.as_markdown(found)}" for title, found in tables)
 

@@ -8,7 +8,7 @@ import duckdb
 
 from vsteer.analysis.scaling import scaling_records
 from vsteer.store.schema import SQL_TYPES
-from vsteer.store.statistics import BOOL, TABLES
+from vsteer.store.statistics import TABLES
 from vsteer.store.views import quoted
 
 
@@ -25,8 +25,7 @@ def scaling_over_runs(database: duckdb.DuckDBPyConnection) -> str | None:
     records = scaling_records(dict(zip(names, row, strict=True)) for row in found.fetchall())
     if not records:
         return None
-    types = {**SQL_TYPES, BOOL: "BOOLEAN"}
-    columns = {column.name: types[column.type] for column in TABLES["scaling"]}
+    columns = {column.name: SQL_TYPES[column.type] for column in TABLES["scaling"]}
     shape = {name: [type_[:-2]] if type_.endswith("[]") else type_ for name, type_ in columns.items()}
     said = f"from_json({quoted(json.dumps(records))}, {quoted(json.dumps([shape]))})"
     return (

@@ -19,7 +19,7 @@ import duckdb
 from vsteer.errors import StoreError, UsageError
 from vsteer.store.schema import SQL_TYPES, Column
 from vsteer.store.scores import SCORES
-from vsteer.store.statistics import BOOL, STATISTICS_FOLDER, TABLES, statistics_are_current, statistics_path
+from vsteer.store.statistics import STATISTICS_FOLDER, TABLES, statistics_are_current, statistics_path
 from vsteer.store.status import require_run
 from vsteer.store.views import CONFIGS, PROMPTS, exact, file_list, in_memory, quoted, rows_sql
 
@@ -89,8 +89,7 @@ def without_statistics(folders: Sequence[Path]) -> dict[Path, str]:
 
 def no_rows_of(columns: Sequence[Column]) -> str:
     """A SELECT of no rows that has the columns of a view."""
-    types = {**SQL_TYPES, BOOL: "BOOLEAN"}
-    named = [("run", "VARCHAR"), *((column.name, types[column.type]) for column in columns)]
+    named = [("run", "VARCHAR"), *((column.name, SQL_TYPES[column.type]) for column in columns)]
     return f"select {', '.join(f'null::{type_} as {name}' for name, type_ in named)} limit 0"
 
 

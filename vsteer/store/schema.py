@@ -17,6 +17,7 @@ import pyarrow as pa
 SCHEMA_VERSION = 1
 
 STRING, INT, LONG, FLOAT, TIME = pa.string(), pa.int32(), pa.int64(), pa.float64(), pa.timestamp("us")
+BOOL = pa.bool_()
 STRINGS, INTS, FLOATS = pa.list_(STRING), pa.list_(INT), pa.list_(FLOAT)
 
 KINDS = ("choice", "open_ended")
@@ -169,6 +170,7 @@ SQL_TYPES = {
     LONG: "BIGINT",
     FLOAT: "DOUBLE",
     TIME: "TIMESTAMP",
+    BOOL: "BOOLEAN",
     STRINGS: "VARCHAR[]",
     INTS: "INTEGER[]",
     FLOATS: "DOUBLE[]",

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from vsteer.store import shards as sh
 from vsteer.store.files import as_parquet, disk_errors, write_file
-from vsteer.store.schema import FLOAT, FLOATS, INT, INTS, STRING, STRINGS, Column, arrow_schema
+from vsteer.store.schema import BOOL, FLOAT, FLOATS, INT, INTS, STRING, STRINGS, Column, arrow_schema
 from vsteer.store.status import steadily
 from vsteer.store.views import CONFIGS, PROMPTS
 
@@ -26,7 +26,6 @@ STATISTICS = STATISTICS_FOLDER = "statistics"
 METADATA = b"statistics"
 # Of what the numbers mean and how they are made: statistics of another version are not read.
 VERSION = 1
-BOOL = pa.bool_()
 
 MEASURES = ("logit_diff", "p_match")
 # A peak's, a band's and a scaling's other columns in conditions are found by evaluation and config_id.
