@@ -116,7 +116,7 @@ def _good_ints(value: object) -> bool:
         return False
     if set(map(type, value)) - {int}:
         return False
-    return not value or (-(2**31) <= min(value) and max(value) < 2**31)
+    return not value or (min(value) >= -(2**31) and max(value) < 2**31)
 
 
 def _good_list(good: Callable[[object], bool]) -> Callable[[object], bool]:
