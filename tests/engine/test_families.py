@@ -28,7 +28,9 @@ def reference_of(model: str) -> ReferenceEngine:
 
 def check_family(engine: VllmEngine, setup: Setup) -> None:
     reference = reference_of(setup.model)
-    check(engine, reference, prompt_tokens=(6, 120), ablations=setup.ablates)
+    # of Gemma 3, whose window leaves few tokens that look at one, a slip shows only with longer vectors
+    relative = 1.0 if setup.model == "tiny-gemma3" else 0.5
+    check(engine, reference, prompt_tokens=(6, 120), ablations=setup.ablates, relative=relative)
 
 
 def test_every_supported_family_is_tested() -> None:

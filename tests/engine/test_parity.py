@@ -44,6 +44,7 @@ def check(
     prompt_tokens: tuple[int, int] = (6, 80),
     max_tokens: tuple[int, int] = (4, 40),
     ablations: bool = False,
+    relative: float = 0.5,
     exact: Callable[[], ReferenceEngine] | None = None,
 ) -> None:
     requests = make_requests(
@@ -59,7 +60,7 @@ def check(
     # no step can take these prompts whole
     assert sum(len(request.prompt.token_ids) > BATCHED_TOKENS for request in requests) > rows // 20
 
-    found = compare(engine, reference, requests, make_vectors(reference, seed=seed), exact=exact)
+    found = compare(engine, reference, requests, make_vectors(reference, relative, seed), exact=exact)
 
     print(
         f"largest difference {found.largest_difference:.2e} ({found.rounding_rows} rows rounded), "
