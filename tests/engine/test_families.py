@@ -28,9 +28,11 @@ def reference_of(model: str) -> ReferenceEngine:
 
 def check_family(engine: VllmEngine, setup: Setup) -> None:
     reference = reference_of(setup.model)
-    # of Gemma 3, whose window leaves few tokens that look at one, a slip shows only with longer vectors
-    relative = 1.0 if setup.model == "tiny-gemma3" else 0.5
-    check(engine, reference, prompt_tokens=(6, 120), ablations=setup.ablates, relative=relative)
+    relative, longest = 0.5, 120
+    if setup.model == "tiny-gemma3":
+        # with five windows to one layer that sees all, what one token does shows less, and least far from the end
+        relative, longest = 1.0, 120 if setup.ablates else 100
+    check(engine, reference, prompt_tokens=(6, longest), ablations=setup.ablates, relative=relative)
 
 
 def test_every_supported_family_is_tested() -> None:
