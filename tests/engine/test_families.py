@@ -30,7 +30,7 @@ def check_family(engine: VllmEngine, setup: Setup) -> None:
     reference = reference_of(setup.model)
     relative, longest = 0.5, 120
     if setup.model == "tiny-gemma3":
-        # with five windows to one layer that sees all, what one token does shows less, and least far from the end
+        # with five windows to one layer that sees all, what one token does shows less, least far from the end
         relative, longest = 1.0, 120 if setup.ablates else 100
     check(engine, reference, prompt_tokens=(6, longest), ablations=setup.ablates, relative=relative)
 
