@@ -102,14 +102,15 @@ def test_models_are_listed_fetched_and_located(tmp_path: Path) -> None:
 
     table = run("models", "list").stdout.splitlines()
     assert table[0].split() == ["NAME", "SIZE", "LICENSE", "HERE", "WHAT", "IT", "IS"]
-    assert [line.split()[:5] for line in table[1:]] == [
+    assert table[2].split()[:7] == ["gemma3-270m", "1055", "MiB", "Gemma", "Terms", "of", "Use"]
+    assert [line.split()[:5] for line in (table[1], *table[3:])] == [
         ["smollm2-135m-instruct", "517", "MiB", "Apache-2.0", "no"],
         ["tiny-llama", "5", "MiB", "Apache-2.0", "yes"],
         *([f"tiny-{name}", "5", "MiB", "Apache-2.0", "no"] for name in OTHER_FAMILIES),
     ]
 
 
-OTHER_FAMILIES = ("mistral", "qwen2", "qwen3", "gemma2")
+OTHER_FAMILIES = ("mistral", "qwen2", "qwen3", "gemma2", "gemma3")
 
 
 def test_an_unknown_model_name_lists_the_known_ones() -> None:
@@ -117,6 +118,6 @@ def test_an_unknown_model_name_lists_the_known_ones() -> None:
     assert done.exit_code == 2
     assert done.stderr == (
         "error: no named model 'tiny-lama'\n"
-        "hint: the named models are smollm2-135m-instruct, tiny-llama, tiny-mistral, tiny-qwen2, tiny-qwen3, "
-        "tiny-gemma2\n"
+        "hint: the named models are smollm2-135m-instruct, gemma3-270m, tiny-llama, tiny-mistral, tiny-qwen2, "
+        "tiny-qwen3, tiny-gemma2, tiny-gemma3\n"
     )
