@@ -132,7 +132,7 @@ def run_grid(
             ids = RowIds.of(row.row_id for plan in plans for row in plan.rows())
             unplanned = store.put_aside_unplanned(ids)
             taken_back = store.take_back(ids)
-        _write_plan(store, plans, {}, _hashes_of_rows(folder) if taken_back else {})
+        _write_plan(store, plans, {}, _vector_hashes(folder / ROWS_FOLDER) if taken_back else {})
         done = store.done()
         with RunProgress(planned, done.standing if not retry_errors else len(done.good)) as progress:
             progress.phase(f"{grid.name}: {planned:,} rows, {done.standing:,} of them stand in {folder}")
@@ -498,16 +498,15 @@ def _known_hashes(folder: Path) -> dict[str, str]:
     if not path.exists():
         return {}
     try:
-        table = pq.read_table(path, columns=["config_id", "vector_sha256"])
+        return _vector_hashes(path)
     except (OSError, pa.ArrowException):
         # torn: it is written anew
         return {}
-    return dict(zip(table["config_id"].to_pylist(), table["vector_sha256"].to_pylist(), strict=True))
 
 
-def _hashes_of_rows(folder: Path) -> dict[str, str]:
-    """The vectors' hashes by the configurations that stand."""
-    table = pq.read_table(folder / ROWS_FOLDER, columns=["config_id", "vector_sha256"])
+def _vector_hashes(path: Path) -> dict[str, str]:
+    """The vectors' hashes by their configurations, as the rows or the configurations in `path` have them."""
+    table = pq.read_table(path, columns=["config_id", "vector_sha256"])
     return dict(zip(table["config_id"].to_pylist(), table["vector_sha256"].to_pylist(), strict=True))
 
 

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import os
-import signal
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.engine.conftest import BATCHED_TOKENS, BLOCK, MAX_MODEL_LEN, Setup
-from tests.engine.test_v2_runner import ENVIRONMENT
+from tests.engine.test_v2_runner import run
 from vsteer import models
 from vsteer.engine.driver import VllmEngine
 from vsteer.engine.parity import make_vectors
@@ -26,7 +20,6 @@ from vsteer.engine.reference import ReferenceEngine
 from vsteer.engine.request import OPEN_END, Prompt, Request, Steering, Term
 from vsteer.evals.coherence import coherence_request, read_coherence
 
-PROGRAM = "tests.engine.v2_coherence_main"
 RELATIVE = 1e-4
 STRONG = Steering((Term("first", 2, 2.0),), "after_prompt")
 WEAK = Steering((Term("second", 4, -1.0),), "all")
@@ -108,22 +101,7 @@ def test_perplexities_equal_transformers(engine: VllmEngine, reference: Referenc
 def test_perplexities_on_model_runner_v2() -> None:
     """Under Triton's interpreter: see test_v2_runner.py."""
     lengths = [(5, 6), (5, 1), (12, 2), (40, 10), (90, 20), (100, 28)]
-    with subprocess.Popen(
-        [sys.executable, "-m", PROGRAM, models.resolve("tiny-llama").model, json.dumps(lengths)],
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, **ENVIRONMENT},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    ) as program:
-        try:
-            out, err = program.communicate(timeout=500)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(program.pid, signal.SIGKILL)
-    assert program.returncode == 0, err[-10_000:]
-    said = json.loads(out.splitlines()[-1])
+    said = run("v2_coherence_main", models.resolve("tiny-llama").model, json.dumps(lengths))
     assert said["v2_runner"] is True
     written = [(Prompt.plain(prompt), tuple(text)) for prompt, text, _ in said["written"]]
     assert [(len(prompt.token_ids), len(text)) for prompt, text in written] == lengths

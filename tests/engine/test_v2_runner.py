@@ -20,7 +20,6 @@ from vsteer.engine.parity import SLIP_FACTOR, TOLERANCE
 ROWS = 210
 # Of 32 tokens each: three or four running requests fill them, so that growing ones preempt each other.
 KV_BLOCKS = 10
-PROGRAM = Path(__file__).with_name("v2_runner_main.py")
 ENVIRONMENT = {
     "TRITON_INTERPRET": "1",
     "VLLM_USE_V2_MODEL_RUNNER": "1",
@@ -30,10 +29,14 @@ ENVIRONMENT = {
 }
 
 
-def run(*arguments: object) -> dict[str, Any]:
-    """What the program prints. It has its own process, as Triton and vLLM read the environment at import."""
+def run(name: str, *arguments: object) -> dict[str, Any]:
+    """What a program of this folder prints.
+
+    It has its own process, as Triton and vLLM read the environment at import.
+    """
     with subprocess.Popen(
-        [sys.executable, str(PROGRAM), *map(str, arguments)],
+        [sys.executable, "-m", f"tests.engine.{name}", *map(str, arguments)],
+        cwd=Path(__file__).parents[2],
         env={**os.environ, **ENVIRONMENT},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -58,7 +61,7 @@ def run(*arguments: object) -> dict[str, Any]:
 def test_parity_on_model_runner_v2(tensor_parallel: int, pipeline_parallel: int) -> None:
     model = models.resolve("tiny-llama").model
     most_tokens = 16
-    found = run(model, ROWS, most_tokens, KV_BLOCKS, tensor_parallel, pipeline_parallel)
+    found = run("v2_runner_main", model, ROWS, most_tokens, KV_BLOCKS, tensor_parallel, pipeline_parallel)
 
     print({name: value for name, value in found.items() if name != "failures"})
     assert found["v2_runner"] is True

@@ -135,9 +135,9 @@ def answer_logprobs(asked: Asked, results: Sequence[Result]) -> list[float]:
 def score_choice(asked: Asked, results: Sequence[Result]) -> ChoiceScore:
     """The score from the results of `choice_requests`, in their order."""
     sums = answer_logprobs(asked, results)
-    item = asked.item
+    item, match = asked.item, asked.matching
     assert isinstance(item, Item)
-    match = asked.scored.index(item.matching)
+    assert match is not None
     others = [value for n, value in enumerate(sums) if n != match]
     against = log_sum(others) if item.not_matching is None else sums[asked.scored.index(item.not_matching)]
     mass = sum(map(math.exp, sums))

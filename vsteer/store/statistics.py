@@ -49,14 +49,14 @@ _RELATIVE = Column(
     "|multiplier| x the vector's norm / the stream's norm there",
     null="not measured in this model",
 )
-_STEERED = (
-    Column("model", STRING, "the model, as the grid names it"),
+_BY_VECTOR = (
     Column("vector", STRING, "the vector's name"),
     _NORM,
     Column("positions", STRING, "which tokens are steered: all, after_prompt, ..."),
     Column("operation", STRING, "what is done to the stream: add, ablate, ablate_everywhere"),
     Column("system", STRING, "the system prompt's name; empty: none"),
-)  # fmt: skip
+)
+_STEERED = (Column("model", STRING, "the model, as the grid names it"), *_BY_VECTOR)
 _MULTIPLIER = Column("multiplier", FLOAT, "what the vector is multiplied with", null="ablate, which has none")
 _SEED = Column("seed", INT, "the seed of what was drawn")
 _NO_INTERVAL = "no interval: see why"
@@ -221,11 +221,7 @@ FAMILIES = ("exponential", "power", "log_linear")
 SCALING = (
     _EVALUATION,
     _MEASURE,
-    Column("vector", STRING, "the vector's name"),
-    _NORM,
-    Column("positions", STRING, "which tokens are steered: all, after_prompt, ..."),
-    Column("operation", STRING, "what is done to the stream: add, ablate, ablate_everywhere"),
-    Column("system", STRING, "the system prompt's name; empty: none"),
+    *_BY_VECTOR,
     _MULTIPLIER,
     Column("family", STRING, "exponential: offset + scale x exp(-rate x billions); power: scale x "
            "billions^-rate; log_linear: offset + scale x ln(billions)", values=FAMILIES),

@@ -43,6 +43,9 @@ function ofFamily(name, family) {
   return family === null ? [] : grouped[name].get(keyOf(family)) ?? [];
 }
 
+// Every configuration of a family, over its multipliers and ablated.
+const configurations = (family) => ['multiplier_curves', 'ablations'].flatMap((name) => ofFamily(name, family));
+
 const single = (row) => (row.layers && row.layers.length === 1 ? row.layers[0] : null);
 const place = (row) => (row.layers ?? []).join('+');
 const different = (values) => [...new Set(values)];

@@ -35,10 +35,11 @@ function point(row, measure) {
 }
 
 const curves = (state) => ofFamily('multiplier_curves', state.family);
-const swept = (state) => curves(state).filter((row) => row.multiplier !== 0);
+const steeredOnly = (found) => found.filter((row) => row.multiplier !== 0);
+const swept = (state) => steeredOnly(curves(state));
 const bySize = (state, found) => found.filter((row) => (row.multiplier === null ? state.size === null : Math.abs(row.multiplier) === state.size));
 // What is drawn over layers: of one size of multiplier, or ablated.
-const overLayers = (state) => bySize(state, [...swept(state), ...ofFamily('ablations', state.family)]).filter((row) => single(row) !== null);
+const overLayers = (state) => bySize(state, steeredOnly(configurations(state.family))).filter((row) => single(row) !== null);
 
 function intervalWords(found, measure) {
   if (measure === 'effect_headroom') return 'A ratio of means: it has no interval.';

@@ -31,7 +31,7 @@ function best(found) {
 
 function chooseFamily(family, layer = undefined, size = undefined) {
   state.family = family;
-  const found = [...ofFamily('multiplier_curves', family), ...ofFamily('ablations', family)].filter((row) => row.multiplier !== 0);
+  const found = steeredOnly(configurations(family));
   const alone = found.filter((row) => single(row) !== null), sizes = ascending(found.filter((row) => row.multiplier !== null).map((row) => Math.abs(row.multiplier)));
   const top = best(alone.length ? alone : found);
   state.size = size !== undefined && sizes.includes(size) ? size : top && top.multiplier !== null ? Math.abs(top.multiplier) : null;
@@ -48,7 +48,7 @@ function choosePeak(row) {
 }
 
 function layersHere() {
-  const found = state.family === null ? [] : ascending([...ofFamily('multiplier_curves', state.family), ...ofFamily('ablations', state.family)].map(single).filter((layer) => layer !== null));
+  const found = ascending(configurations(state.family).map(single).filter((layer) => layer !== null));
   return found.length ? found : ascending(ofVector('pca', state).map((row) => row.layer));
 }
 
