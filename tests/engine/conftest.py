@@ -40,18 +40,20 @@ class Setup:
     batched_tokens: int = BATCHED_TOKENS
     kv_blocks: int = KV_BLOCKS
     ablates: bool = False
+    dtype: str = "float32"
 
     def __str__(self) -> str:
         return (
             f"{'eager' if self.eager else 'compiled'}-tp{self.tensor_parallel}-"
             f"{'cache' if self.caching else 'no_cache'}{'-ablates' if self.ablates else ''}"
+            f"{'' if self.dtype == 'float32' else f'-{self.dtype}'}"
         )
 
     def start(self) -> VllmEngine:
         return VllmEngine(
             models.resolve(self.model).model,
             options=EngineOptions(
-                dtype="float32",
+                dtype=self.dtype,
                 max_model_len=MAX_MODEL_LEN,
                 max_num_seqs=self.max_num_seqs,
                 max_num_batched_tokens=self.batched_tokens,

