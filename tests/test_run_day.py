@@ -18,7 +18,8 @@ from vsteer.cli import main
 from vsteer.grid import read_grid
 from vsteer.models import resolve
 from vsteer.plan import make_plans
-from vsteer.session import run_folder, run_grid
+from vsteer.run_folder import run_folder
+from vsteer.session import run_grid
 
 TODAY = "{{ '<|im_start|>system\\nIt is ' + strftime_now('%d %b %Y') + '<|im_end|>\\n' }}"
 
@@ -49,8 +50,8 @@ def set_clock(monkeypatch: pytest.MonkeyPatch, day: str) -> None:
             return date.fromisoformat(day)
 
     monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", Then)
-    monkeypatch.setattr("vsteer.session.date", Day)
-    monkeypatch.setattr("vsteer.plan.date", Day)
+    for module in ("session", "run_folder", "plan"):
+        monkeypatch.setattr(f"vsteer.{module}.date", Day)
 
 
 def test_a_run_that_goes_on_the_next_day_asks_the_same(grid: Path, monkeypatch: pytest.MonkeyPatch) -> None:

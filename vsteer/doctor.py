@@ -18,7 +18,7 @@ from typing import Literal
 
 from vsteer import __version__
 from vsteer.engine import seams
-from vsteer.engine.driver import FEW_CORES, _check_plugin_is_allowed
+from vsteer.engine.start import FEW_CORES, check_plugin_is_allowed
 from vsteer.errors import UnsupportedError
 from vsteer.machine import ALLOCATOR, OPENMP, Machine
 
@@ -122,7 +122,7 @@ def plugin() -> Iterator[Finding]:
         )
         return
     try:
-        _check_plugin_is_allowed()
+        check_plugin_is_allowed()
     except UnsupportedError as error:
         yield Finding("plugin", "refused", error.message, error.hint)
     else:

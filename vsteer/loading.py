@@ -15,7 +15,8 @@ from vsteer.store.manifest import read_manifest
 from vsteer.store.status import require_run
 
 if TYPE_CHECKING:
-    from vsteer.engine.driver import EngineOptions, VllmEngine
+    from vsteer.engine.driver import VllmEngine
+    from vsteer.engine.start import EngineOptions
 
 # What a model is made of; never weights in pickle.
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
@@ -40,7 +41,7 @@ def fetched(name: str, revision: str | None = None) -> Path:
 
 
 def engine_options(facts: ModelFacts, spec: EngineSpec) -> EngineOptions:
-    from vsteer.engine.driver import EngineOptions
+    from vsteer.engine.start import EngineOptions
 
     vllm = dict(spec.vllm)
     if facts.kv_cache_dtype != "auto":
@@ -118,7 +119,8 @@ def load_named(
     folder: Path, dtype: str, tensor_parallel_size: int, max_model_len: int | None, eager: bool
 ) -> VllmEngine:
     """A model that no grid says anything of."""
-    from vsteer.engine.driver import EngineOptions, VllmEngine
+    from vsteer.engine.driver import VllmEngine
+    from vsteer.engine.start import EngineOptions
     from vsteer.engine.support import has_gpu
 
     options = EngineOptions(

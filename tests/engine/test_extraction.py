@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from tests.engine.conftest import Setup
 from vsteer import models
-from vsteer.engine.driver import EngineOptions, VllmEngine
+from vsteer.engine.driver import VllmEngine
 from vsteer.engine.reference import ReferenceEngine
 from vsteer.engine.request import Engine
+from vsteer.engine.start import EngineOptions
 from vsteer.engine.table import Capacity
 from vsteer.errors import DataError
 from vsteer.vectors.builtin import data_path

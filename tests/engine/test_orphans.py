@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 DRIVER = """
-from vsteer.engine.driver import EngineOptions, VllmEngine
+from vsteer.engine.driver import VllmEngine
+from vsteer.engine.start import EngineOptions
 from vsteer.models import resolve
 
 if __name__ == "__main__":

@@ -21,10 +21,10 @@ from tests.engine.replica_stand_in import Make, answer
 from tests.engine.test_orphans import descendants, parents
 from tests.test_session import rows_of, written
 from vsteer.engine import replicas as under_test
-from vsteer.engine.driver import EngineOptions
 from vsteer.engine.places import BIND, Place, cpu_places, device_places, find_places
 from vsteer.engine.replicas import RESTARTS, Replicas
 from vsteer.engine.request import Prompt, Request, Steering, Term
+from vsteer.engine.start import EngineOptions
 from vsteer.errors import EngineError, SteeringFault, UnsupportedError, UsageError
 from vsteer.grid import EngineSpec
 from vsteer.plan import Plan

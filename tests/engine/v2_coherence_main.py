@@ -16,8 +16,9 @@ def main(model: str, lengths: list[tuple[int, int]]) -> None:
     import numpy as np
     import torch
 
-    from vsteer.engine.driver import EngineOptions, VllmEngine
+    from vsteer.engine.driver import VllmEngine
     from vsteer.engine.request import Prompt, Request
+    from vsteer.engine.start import EngineOptions
     from vsteer.evals.coherence import coherence_request, read_coherence
 
     torch.set_num_threads(1)

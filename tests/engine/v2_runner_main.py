@@ -27,9 +27,10 @@ def main(
     """Print what the comparison found, and what the engine says of itself, as one line of JSON."""
     import torch
 
-    from vsteer.engine.driver import EngineOptions, VllmEngine
+    from vsteer.engine.driver import VllmEngine
     from vsteer.engine.parity import compare, make_requests, make_vectors
     from vsteer.engine.reference import ReferenceEngine
+    from vsteer.engine.start import EngineOptions
     from vsteer.engine.table import Capacity
 
     began = time.monotonic()

@@ -17,8 +17,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from vsteer.engine.driver import EngineOptions, VllmEngine
+from vsteer.engine.driver import VllmEngine
 from vsteer.engine.request import Result
+from vsteer.engine.start import EngineOptions
 from vsteer.grid import read_grid
 from vsteer.models import resolve
 from vsteer.plan import make_plans

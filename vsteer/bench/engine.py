@@ -1,8 +1,9 @@
 """`vsteer bench engine`: what steering costs, and what sharing prefixes gives.
 
-Five stand beside each other and are measured in turn: ours, ours with ablation in its graph, ours without
-prefix sharing, stock vLLM without our plugin and without a prefix cache, and a Hugging Face loop on the same
-prompts. The loop has a process of its own: vLLM leaves its caller with one thread of torch's.
+What is compared stands beside each other and is measured in turn. Decode: ours, ours with ablation in its
+graph, and stock vLLM without our plugin and without a prefix cache. Sharing: ours, ours without sharing, stock
+vLLM, and a Hugging Face loop on the same prompts, in a process of its own, since vLLM leaves its caller with
+one thread of torch's.
 """
 
 from __future__ import annotations
@@ -12,15 +13,15 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from vsteer.bench.figures import Figure, as_lines, median_ratio, rates_in_turn
 from vsteer.bench.hugging_face import HuggingFaceProcess
-from vsteer.engine.driver import EngineOptions, VllmEngine
+from vsteer.engine.driver import VllmEngine
 from vsteer.engine.reference import ReferenceEngine
 from vsteer.engine.request import Positions, Prompt, Request, Steering, Term, Vectors
+from vsteer.engine.start import EngineOptions
 from vsteer.engine.stock import StockEngine
 from vsteer.engine.table import Capacity
 
@@ -35,6 +36,8 @@ class Size:
     """How much is measured: all of it, or a minute or two's worth."""
 
     rounds: int
+    # Engines started alike decode up to 7% apart for as long as they live, so decode is measured on several.
+    starts: int
     decode_requests: int
     decode_tokens: int
     # prompts a round, with sharing and without
@@ -45,8 +48,10 @@ class Size:
     hf_prompts: int
 
 
-FULL = Size(5, 128, 32, shared_prompts=40, plain_prompts=4, all_prompts=4, hf_prompts=4)
-QUICK = Size(3, 128, 8, shared_prompts=4, plain_prompts=1, all_prompts=1, hf_prompts=2)
+FULL = Size(5, 5, 128, 32, shared_prompts=40, plain_prompts=4, all_prompts=4, hf_prompts=4)
+QUICK = Size(3, 1, 128, 8, shared_prompts=4, plain_prompts=1, all_prompts=1, hf_prompts=2)
+# of each start, after one that warms the engines up
+DECODE_ROUNDS = 3
 
 
 @dataclass(frozen=True)
@@ -71,26 +76,17 @@ def bench_engine(model: str, quick: bool, tell: Callable[[str], None]) -> list[F
     size = QUICK if quick else FULL
     options = EngineOptions(dtype="bfloat16", max_model_len=512, max_num_seqs=MANY, kv_cache_gib=2)
     capacity = Capacity.for_grid(cells=MANY, rows=128, terms=1)
+    figures = _decode(model, options, capacity, size, tell)
+    tell(as_lines(figures))
     with ExitStack() as engines:
-        tell("starting vsteer's engine (the first start compiles, about 75 s)")
+        tell("starting vsteer's engine with prefix sharing and without, stock vLLM and the Hugging Face loop")
         ours = engines.enter_context(closing(VllmEngine(model, options=options, capacity=capacity)))
-        tell("starting it with ablation in its graph")
-        ablating = engines.enter_context(
-            closing(VllmEngine(model, options=options, capacity=replace(capacity, ablates=True)))
-        )
-        tell("starting it without prefix sharing")
         options = replace(options, prefix_caching=False)
         unshared = engines.enter_context(closing(VllmEngine(model, options=options, capacity=capacity)))
-        tell("starting stock vLLM")
         stock = engines.enter_context(closing(StockEngine(model, options)))
-        rng = np.random.default_rng(0)
-        directions = rng.standard_normal((ours.layers, ours.hidden_size)).astype(np.float32)
-        vectors: Vectors = {VECTOR: dict(enumerate(directions))}
-        tell("starting the Hugging Face loop")
+        vectors = _vectors(ours)
         loop = engines.enter_context(closing(HuggingFaceProcess(model, vectors)))
-        tell(f"it is faster in {loop.dtype} here; decode throughput")
-        figures = _decode(ours, ablating, stock, vectors, size)
-        tell(as_lines(figures))
+        tell(f"the loop is faster in {loop.dtype} here")
         for scenario in SCENARIOS:
             tell(scenario.name)
             new = _sharing(scenario, ours, unshared, stock, loop, vectors, size)
@@ -100,59 +96,51 @@ def bench_engine(model: str, quick: bool, tell: Callable[[str], None]) -> list[F
 
 
 def _decode(
-    ours: VllmEngine, ablating: VllmEngine, stock: StockEngine, vectors: Vectors, size: Size
+    model: str, options: EngineOptions, capacity: Capacity, size: Size, tell: Callable[[str], None]
 ) -> list[Figure]:
     """Throughput of generated tokens: steered over stock, unused ablation over none, many over one."""
-    one = [_steering(0, ours.layers)]
-    many = _configurations(MANY, ours.layers)
-    ours.load(vectors, many)
-    ablating.load(vectors, many)
+    starters: list[Callable[[], VllmEngine | StockEngine]] = [
+        lambda: VllmEngine(model, options=options, capacity=capacity),
+        lambda: VllmEngine(model, options=options, capacity=replace(capacity, ablates=True)),
+        lambda: StockEngine(model, replace(options, prefix_caching=False)),
+    ]
+    rates: list[list[list[float]]] = []
+    for start in range(size.starts):
+        tell(
+            f"decode, start {start + 1} of {size.starts}: vsteer's engine, one with ablation in its graph, "
+            "and stock vLLM (the first start compiles)"
+        )
+        with ExitStack() as stack:
+            engines: dict[int, VllmEngine | StockEngine] = {}
+            # another one first each time
+            for place in range(len(starters)):
+                which = (start + place) % len(starters)
+                engines[which] = stack.enter_context(closing(starters[which]()))
+            rates.append(_decode_rates([engines[which] for which in range(len(starters))], size))
+            tell(", ".join(f"{statistics.median(rate):.0f}" for rate in rates[-1]) + " tokens/s")
+            if start == size.starts - 1:
+                ours = engines[0]
+                assert isinstance(ours, VllmEngine)
+                many = _configurations(MANY, ours.layers)
+                distinct, same = rates_in_turn(
+                    size.rounds,
+                    _decode_rate(ours, MANY, many, size),
+                    _decode_rate(ours, MANY, many[:1], size),
+                )
 
-    def requests(count: int, round_: int, steerings: Sequence[Steering | None]) -> list[Request]:
-        prompts = _prompts(count, (16, 16), seed=1000 + round_)
-        return [
-            Request(
-                str(i),
-                prompt,
-                steerings[i % len(steerings)],
-                max_tokens=size.decode_tokens,
-                ignore_eos=True,
-            )
-            for i, prompt in enumerate(prompts)
+    def over(one: int, other: int) -> tuple[float, str]:
+        ratios = sorted(median_ratio(rate[one], rate[other]) for rate in rates)
+        medians = [
+            statistics.median(chain.from_iterable(rate[which] for rate in rates)) for which in (one, other)
         ]
+        note = f"{medians[0]:.0f} and {medians[1]:.0f} tokens/s; {len(rates)} starts, "
+        return statistics.median(ratios), note + f"{ratios[0]:.3f} to {ratios[-1]:.3f}"
 
-    def tokens_per_second(
-        engine: Any, count: int, steerings: Sequence[Steering | None]
-    ) -> Callable[[int], float]:
-        def measure(round_: int) -> float:
-            return _rate(engine, requests(count, round_, steerings)) * size.decode_tokens
-
-        return measure
-
-    steered, unused, plain = rates_in_turn(
-        size.rounds + 1,
-        tokens_per_second(ours, size.decode_requests, one),
-        tokens_per_second(ablating, size.decode_requests, one),
-        tokens_per_second(stock, size.decode_requests, [None]),
-    )
-    distinct, same = rates_in_turn(
-        size.rounds, tokens_per_second(ours, MANY, many), tokens_per_second(ours, MANY, one)
-    )
-    # the first round warms the engines up
+    steered, steered_note = over(0, 2)
+    unused, unused_note = over(1, 0)
     return [
-        Figure(
-            "decode: steered over stock vLLM",
-            median_ratio(steered[1:], plain[1:]),
-            0.98,
-            0.95,
-            f"{statistics.median(steered[1:]):.0f} and {statistics.median(plain[1:]):.0f} tokens/s",
-        ),
-        Figure(
-            "decode: ablation in the graph, unused, over none",
-            median_ratio(unused[1:], steered[1:]),
-            0.97,
-            note=f"{statistics.median(unused[1:]):.0f} and {statistics.median(steered[1:]):.0f} tokens/s",
-        ),
+        Figure("decode: steered over stock vLLM", steered, 0.98, 0.95, steered_note),
+        Figure("decode: ablation in the graph, unused, over none", unused, 0.97, note=unused_note),
         Figure(
             f"decode: {MANY} configurations over 1",
             median_ratio(distinct, same),
@@ -160,6 +148,38 @@ def _decode(
             note=f"{statistics.median(distinct):.0f} tokens/s",
         ),
     ]
+
+
+def _decode_rates(engines: Sequence[VllmEngine | StockEngine], size: Size) -> list[list[float]]:
+    """Tokens a second of each, ours steered everywhere, after a round that warms them up."""
+    measures = []
+    for engine in engines:
+        steering = None
+        if isinstance(engine, VllmEngine):
+            steering = _steering(0, engine.layers)
+            engine.load(_vectors(engine), _configurations(MANY, engine.layers))
+        measures.append(_decode_rate(engine, size.decode_requests, [steering], size))
+    return [rates[1:] for rates in rates_in_turn(DECODE_ROUNDS + 1, *measures)]
+
+
+def _decode_rate(
+    engine: VllmEngine | StockEngine, count: int, steerings: Sequence[Steering | None], size: Size
+) -> Callable[[int], float]:
+    def measure(round_: int) -> float:
+        requests = [
+            Request(
+                str(i), prompt, steerings[i % len(steerings)], max_tokens=size.decode_tokens, ignore_eos=True
+            )
+            for i, prompt in enumerate(_prompts(count, (16, 16), seed=1000 + round_))
+        ]
+        return _rate(engine, requests) * size.decode_tokens
+
+    return measure
+
+
+def _vectors(engine: VllmEngine) -> Vectors:
+    directions = np.random.default_rng(0).standard_normal((engine.layers, engine.hidden_size))
+    return {VECTOR: dict(enumerate(directions.astype(np.float32)))}
 
 
 def _sharing(

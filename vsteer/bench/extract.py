@@ -18,9 +18,10 @@ import numpy as np
 
 from vsteer.bench.figures import Figure, median_ratio, rates_in_turn
 from vsteer.bench.hugging_face import HuggingFaceProcess
-from vsteer.engine.driver import EngineOptions, VllmEngine
+from vsteer.engine.driver import VllmEngine
 from vsteer.engine.reference import ReferenceEngine
 from vsteer.engine.request import Prompt, Request
+from vsteer.engine.start import EngineOptions
 from vsteer.engine.table import Capacity
 from vsteer.errors import UsageError
 from vsteer.vectors.contrast import read_contrast

@@ -19,7 +19,8 @@ from vsteer.bench.figures import Figure, median_ratio, rates_in_turn
 from vsteer.bench.stand_in import StandIn
 from vsteer.bench.store import bench_store
 from vsteer.budget import budget
-from vsteer.engine.driver import EngineOptions, VllmEngine
+from vsteer.engine.driver import VllmEngine
+from vsteer.engine.start import EngineOptions
 from vsteer.engine.stock import StockEngine
 from vsteer.engine.table import Capacity
 from vsteer.facts import find_model

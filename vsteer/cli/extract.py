@@ -97,7 +97,8 @@ def extract(
     for _ in members(tokenizer, contrast, chosen, system):
         pass
 
-    from vsteer.engine.driver import EngineOptions, VllmEngine
+    from vsteer.engine.driver import VllmEngine
+    from vsteer.engine.start import EngineOptions
     from vsteer.engine.support import has_gpu
     from vsteer.engine.table import Capacity
     from vsteer.engine.template import is_chat

@@ -46,7 +46,7 @@ def show(path: Path, as_json: bool, rates: Callable[[Plan], Rates | None] | None
     from vsteer.grid import read_grid
     from vsteer.memory import memory_of
     from vsteer.plan import make_plans
-    from vsteer.session import run_day, run_folder
+    from vsteer.run_folder import run_day, run_folder
 
     grid = read_grid(path)
     plans = make_plans(grid, run_day(run_folder(grid)))

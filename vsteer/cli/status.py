@@ -66,7 +66,7 @@ def check(grid: Path, as_json: bool) -> None:
     """
     from vsteer.grid import read_grid
     from vsteer.plan import make_plans
-    from vsteer.session import run_day, run_folder
+    from vsteer.run_folder import run_day, run_folder
     from vsteer.store.check import check as check_run
 
     read = read_grid(grid)

