@@ -1,9 +1,9 @@
 """`vsteer bench engine`: what steering costs, and what sharing prefixes gives.
 
 What is compared stands beside each other and is measured in turn. Decode: ours, ours with ablation in its
-graph, and stock vLLM without our plugin and without a prefix cache. Sharing: ours, ours without sharing, stock
-vLLM, and a Hugging Face loop on the same prompts, in a process of its own, since vLLM leaves its caller with
-one thread of torch's.
+graph, and stock vLLM without our plugin and without a prefix cache. Sharing: ours, ours without sharing,
+stock vLLM, and a Hugging Face loop on the same prompts, in a process of its own, since vLLM leaves its caller
+with one thread of torch's.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 
