@@ -73,26 +73,17 @@ SCENARIOS = (
 )
 
 
-def bench_engine(model: str, quick: bool, tell: Callable[[str], None]) -> list[Figure]:
+def bench_engine(
+    model: str, quick: bool, tell: Callable[[str], None], part: str | None = None
+) -> list[Figure]:
+    """Both parts, or the one that is named."""
     size = QUICK if quick else FULL
     options = EngineOptions(dtype="bfloat16", max_model_len=512, max_num_seqs=MANY, kv_cache_gib=2)
     capacity = Capacity.for_grid(cells=MANY, rows=128, terms=1)
-    figures = _decode(model, options, capacity, size, tell)
-    tell(as_lines(figures))
-    with ExitStack() as engines:
-        tell("starting vsteer's engine with prefix sharing and without, stock vLLM and the Hugging Face loop")
-        ours = engines.enter_context(closing(VllmEngine(model, options=options, capacity=capacity)))
-        options = replace(options, prefix_caching=False)
-        unshared = engines.enter_context(closing(VllmEngine(model, options=options, capacity=capacity)))
-        stock = engines.enter_context(closing(StockEngine(model, options)))
-        vectors = _vectors(ours)
-        loop = engines.enter_context(closing(HuggingFaceProcess(model, vectors)))
-        tell(f"the loop is faster in {loop.dtype} here")
-        for scenario in SCENARIOS:
-            tell(scenario.name)
-            new = _sharing(scenario, ours, unshared, stock, loop, vectors, size)
-            tell(as_lines(new))
-            figures += new
+    figures: list[Figure] = []
+    for name, measure in (("decode", _decode), ("sharing", _sharing)):
+        if part in (None, name):
+            figures += measure(model, options, capacity, size, tell)
     return figures
 
 
@@ -139,7 +130,7 @@ def _decode(
 
     steered, steered_note = over(0, 2)
     unused, unused_note = over(1, 0)
-    return [
+    figures = [
         Figure("decode: steered over stock vLLM", steered, 0.98, 0.95, steered_note),
         Figure("decode: ablation in the graph, unused, over none", unused, 0.97, note=unused_note),
         Figure(
@@ -149,6 +140,8 @@ def _decode(
             note=f"{statistics.median(distinct):.0f} tokens/s",
         ),
     ]
+    tell(as_lines(figures))
+    return figures
 
 
 def _decode_rates(engines: Sequence[VllmEngine | StockEngine], size: Size) -> list[list[float]]:
@@ -184,6 +177,28 @@ def _vectors(engine: VllmEngine) -> Vectors:
 
 
 def _sharing(
+    model: str, options: EngineOptions, capacity: Capacity, size: Size, tell: Callable[[str], None]
+) -> list[Figure]:
+    """Evaluations a second with prefix sharing: over those without, and over a Hugging Face loop."""
+    tell("starting vsteer's engine with prefix sharing and without, stock vLLM and the Hugging Face loop")
+    figures: list[Figure] = []
+    with ExitStack() as engines:
+        ours = engines.enter_context(closing(VllmEngine(model, options=options, capacity=capacity)))
+        options = replace(options, prefix_caching=False)
+        unshared = engines.enter_context(closing(VllmEngine(model, options=options, capacity=capacity)))
+        stock = engines.enter_context(closing(StockEngine(model, options)))
+        vectors = _vectors(ours)
+        loop = engines.enter_context(closing(HuggingFaceProcess(model, vectors)))
+        tell(f"the loop is faster in {loop.dtype} here")
+        for scenario in SCENARIOS:
+            tell(scenario.name)
+            new = _shared(scenario, ours, unshared, stock, loop, vectors, size)
+            tell(as_lines(new))
+            figures += new
+    return figures
+
+
+def _shared(
     scenario: Scenario,
     ours: VllmEngine,
     unshared: VllmEngine,

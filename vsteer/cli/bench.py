@@ -2,10 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal, get_args
 
 import click
 
 from vsteer.bench.figures import Figure, as_json, as_table
+
+Part = Literal["decode", "sharing"]
+PARTS = get_args(Part)
 
 
 @click.group()
@@ -21,12 +25,14 @@ def bench() -> None:
 @bench.command()
 @click.argument("model", default="smollm2-135m-instruct")
 @click.option("--quick", is_flag=True, help="Two or three minutes of measuring after the engines' start.")
+@click.option("--part", type=click.Choice(PARTS), help="Only this part.")
 @click.option("--json", "as_json_", is_flag=True, help="Print one JSON object instead of a table.")
-def engine(model: str, quick: bool, as_json_: bool) -> None:
+def engine(model: str, quick: bool, part: Part | None, as_json_: bool) -> None:
     """What steering costs and what sharing prefixes gives, on MODEL.
 
-    Steered over stock vLLM, 512 configurations in a batch over one, and 60 configurations a prompt with
-    prefix sharing over without and over a Hugging Face loop. Medians of rounds taken in turn.
+    Decode: steered over stock vLLM, ablation in the graph over none, 512 configurations in a batch over one.
+    Sharing: 60 configurations a prompt with prefix sharing over without and over a Hugging Face loop. Medians
+    of rounds taken in turn.
 
     \b
     Example:
@@ -35,7 +41,7 @@ def engine(model: str, quick: bool, as_json_: bool) -> None:
     from vsteer.bench.engine import bench_engine
     from vsteer.models import resolve
 
-    figures = bench_engine(resolve(model).model, quick, _tell)
+    figures = bench_engine(resolve(model).model, quick, _tell, part)
     _show(figures, as_json_)
 
 
