@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import duckdb
@@ -80,7 +81,7 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path: Path, dtype: str) -
             wait_for_rows(process, run)
             time.sleep(float(rng.uniform(0.1, 1)))
             if kill == KILLS_ENGINE:
-                os.kill(engine_of(process), signal.SIGKILL)
+                kill_engine(process, run)
                 wait_for_rows(process, run)
             assert process.poll() is None, "the run was over before it could be killed"
             os.killpg(process.pid, signal.SIGKILL)
@@ -109,12 +110,24 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path: Path, dtype: str) -
             np.testing.assert_allclose(one[2], other[2], atol=1e-4)
 
 
+def kill_engine(process: subprocess.Popen[str], run: Path) -> None:
+    """And wait until another one has been started."""
+    starts = events(run, "engine_start")
+    os.kill(engine_of(process), signal.SIGKILL)
+    wait(process, lambda: events(run, "engine_start") > starts)
+
+
 def wait_for_rows(process: subprocess.Popen[str], run: Path) -> None:
     """Wait until there are more rows than stand now."""
-    before, began = stands(run), time.monotonic()
-    while stands(run) <= before:
+    before = stands(run)
+    wait(process, lambda: stands(run) > before)
+
+
+def wait(process: subprocess.Popen[str], until: Callable[[], bool]) -> None:
+    began = time.monotonic()
+    while not until():
         assert process.poll() is None, "the run was over before it could be killed"
-        assert time.monotonic() - began < 300, "no row came in five minutes"
+        assert time.monotonic() - began < 300, "nothing happened in five minutes"
         time.sleep(0.05)
 
 
