@@ -49,7 +49,7 @@ class Size:
     hf_prompts: int
 
 
-FULL = Size(5, 5, 128, 32, shared_prompts=40, plain_prompts=4, all_prompts=4, hf_prompts=4)
+FULL = Size(5, 3, 128, 32, shared_prompts=40, plain_prompts=4, all_prompts=4, hf_prompts=4)
 QUICK = Size(3, 1, 128, 8, shared_prompts=4, plain_prompts=1, all_prompts=1, hf_prompts=2)
 # of each start, after one that warms the engines up
 DECODE_ROUNDS = 3
