@@ -35,7 +35,7 @@ class VectorSource:
     method: str = ""  # empty for a file
     token: str = ""  # answer, last, or an offset such as -2
     system: str | None = None
-    pairs: int = 0
+    size: str = ""  # as in: 204 pairs
 
     @property
     def is_file(self) -> bool:
@@ -45,7 +45,7 @@ class VectorSource:
         """One line: `refusal: mean_diff of 204 pairs at the token answer; norm raw, unit`."""
         if self.is_file:
             return f"{self.name}: {self.files[0].name}, as it is stored"
-        made = f"{self.name}: {self.method} of {self.pairs} pairs at the token {self.token}"
+        made = f"{self.name}: {self.method} of {self.size} at the token {self.token}"
         return f"{made}; norm {', '.join(self.norms)}"
 
     def recipe(self) -> dict[str, Any]:
@@ -161,11 +161,11 @@ def _source(grid: Grid, name: str, spec: DataVector | FileVector) -> VectorSourc
         raise grid.error((*at, "token"), "unpaired data has no answers", "set token: last, or an offset")
     if isinstance(data, UnpairedSets):
         sources = [data.positive.source, data.negative.source]
-        pairs = min(len(data.positive.prompts), len(data.negative.prompts))
+        size = f"{len(data.positive.prompts)} and {len(data.negative.prompts)} texts"
     else:
-        sources, pairs = [data.source], len(data.items)
+        sources, size = [data.source], f"{len(data.items)} pairs"
     hashes = tuple(dict.fromkeys(source.sha256 for source in sources))
-    return VectorSource(name, tuple(files), hashes, spec.norm, method, token, spec.system, pairs)
+    return VectorSource(name, tuple(files), hashes, spec.norm, method, token, spec.system, size)
 
 
 def _reading(grid: Grid, loc: Loc, read: Callable[[], T]) -> T:
