@@ -38,7 +38,7 @@ engine: {max_model_len: 512, max_num_seqs: 64, kv_cache_gib: 0.25, enforce_eager
 vectors:
   v: {data: sentiment, token: last, norm: {residual: 0.5}}
 grid:
-  - {vector: v, layers: all, multipliers: {from: -2, to: 2, step: 0.125}, positions: [all, after_prompt]}
+  - {vector: v, layers: all, multipliers: {from: -2, to: 2, step: 0.2}, positions: [all, after_prompt]}
 controls: {random_vectors: 3}
 evaluations:
   - {kind: choice, data: sentiment, limit: 20}
