@@ -9,7 +9,7 @@ MAKEFLAGS += --no-builtin-rules
 SET_UP := .venv/.set-up
 VSTEER := .venv/bin/vsteer
 # See tests/conftest.py for what runs beside what.
-PYTEST := .venv/bin/pytest --numprocesses 2 --no-loadscope-reorder
+PYTEST := .venv/bin/pytest --numprocesses 2 --no-loadscope-reorder --durations 12
 
 quickstart: $(SET_UP)
 	$(VSTEER) run runs/quickstart.yaml
