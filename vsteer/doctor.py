@@ -10,9 +10,9 @@ import importlib.util
 import platform
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, entry_points, version
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Literal
 
@@ -21,6 +21,7 @@ from vsteer.engine import seams
 from vsteer.engine.start import FEW_CORES, check_plugin_is_allowed
 from vsteer.errors import UnsupportedError
 from vsteer.machine import ALLOCATOR, OPENMP, Machine
+from vsteer.packages import installed
 
 # fine; a run would start, and be slower or end early; a run would be refused
 Level = Literal["ok", "mend", "refused"]
@@ -67,16 +68,6 @@ def examine(machine: Machine) -> Examination:
             *space(machine),
         ),
     )
-
-
-def installed(names: Iterable[str]) -> dict[str, str]:
-    found = {}
-    for name in names:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def packages() -> Iterator[Finding]:

