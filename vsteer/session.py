@@ -261,8 +261,12 @@ class ModelRun:
     def _with_engine(self, engine: RunEngine) -> None:
         for source in self.supplier.to_extract:
             self.progress.counting(f"extracting the vector {source.name}", member_total(source))
-            self.supplier.extract(engine, source, self.progress.step)
-            self.store.event("extract", vector=source.name)
+            warning = self.supplier.extract(engine, source, self.progress.step)
+            self.store.event("extract", vector=source.name, warning=warning)
+            if warning:
+                self.progress.say(
+                    f"warning: {warning}; better: vsteer vectors extract --dtype float32, then `file:`"
+                )
             if self.start.interrupt.asked:
                 return
         self.progress.phase(f"{len(self.plan.vectors):,} vectors, controls included")

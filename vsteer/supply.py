@@ -78,10 +78,16 @@ class Supplier:
             for _ in members(self.plan.tokenizer, contrast, parse_token(source.token), source.system):
                 pass
 
-    def extract(self, engine: SupplyingEngine, source: VectorSource, progress: Callable[[], None]) -> None:
-        """Make a source's raw vector, its shuffled-label vectors and its diagnostics, in one pass."""
+    def extract(
+        self, engine: SupplyingEngine, source: VectorSource, progress: Callable[[], None]
+    ) -> str | None:
+        """Make a source's raw vector, its shuffled-label vectors and its diagnostics, in one pass.
+
+        Returns what there is to be warned of.
+        """
         from vsteer.vectors import diagnose
         from vsteer.vectors.extract import extract
+        from vsteer.vectors.rounding import warning
 
         contrast = _read(source)
         raw, *shuffled = self._extracted(source)
@@ -103,6 +109,7 @@ class Supplier:
         # last: where it is, the others are; and once rows were made with it, it stays what it is
         if not raw.exists():
             save(vector, raw)
+        return warning(source.name, tables["layers"], engine.dtype)
 
     def supply(self) -> Supply:
         """Every vector, once everything was extracted."""

@@ -101,6 +101,7 @@ def write_activations(folder: Path) -> None:
             "class_separation": float(layer),
             "split_half": 0.9,
             "letter_share": 0.2,
+            "rounding": 0.1 / (layer + 1),
         }
         for layer in LAYERS
     ]

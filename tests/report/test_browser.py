@@ -77,7 +77,7 @@ def figures(page: Page) -> dict[str, Any]:
 
 def test_every_figure_is_drawn(golden_page: Page) -> None:
     found = figures(golden_page)
-    assert len(found) == 21
+    assert len(found) == 22
     assert {name: one["why"] for name, one in found.items() if one["state"] != "drawn"} == {}
     assert [name for name, one in found.items() if one["marks"] < 1] == []
     # what a peak, an asymmetry and a scaling must say of themselves

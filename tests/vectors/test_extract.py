@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from vsteer.errors import DataError, SteeringFault, UsageError
@@ -16,7 +17,8 @@ from vsteer.vectors.activations import Activations
 from vsteer.vectors.contrast import read_contrast
 from vsteer.vectors.extract import Extraction, Label, check_method
 from vsteer.vectors.members import members, parse_token
-from vsteer.vectors.vector import SteeringVector
+from vsteer.vectors.rounding import warning
+from vsteer.vectors.vector import Origin, SteeringVector
 
 LAYERS, HIDDEN = 2, 6
 
@@ -145,6 +147,40 @@ def test_separation_and_split_half_of_classes_that_are_apart_and_that_are_not() 
         assert abs(row["class_separation"]) < 0.4
         assert abs(row["split_half"]) < 0.6
         assert abs(row["pair_agreement"]) < 0.05
+
+
+@pytest.mark.parametrize("paired", [True, False])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_rounding_is_the_error_that_rounded_sums_make(dtype: str, paired: bool) -> None:
+    """A stream of sums as a model makes it, rounded and not: how far apart the differences of means are."""
+    rng = np.random.default_rng(0)
+    layers, members, hidden = 12, 60, 400
+    exact = torch.from_numpy(rng.standard_normal((members, hidden)))
+    exact[::2] += 0.05 * torch.from_numpy(rng.standard_normal(hidden))
+    rounded = exact = exact.to(getattr(torch, dtype)).double()
+    of_layer: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = []
+    for _ in range(layers):
+        for _ in ("attention", "mlp"):
+            added = torch.from_numpy(0.1 * rng.standard_normal((members, hidden)))
+            exact = exact + added
+            rounded = (rounded + added).to(getattr(torch, dtype)).double()
+        of_layer.append((exact.numpy(), rounded.numpy()))
+    with made(np.stack([found for _, found in of_layer]), paired=paired) as extraction:
+        vector = extraction.vector("v", "mean_diff" if paired else "dim", Origin(dtype=dtype))
+        rows = diagnose.layer_table(extraction, vector)
+    for row, (true, _) in zip(rows, of_layer, strict=True):
+        difference = true[::2].mean(axis=0) - true[1::2].mean(axis=0)
+        error = np.linalg.norm(vector.directions[row["layer"]] - difference) / np.linalg.norm(difference)
+        assert error / 2 < row["rounding"] < error * 2
+
+
+def test_much_rounding_is_warned_of() -> None:
+    table = [{"layer": layer, "rounding": share} for layer, share in enumerate((0.3, 0.86, 0.1, 0.09, None))]
+    assert warning("warm", table, "bfloat16") == (
+        "about 86% of the vector warm at layer 1 is bfloat16's rounding, and 10% or more at layers 0, 2: "
+        "the classes hardly differ there"
+    )
+    assert warning("warm", table[3:], "bfloat16") is None
 
 
 @pytest.mark.parametrize(("balanced", "expected"), [(True, 0.0), (False, 1.0)])

@@ -69,7 +69,7 @@ def extract(
 
     from vsteer.engine.template import load_tokenizer
     from vsteer.models import resolve
-    from vsteer.vectors import diagnose
+    from vsteer.vectors import diagnose, rounding
     from vsteer.vectors.extract import check_method, member_count
     from vsteer.vectors.files import file_sha256, save
     from vsteer.vectors.items import ItemSet
@@ -154,6 +154,8 @@ def extract(
     click.echo(f"{out}  {file_sha256(out)[:12]}  {len(vector.layers)} layers, {vector.hidden_size} wide")
     for table in tables:
         click.echo(str(table))
+    if warning := rounding.warning(name, found["layers"], made_in):
+        click.echo(f"warning: {warning}; --dtype float32 avoids it", err=True)
     click.echo(f"next: vsteer vectors inspect {out}")
 
 

@@ -19,6 +19,7 @@ from vsteer.vectors.activations import Float64
 from vsteer.vectors.atomic import written_whole
 from vsteer.vectors.extract import Extraction
 from vsteer.vectors.principal import principal
+from vsteer.vectors.rounding import rounding
 from vsteer.vectors.vector import SteeringVector
 
 HALVES = 20
@@ -53,6 +54,8 @@ def layer_table(extraction: Extraction, vector: SteeringVector) -> Rows:
 def _layer_row(extraction: Extraction, vector: SteeringVector, layer: int) -> dict[str, Any]:
     direction = vector.directions[layer].astype(np.float64)
     norm, stream = float(np.linalg.norm(direction)), vector.stream_norms[layer]
+    # as it came: the vector may have another length since
+    difference = float(np.linalg.norm(extraction.mean_difference(layer)))
     return {
         "layer": layer,
         "depth": (layer + 1) / extraction.layers,
@@ -63,6 +66,7 @@ def _layer_row(extraction: Extraction, vector: SteeringVector, layer: int) -> di
         "class_separation": _class_separation(extraction, layer),
         "split_half": _split_half(extraction, layer),
         "letter_share": _letter_share(extraction, layer, direction),
+        "rounding": rounding(vector.origin.dtype, layer, stream, extraction.contrast, difference),
     }
 
 

@@ -66,7 +66,7 @@ class Extraction:
     def vector(self, name: str, method: str, origin: Origin = Origin()) -> SteeringVector:  # noqa: B008
         """The vector by `mean_diff` or `pca` (pairs) or `dim` (unpaired sets), as it comes: norm raw."""
         check_method(method, self.paired)
-        of_layer = self._principal_difference if method == "pca" else self._mean_difference
+        of_layer = self._principal_difference if method == "pca" else self.mean_difference
         directions = {layer: of_layer(layer).astype(np.float32) for layer in range(self.layers)}
         return SteeringVector(name, directions, self.stream_norms(), origin)
 
@@ -88,7 +88,7 @@ class Extraction:
         """The stream's mean length at the extracted tokens, by layer."""
         return {layer: float(self.activations.norms(layer).mean()) for layer in range(self.layers)}
 
-    def _mean_difference(self, layer: int) -> Float64:
+    def mean_difference(self, layer: int) -> Float64:
         found: Float64 = self.activations.weighted(layer, self.contrast[None])[0]
         return found
 
@@ -110,7 +110,7 @@ class Extraction:
             return found
 
         component = principal(lambda v: back(on(v)), self.activations.shape[2], 1)[0]
-        along: Float64 = component * (self._mean_difference(layer) @ component)
+        along: Float64 = component * (self.mean_difference(layer) @ component)
         return along
 
 

@@ -19,7 +19,7 @@ const SECTIONS = [
   {id: 'asymmetry', title: 'Sign asymmetry', says: 'Believe an asymmetry where all three agree: one of probabilities alone can be nothing but a ceiling.', side: ['asymmetry_effect', 'asymmetry_p', 'asymmetry_headroom']},
   {id: 'scaling', title: 'Scaling', figures: ['scaling']},
   {id: 'costs', title: 'What it costs: coherence and capability', two: ['coherence', 'capability']},
-  {id: 'vector', title: 'Activations and directions', two: ['components', 'cosine'], side: ['cosine_row', 'worth_norm_over_stream', 'worth_class_separation', 'worth_split_half', 'worth_pair_agreement', 'worth_letter_share']},
+  {id: 'vector', title: 'Activations and directions', two: ['components', 'cosine'], side: ['cosine_row', 'worth_norm_over_stream', 'worth_class_separation', 'worth_split_half', 'worth_pair_agreement', 'worth_letter_share', 'worth_rounding']},
   {id: 'items', title: 'Single items', figures: ['slopes'], two: ['spread', 'wrong']},
   {id: 'texts', title: 'Generations', make: textsSection},
   {id: 'more', title: 'Further questions', make: moreSection},
