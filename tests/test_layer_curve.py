@@ -40,3 +40,12 @@ def test_with_fewer_no_claim_is_made(spoiled: dict[tuple[str, int], list[Effect]
     said = _verdict(VECTOR, {("random", n): control(n, 0.1) for n in range(18)} | spoiled)
     assert OUTSIDE not in said
     assert "too few to say more: 18 whole and distinct, 19 are needed" in said
+
+
+def test_without_controls_it_says_that_chance_is_not_known() -> None:
+    peak, controls = _verdict(VECTOR, {}).splitlines()
+    assert peak == "largest effect: +3.00 at layer 1, multiplier +1"
+    assert controls == (
+        "no controls to hold it against: what chance gives isn't known "
+        "(`controls: {random_vectors: 19}` in the grid adds them)"
+    )

@@ -125,6 +125,11 @@ def _verdict(found: Sequence[Effect], controls: Controls) -> str:
     peak = max(found, key=lambda one: abs(one.effect))
     how = "ablated" if peak.multiplier is None else f"multiplier {peak.multiplier:+g}"
     said = [f"largest effect: {peak.effect:+.2f} at layer {peak.layer}, {how}"]
+    if not controls:
+        said.append(
+            f"no controls to hold it against: what chance gives isn't known "
+            f"(`controls: {{random_vectors: {ENOUGH_CONTROLS}}}` in the grid adds them)"
+        )
     places = {one.place for one in found}
     own = frozenset(one.vector_sha256 for one in found)
     for kind in ("random", "shuffled"):
