@@ -177,7 +177,7 @@ def test_rounding_is_the_error_that_rounded_sums_make(dtype: str, paired: bool) 
 def test_much_rounding_is_warned_of() -> None:
     table = [{"layer": layer, "rounding": share} for layer, share in enumerate((0.3, 0.86, 0.1, 0.09, None))]
     assert warning("warm", table, "bfloat16") == (
-        "about 86% of the vector warm at layer 1 is bfloat16's rounding, and 10% or more at layers 0, 2: "
+        "bfloat16's rounding may be 86% of the vector warm at layer 1 and 10% or more at layers 0, 2: "
         "the classes hardly differ there"
     )
     assert warning("warm", table[3:], "bfloat16") is None
