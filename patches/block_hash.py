@@ -15,7 +15,7 @@ from typing import Any
 
 from vllm.v1.core import kv_cache_utils
 
-from vsteer.engine.cache_identity import block_keys
+from vsteer.engine.worker.cache_identity import block_keys
 
 MARK = "replaced_by_vsteer"
 NAME = "generate_block_hash_extra_keys"

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
-from vsteer.engine.steered_model import steered_model
+from vsteer.engine.worker.model import steered_model
 
 MARK = "replaced_by_vsteer"
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.plan_sample import filled, planner
-from vsteer.configs import Config
+from tests.plan.sample import filled, planner
 from vsteer.models import resolve
-from vsteer.plan import Plan
+from vsteer.plan.configurations import Config
+from vsteer.plan.plan import Plan
 from vsteer.vectors.files import load, save
 
 

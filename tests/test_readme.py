@@ -9,9 +9,10 @@ from pathlib import Path
 import click
 from click.testing import CliRunner
 
-from tests.test_cli import every_command
+from tests.cli.test_cli import every_command
 from vsteer import cli
-from vsteer.store import schema, statistics
+from vsteer.results import statistics_files as statistics
+from vsteer.store import schema
 
 README = Path(__file__).parent.parent / "README.md"
 

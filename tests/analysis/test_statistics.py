@@ -13,15 +13,15 @@ import pytest
 from click.testing import CliRunner
 from scipy import stats
 
-from tests import stand_in
-from tests.queries.made_up import Cell, Steered, controls, make_run, sweep, write_vector
+from tests.results.made_up import Cell, Steered, controls, make_run, sweep, write_vector
+from tests.run import fake
 from vsteer.analysis.scaling import scaling_records
 from vsteer.analysis.statistics import bring_up_to_date, write_statistics
 from vsteer.cli import main
 from vsteer.errors import StoreError
-from vsteer.session import run_grid
-from vsteer.store.questions_views import connect_runs
-from vsteer.store.statistics import TABLES, statistics_are_current, statistics_path
+from vsteer.results.statistics_files import TABLES, statistics_are_current, statistics_path
+from vsteer.results.views import connect_runs
+from vsteer.run.start import run_grid
 from vsteer.store.store import open_store
 from vsteer.vectors.run_norms import write_vector_norms
 
@@ -339,7 +339,7 @@ evaluations: [{kind: choice, data: sentiment, limit: 6}]
 
 def test_a_run_ends_with_its_statistics(tmp_path: Path) -> None:
     (tmp_path / "grid.yaml").write_text(GRID)
-    folder = run_grid(tmp_path / "grid.yaml", load=stand_in.load()).folder
+    folder = run_grid(tmp_path / "grid.yaml", load=fake.load()).folder
     assert statistics_are_current(folder)
     assert len(read(folder, "peaks")) == 4
 

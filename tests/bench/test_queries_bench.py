@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from vsteer.bench.queries import LAYERS, MULTIPLIERS, SYSTEMS, VECTORS, bench_queries, make_run
+from vsteer.results.queries import queries
+from vsteer.results.views import connect_runs
 from vsteer.store import shards as sh
-from vsteer.store.questions import queries
-from vsteer.store.questions_views import connect_runs
 
 
 def test_the_made_up_run_is_one_of_the_stores(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 
 from vsteer import models
 from vsteer.engine.driver import VllmEngine
-from vsteer.engine.reference import ReferenceEngine
+from vsteer.engine.proof.reference import ReferenceEngine
 from vsteer.engine.start import EngineOptions
 from vsteer.engine.table import Capacity
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from tests.engine.conftest import BLOCK, CAPTURES, Setup
-from vsteer.engine.cache_identity import block_keys
-from vsteer.engine.capture import CaptureSpec, CaptureTable
 from vsteer.engine.driver import VllmEngine
-from vsteer.engine.reference import ReferenceEngine
-from vsteer.engine.request import Prompt, Request, Steering, Term
+from vsteer.engine.proof.reference import ReferenceEngine
+from vsteer.engine.worker.cache_identity import block_keys
+from vsteer.engine.worker.capture import CaptureSpec, CaptureTable
 from vsteer.errors import SteeringFault
+from vsteer.protocol import Prompt, Request, Steering, Term
 
 SETUPS = [Setup(eager, tensor_parallel) for eager in (True, False) for tensor_parallel in (1, 2)]
 
@@ -195,9 +195,9 @@ def test_blocks_from_the_first_captured_position_on_are_nobody_elses() -> None:
     class Params:
         extra_args = spec(5, 40, 60)
 
-    class Asking:
+    class PromptRenderer:
         sampling_params = Params()
 
     # blocks of 16: position 40 lies in the block that ends before 48
-    assert [block_keys(Asking(), end) for end in (16, 32, 40)] == [(), (), ()]
-    assert [block_keys(Asking(), end) for end in (41, 48, 64)] == [(("vsteer", "capture:5"),)] * 3
+    assert [block_keys(PromptRenderer(), end) for end in (16, 32, 40)] == [(), (), ()]
+    assert [block_keys(PromptRenderer(), end) for end in (41, 48, 64)] == [(("vsteer", "capture:5"),)] * 3

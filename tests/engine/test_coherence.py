@@ -15,10 +15,10 @@ from tests.engine.conftest import BATCHED_TOKENS, BLOCK, MAX_MODEL_LEN, Setup
 from tests.engine.test_v2_runner import run
 from vsteer import models
 from vsteer.engine.driver import VllmEngine
-from vsteer.engine.parity import make_vectors
-from vsteer.engine.reference import ReferenceEngine
-from vsteer.engine.request import OPEN_END, Prompt, Request, Steering, Term
-from vsteer.evals.coherence import coherence_request, read_coherence
+from vsteer.engine.proof.parity import make_vectors
+from vsteer.engine.proof.reference import ReferenceEngine
+from vsteer.protocol import OPEN_END, Prompt, Request, Steering, Term
+from vsteer.scoring.perplexity import coherence_request, read_coherence
 
 RELATIVE = 1e-4
 STRONG = Steering((Term("first", 2, 2.0),), "after_prompt")

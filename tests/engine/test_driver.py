@@ -15,11 +15,11 @@ from tests.engine.conftest import BLOCK, MAX_MODEL_LEN, Setup
 from vsteer import models
 from vsteer.engine import driver
 from vsteer.engine.driver import VllmEngine
-from vsteer.engine.parity import TOLERANCE, make_vectors
-from vsteer.engine.reference import ReferenceEngine
-from vsteer.engine.request import Positions, Prompt, Request, Result, Steering, Term, Vectors
+from vsteer.engine.proof.parity import TOLERANCE, make_vectors
+from vsteer.engine.proof.reference import ReferenceEngine
 from vsteer.engine.start import EngineOptions
 from vsteer.errors import EngineError, SteeringFault, UnsupportedError, UsageError, VectorError, VsteerError
+from vsteer.protocol import Positions, Prompt, Request, Result, Steering, Term, Vectors
 
 # The first of the parity tests' engines, so that this file starts none of its own for it.
 on_the_engine = pytest.mark.parametrize("engine", [Setup()], indirect=True, ids=str)
@@ -482,7 +482,7 @@ def test_an_engine_that_is_not_ours_is_stock_vllm(reference: ReferenceEngine) ->
             max_model_len=64,
             enforce_eager=True,
             kv_cache_memory_bytes=2**26,
-            worker_extension_cls="vsteer.engine.worker.SteeringWorker",
+            worker_extension_cls="vsteer.engine.worker.extension.SteeringWorker",
         )
     )
     try:

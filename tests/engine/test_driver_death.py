@@ -13,9 +13,9 @@ import pytest
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from vsteer.engine.driver import VllmEngine
-from vsteer.engine.request import Prompt, Request, Steering, Term
 from vsteer.engine.table import Capacity
 from vsteer.errors import EngineError
+from vsteer.protocol import Prompt, Request, Steering, Term
 
 STEERED = Steering((Term("v", 0, 1.0),))
 

@@ -13,17 +13,17 @@ from numpy.typing import NDArray
 
 from tests.engine.conftest import Setup
 from vsteer import models
+from vsteer.datasets.builtin import data_path
+from vsteer.datasets.items import ItemSet, UnpairedSets
+from vsteer.datasets.readers import read_contrast
 from vsteer.engine.driver import VllmEngine
-from vsteer.engine.reference import ReferenceEngine
-from vsteer.engine.request import Engine
+from vsteer.engine.proof.reference import ReferenceEngine
 from vsteer.engine.start import EngineOptions
 from vsteer.engine.table import Capacity
 from vsteer.errors import DataError
-from vsteer.vectors import diagnose
-from vsteer.vectors.builtin import data_path
-from vsteer.vectors.contrast import read_contrast
+from vsteer.protocol import Engine
+from vsteer.vectors.diagnostics import tables as diagnose
 from vsteer.vectors.extract import Extraction, extract
-from vsteer.vectors.items import ItemSet, UnpairedSets
 from vsteer.vectors.members import Token
 from vsteer.vectors.vector import Origin
 

@@ -15,7 +15,7 @@ from tests.engine.conftest import KV_BLOCKS, Setup
 from tests.engine.test_parity import check
 from vsteer import models
 from vsteer.engine.driver import VllmEngine
-from vsteer.engine.reference import ReferenceEngine
+from vsteer.engine.proof.reference import ReferenceEngine
 from vsteer.engine.support import FAMILIES
 from vsteer.models.tiny_families import CONFIGS
 

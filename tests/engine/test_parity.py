@@ -16,7 +16,7 @@ import torch
 from tests.engine.conftest import BATCHED_TOKENS, Setup
 from vsteer import models
 from vsteer.engine.driver import VllmEngine
-from vsteer.engine.parity import (
+from vsteer.engine.proof.parity import (
     ABLATION_SLIP_FACTOR,
     SLIP_FACTOR,
     TOLERANCE,
@@ -24,7 +24,7 @@ from vsteer.engine.parity import (
     make_requests,
     make_vectors,
 )
-from vsteer.engine.reference import ReferenceEngine
+from vsteer.engine.proof.reference import ReferenceEngine
 
 ROWS = 240
 SETUPS = [

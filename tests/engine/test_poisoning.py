@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 
 from tests.engine.conftest import BLOCK, MAX_MODEL_LEN, Setup
-from vsteer.engine import canary, driver
+from vsteer.engine import driver
 from vsteer.engine.driver import VllmEngine
-from vsteer.engine.parity import TOLERANCE, VECTOR_NAMES, Parity, compare_row, make_vectors
-from vsteer.engine.reference import ReferenceEngine
-from vsteer.engine.request import (
+from vsteer.engine.proof import canary
+from vsteer.engine.proof.parity import TOLERANCE, VECTOR_NAMES, Parity, compare_row, make_vectors
+from vsteer.engine.proof.reference import ReferenceEngine
+from vsteer.errors import EngineError
+from vsteer.protocol import (
     POSITION_WORDS,
     Positions,
     Prompt,
@@ -28,7 +30,6 @@ from vsteer.engine.request import (
     Term,
     Vectors,
 )
-from vsteer.errors import EngineError
 
 ROUND = 250
 MOST_NEW_TOKENS = 24

@@ -18,13 +18,13 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from vsteer.engine import parity
 from vsteer.engine.driver import VllmEngine
-from vsteer.engine.reference import ReferenceEngine
-from vsteer.engine.request import Result
+from vsteer.engine.proof import parity
+from vsteer.engine.proof.reference import ReferenceEngine
 from vsteer.engine.start import EngineOptions
 from vsteer.engine.table import Capacity
 from vsteer.models import resolve
+from vsteer.protocol import Result
 
 SCHEME = {
     "quant_method": "compressed-tensors",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.engine.conftest import Setup
-from tests.evals.refusal_tokens_oracle import check
+from tests.evaluations.refusal_tokens_oracle import check
 from vsteer.engine.driver import VllmEngine
 
 

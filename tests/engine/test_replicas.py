@@ -16,19 +16,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests import stand_in
-from tests.engine.replica_stand_in import Make, answer
+from tests.engine.fake_replica import Make, answer
 from tests.engine.test_orphans import descendants, parents
-from tests.test_session import rows_of, written
+from tests.run import fake
+from tests.run.test_start import rows_of, written
 from vsteer.engine import replicas as under_test
-from vsteer.engine.places import BIND, Place, cpu_places, device_places, find_places
+from vsteer.engine.device_slices import BIND, DeviceSlice, cpu_places, device_places, find_slices
 from vsteer.engine.replicas import RESTARTS, Replicas
-from vsteer.engine.request import Prompt, Request, Steering, Term
 from vsteer.engine.start import EngineOptions
 from vsteer.errors import EngineError, SteeringFault, UnsupportedError, UsageError
-from vsteer.grid import EngineSpec
-from vsteer.plan import Plan
-from vsteer.session import run_grid
+from vsteer.grid.spec import EngineSpec
+from vsteer.plan.plan import Plan
+from vsteer.protocol import Prompt, Request, Steering, Term
+from vsteer.run.start import run_grid
 
 WINDOW = 24
 
@@ -42,7 +42,7 @@ class Events(list[tuple[str, dict[str, Any]]]):
 
 
 def started(make: Make, replicas: int = 2, window: int = WINDOW, **options: Any) -> Replicas:
-    return Replicas(make, [Place()] * replicas, None, window=window, **options)
+    return Replicas(make, [DeviceSlice()] * replicas, None, window=window, **options)
 
 
 def grid(prompts: int, configurations: int, prefixes: int = 1) -> list[Request]:
@@ -286,7 +286,7 @@ def test_our_own_faults_stay_loud(tmp_path: Path) -> None:
     finally:
         engine.close()
     # with the traceback of the process that raised it
-    assert "replica_stand_in.py" in "".join(caught.value.__notes__)
+    assert "fake_replica.py" in "".join(caught.value.__notes__)
 
 
 def test_a_name_under_way_twice_is_refused(tmp_path: Path) -> None:
@@ -357,8 +357,8 @@ def test_a_run_through_replicas_has_the_rows_of_one_engine(tmp_path: Path) -> No
     tell = Events()
 
     def load(plan: Plan, spec: EngineSpec, extracts: bool) -> Replicas:
-        make = partial(stand_in.StandIn, plan, pace=0.02)
-        made.append(Replicas(make, [Place()] * 2, plan.tokenizer, window=200, tell=tell))
+        make = partial(fake.fake_engine, plan, pace=0.02)
+        made.append(Replicas(make, [DeviceSlice()] * 2, plan.tokenizer, window=200, tell=tell))
         return made[0]
 
     def kill() -> None:
@@ -372,7 +372,7 @@ def test_a_run_through_replicas_has_the_rows_of_one_engine(tmp_path: Path) -> No
     killer.start()
     two = run_grid(written(tmp_path / "two"), load=load).folder
     killer.join()
-    one = run_grid(written(tmp_path / "one"), load=stand_in.load()).folder
+    one = run_grid(written(tmp_path / "one"), load=fake.load()).folder
     same = "row_id, status, error, text, choice_logprobs, logit_diff, vector_sha256, engine, attempt"
     assert rows_of(two, same) == rows_of(one, same)
     assert len(tell.named("replica_died")) == 1
@@ -382,7 +382,7 @@ def test_a_run_through_replicas_has_the_rows_of_one_engine(tmp_path: Path) -> No
 PARENT = """
 import signal, sys
 from pathlib import Path
-from tests.engine.replica_stand_in import Make
+from tests.engine.fake_replica import Make
 from tests.engine.test_replicas import grid, started
 
 if __name__ == "__main__":
@@ -447,7 +447,7 @@ def test_cores_are_shared_out_in_slices() -> None:
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core cannot be shared out")
 def test_a_child_stays_on_its_cores(tmp_path: Path) -> None:
-    places = find_places(2, EngineOptions())
+    places = find_slices(2, EngineOptions())
     engine = Replicas(Make(tmp_path), places, None, window=WINDOW)
     try:
         first, second = (os.sched_getaffinity(pid) for pid in pids(engine))

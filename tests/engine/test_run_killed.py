@@ -15,8 +15,8 @@ import duckdb
 import numpy as np
 import pytest
 
-from vsteer.grid import read_grid
-from vsteer.plan import make_plans
+from vsteer.grid.spec import read_grid
+from vsteer.plan.plan import make_plans
 from vsteer.store.status import status
 
 KILLS = {"float32": 6, "bfloat16": 3}

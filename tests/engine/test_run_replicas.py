@@ -12,8 +12,8 @@ import pytest
 
 from tests.engine.test_orphans import descendants, parents
 from tests.engine.test_run_killed import GRID, rows, start
-from vsteer.grid import read_grid
-from vsteer.plan import make_plans
+from vsteer.grid.spec import read_grid
+from vsteer.plan.plan import make_plans
 from vsteer.store.events import Event, read_events
 from vsteer.store.status import status
 

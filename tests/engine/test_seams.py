@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import vsteer
-from vsteer.engine import seams
+from vsteer.engine import vllm_compat as seams
 from vsteer.errors import UnsupportedError
 
 ROOT = Path(vsteer.__file__).parents[1]
@@ -173,7 +173,7 @@ def test_a_patched_seam_is_named_with_what_differs(tmp_path: Path) -> None:
     version = seams.installed_version()
     copy = patched_copy(tmp_path / "a", SAMPLE, "def remove_request(self, req_id", "def drop(self, req_id")
     (gone,) = seams.mismatches(copy, version)
-    assert gone.file == "vsteer/engine/model_state.py"
+    assert gone.file == "vsteer/engine/worker/model_state.py"
     assert (gone.upstream, gone.differs) == (SAMPLE, f"is not there any more, as it is in vLLM {version}")
     copy = patched_copy(
         tmp_path / "b", SAMPLE, "def remove_request(self, req_id", "def remove_request(self, name"
@@ -210,7 +210,7 @@ def test_an_engine_is_refused_until_the_user_lets_it_pass(
     with pytest.raises(UnsupportedError) as error:
         seams.refuse_unknown_seams()
     assert SAMPLE in error.value.message
-    assert "vsteer/engine/model_state.py" in error.value.message
+    assert "vsteer/engine/worker/model_state.py" in error.value.message
     assert "VSTEER_UNKNOWN_SEAMS=1" in error.value.hint
     monkeypatch.setenv("VSTEER_UNKNOWN_SEAMS", "1")
     seams.refuse_unknown_seams()

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from vsteer.engine.steered_layer import steer_layer
-from vsteer.engine.steering import Ablation, Capture, Steering, shared_buffers
 from vsteer.engine.table import Capacity
+from vsteer.engine.worker.layer import steer_layer
+from vsteer.engine.worker.modules import Ablation, Capture, Steering, shared_buffers
 
 HIDDEN, TOKENS = 8, 5
 CAPACITY = Capacity(cells=3, rows=2, terms=2)

@@ -17,13 +17,13 @@ import pytest
 import torch
 from torch import nn
 
-from vsteer.engine.model_state import SteeredModelState
-from vsteer.engine.request import OPEN_END, Steering, Term
-from vsteer.engine.steered_model import SteeredModel
-from vsteer.engine.step import EXTRA_ARG, NOT_SEEN, CellSpan, StepTable
 from vsteer.engine.support import CONFIG_KEY
 from vsteer.engine.table import Capacity, SteeringTable
+from vsteer.engine.worker.model import SteeredModel
+from vsteer.engine.worker.model_state import SteeredModelState
+from vsteer.engine.worker.step import EXTRA_ARG, NOT_SEEN, CellSpan, StepTable
 from vsteer.errors import SteeringFault
+from vsteer.protocol import OPEN_END, Steering, Term
 
 CELLS = 5
 BLOCK = 4

@@ -9,9 +9,9 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from vsteer.engine.request import Direction, Operation, Steering, Term, Vectors
 from vsteer.engine.table import Capacity, SteeringTable, direction_sha, read_table_file
 from vsteer.errors import EngineError, SteeringFault, UsageError, VectorError
+from vsteer.protocol import Direction, Operation, Steering, Term, Vectors
 
 LAYERS, WIDTH = 3, 4
 ROOM = Capacity(cells=8, rows=8, terms=2)

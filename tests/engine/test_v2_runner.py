@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from vsteer import models
-from vsteer.engine.parity import SLIP_FACTOR, TOLERANCE
+from vsteer.engine.proof.parity import SLIP_FACTOR, TOLERANCE
 
 ROWS = 210
 # Of 32 tokens each: three or four running requests fill them, so that growing ones preempt each other.

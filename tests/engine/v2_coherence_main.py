@@ -17,9 +17,9 @@ def main(model: str, lengths: list[tuple[int, int]]) -> None:
     import torch
 
     from vsteer.engine.driver import VllmEngine
-    from vsteer.engine.request import Prompt, Request
     from vsteer.engine.start import EngineOptions
-    from vsteer.evals.coherence import coherence_request, read_coherence
+    from vsteer.protocol import Prompt, Request
+    from vsteer.scoring.perplexity import coherence_request, read_coherence
 
     torch.set_num_threads(1)
     engine = VllmEngine(

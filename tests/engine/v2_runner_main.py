@@ -28,8 +28,8 @@ def main(
     import torch
 
     from vsteer.engine.driver import VllmEngine
-    from vsteer.engine.parity import compare, make_requests, make_vectors
-    from vsteer.engine.reference import ReferenceEngine
+    from vsteer.engine.proof.parity import compare, make_requests, make_vectors
+    from vsteer.engine.proof.reference import ReferenceEngine
     from vsteer.engine.start import EngineOptions
     from vsteer.engine.table import Capacity
 

@@ -11,7 +11,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tests.queries.made_up import Cell, Steered, controls, make_run, sweep, write_vector
+from tests.results.made_up import Cell, Steered, controls, make_run, sweep, write_vector
 from tests.store import makers
 from vsteer.analysis.statistics import write_statistics
 from vsteer.store.store import open_store

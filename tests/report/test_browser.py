@@ -13,13 +13,13 @@ from typing import Any
 import duckdb
 import pytest
 
-from tests.queries.made_up import Cell, make_run, sweep
 from tests.report import browser as browsers
 from tests.report.browser import LOCAL, Page
 from tests.report.golden import HOSTILE, PEAK, Ablated, golden, hostile, logit
-from vsteer.evals.scorers import PLAIN
+from tests.results.made_up import Cell, make_run, sweep
 from vsteer.report.page import write_report
-from vsteer.scoring import score_texts
+from vsteer.scoring.scorers import PLAIN
+from vsteer.scoring.stored_texts import score_texts
 
 pytestmark = pytest.mark.skipif(
     not (browsers.CHROMIUM and browsers.DRIVER) and "VSTEER_NEEDS_BROWSER" not in os.environ,

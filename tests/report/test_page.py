@@ -13,15 +13,15 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from tests.queries.made_up import Cell, Steered, make_run, sweep
 from tests.report.golden import HOSTILE, ITEMS, PEAK, golden, hostile, logit
+from tests.results.made_up import Cell, Steered, make_run, sweep
 from vsteer import cli
 from vsteer.report import diagnostics, tables, texts
 from vsteer.report.facts import ranges
 from vsteer.report.page import gathered, script_safe, write_report
 from vsteer.report.tables import coded
-from vsteer.store.questions import queries
-from vsteer.store.questions_views import connect_runs, run_names
+from vsteer.results.queries import queries
+from vsteer.results.views import connect_runs, run_names
 
 
 class Elements(HTMLParser):

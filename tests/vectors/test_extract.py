@@ -11,13 +11,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from vsteer.datasets.readers import read_contrast
 from vsteer.errors import DataError, SteeringFault, UsageError
-from vsteer.vectors import diagnose
 from vsteer.vectors.activations import Activations
-from vsteer.vectors.contrast import read_contrast
+from vsteer.vectors.diagnostics import tables as diagnose
+from vsteer.vectors.diagnostics.rounding import warning
 from vsteer.vectors.extract import Extraction, Label, check_method
 from vsteer.vectors.members import members, parse_token
-from vsteer.vectors.rounding import warning
 from vsteer.vectors.vector import Origin, SteeringVector
 
 LAYERS, HIDDEN = 2, 6

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vsteer.analysis.intervals import Numbers
-from vsteer.store.statistics import MEASURES
+from vsteer.results.statistics_files import MEASURES
 
 Flags = NDArray[np.bool_]
 

@@ -7,8 +7,8 @@ import json
 import duckdb
 
 from vsteer.analysis.scaling import scaling_records
+from vsteer.results.statistics_files import TABLES
 from vsteer.store.schema import SQL_TYPES
-from vsteer.store.statistics import TABLES
 from vsteer.store.views import quoted
 
 

@@ -29,10 +29,7 @@ from vsteer.analysis.peaks import (
 )
 from vsteer.analysis.scaling import scaling_records
 from vsteer.errors import VsteerError
-from vsteer.store.lock import FolderLock
-from vsteer.store.questions_views import connect_runs
-from vsteer.store.score_file import readable
-from vsteer.store.statistics import (
+from vsteer.results.statistics_files import (
     MEASURES,
     STATISTICS_FOLDER,
     TABLES,
@@ -41,6 +38,9 @@ from vsteer.store.statistics import (
     statistics_are_current,
     write_table,
 )
+from vsteer.results.views import connect_runs
+from vsteer.scoring.score_file import readable
+from vsteer.store.lock import FolderLock
 from vsteer.store.status import require_run
 from vsteer.store.views import quoted
 

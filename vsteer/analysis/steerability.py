@@ -22,8 +22,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from scipy import stats
 
-from vsteer.evals.scorers import scorer_hash
-from vsteer.store.score_file import WholeParquet, readable, scoring_database
+from vsteer.scoring.score_file import WholeParquet, readable, scoring_database
+from vsteer.scoring.scorers import scorer_hash
 from vsteer.store.scores import STEERABILITY, STEERABILITY_COLUMNS, schema_of, scores_path
 
 IDENTITY = {"scorer": STEERABILITY, "version": 1}

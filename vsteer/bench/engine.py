@@ -20,11 +20,11 @@ import numpy as np
 from vsteer.bench.figures import Figure, as_lines, median_ratio, rates_in_turn
 from vsteer.bench.hugging_face import HuggingFaceProcess
 from vsteer.engine.driver import VllmEngine
-from vsteer.engine.reference import ReferenceEngine
-from vsteer.engine.request import Positions, Prompt, Request, Steering, Term, Vectors
+from vsteer.engine.proof.reference import ReferenceEngine
 from vsteer.engine.start import EngineOptions
 from vsteer.engine.stock import StockEngine
 from vsteer.engine.table import Capacity
+from vsteer.protocol import Positions, Prompt, Request, Steering, Term, Vectors
 
 VECTOR = "random"
 CONFIGURATIONS = 60

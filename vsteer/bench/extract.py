@@ -18,15 +18,15 @@ import numpy as np
 
 from vsteer.bench.figures import Figure, median_ratio, rates_in_turn
 from vsteer.bench.hugging_face import HuggingFaceProcess
+from vsteer.datasets.items import ItemSet
+from vsteer.datasets.readers import read_contrast
 from vsteer.engine.driver import VllmEngine
-from vsteer.engine.reference import ReferenceEngine
-from vsteer.engine.request import Prompt, Request
+from vsteer.engine.proof.reference import ReferenceEngine
 from vsteer.engine.start import EngineOptions
 from vsteer.engine.table import Capacity
 from vsteer.errors import UsageError
-from vsteer.vectors.contrast import read_contrast
+from vsteer.protocol import Prompt, Request
 from vsteer.vectors.extract import extract
-from vsteer.vectors.items import ItemSet
 from vsteer.vectors.members import Token, members
 
 ROUNDS = 4

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from vsteer.engine.reference import ReferenceEngine
-from vsteer.engine.request import Vectors
+from vsteer.engine.proof.reference import ReferenceEngine
+from vsteer.protocol import Vectors
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -42,8 +42,8 @@ ASK = """
 import re, sys, time
 from pathlib import Path
 import duckdb, pyarrow
-from vsteer.store.questions import query
-from vsteer.store.questions_views import connect_runs
+from vsteer.results.queries import query
+from vsteer.results.views import connect_runs
 began, idle = time.perf_counter(), time.process_time()
 database = connect_runs([Path(sys.argv[1])])
 database.execute("set threads = 2")
@@ -68,7 +68,7 @@ def bench_queries(rows: int = 10_000_000) -> list[Figure]:
 
 
 def ask_everything(folder: Path) -> list[Figure]:
-    from vsteer.store.questions import queries
+    from vsteer.results.queries import queries
 
     figures = []
     for asked in queries():

@@ -16,20 +16,20 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from vsteer.bench.figures import Figure, median_ratio, rates_in_turn
-from vsteer.bench.stand_in import StandIn
 from vsteer.bench.store import bench_store
-from vsteer.budget import budget
 from vsteer.engine.driver import VllmEngine
+from vsteer.engine.fake import FakeEngine
 from vsteer.engine.start import EngineOptions
 from vsteer.engine.stock import StockEngine
 from vsteer.engine.table import Capacity
-from vsteer.facts import find_model
-from vsteer.grid import read_grid
-from vsteer.plan import Plan, make_plan
-from vsteer.rows import Row
-from vsteer.run import Counts, Making, run_rows
+from vsteer.grid.spec import read_grid
+from vsteer.plan.budget import budget
+from vsteer.plan.model_facts import find_model
+from vsteer.plan.plan import Plan, make_plan
+from vsteer.plan.rows import Row
+from vsteer.run.loop import Counts, Provenance, run_rows
+from vsteer.run.vectors import MadeVectors, RunVectors
 from vsteer.store.store import Store, open_store
-from vsteer.supply import Supplier, Supply
 from vsteer.vectors.files import save
 from vsteer.vectors.vector import SteeringVector
 
@@ -72,7 +72,7 @@ def _over_generate(model: str, folder: Path, tell: Callable[[str], None]) -> lis
         tell("starting stock vLLM with its prefix cache")
         stock = stack.enter_context(closing(StockEngine(str(plan.facts.folder), options)))
         store = stack.enter_context(open_store(folder / "over-generate"))
-        supply = Supplier(plan, folder).supply()
+        supply = RunVectors(plan, folder).supply()
         ours.load(supply.vectors, plan.steerings())
 
         def rows_of(round_: int) -> list[Row]:
@@ -112,8 +112,12 @@ def _flat(model: str, folder: Path) -> list[Figure]:
     plan = _plan(
         model, folder / "large", multipliers=[n / 16 for n in range(1, 128)], questions=60, prompts=2
     )
-    engine = StandIn(plan)
-    supply = Supplier(plan, folder).supply()
+    facts = plan.facts
+    assert facts.folder is not None
+    assert facts.layers is not None
+    assert facts.hidden_size is not None
+    engine = FakeEngine(facts.folder, facts.layers, facts.hidden_size)
+    supply = RunVectors(plan, folder).supply()
     engine.load(supply.vectors, plan.steerings())
     grown: dict[int, float] = {}
 
@@ -153,8 +157,8 @@ def _plan(model: str, folder: Path, multipliers: list[float], questions: int, pr
     return make_plan(grid, 0, *find_model(grid, 0))
 
 
-def _making(store: Store, supply: Supply) -> Making:
-    return Making("bench", "", store.session, supply)
+def _making(store: Store, supply: MadeVectors) -> Provenance:
+    return Provenance("bench", "", store.session, supply)
 
 
 def resident_mib() -> float:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from vsteer.bench.figures import Figure
 from vsteer.bench.store import TOKENS, made_rows
-from vsteer.evals.scorers import PLAIN
-from vsteer.scoring import score_texts
+from vsteer.scoring.scorers import PLAIN
+from vsteer.scoring.stored_texts import score_texts
 from vsteer.store.store import open_store
 
 ROWS, SECONDS, MIB = 100_000, 60.0, 100.0

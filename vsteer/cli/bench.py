@@ -60,8 +60,8 @@ def extract(model: str, data: Path | None, pairs: int | None, as_json_: bool) ->
       vsteer bench extract smollm2-135m-instruct --pairs 80
     """
     from vsteer.bench.extract import bench_extract
+    from vsteer.datasets.builtin import data_path
     from vsteer.models import resolve
-    from vsteer.vectors.builtin import data_path
 
     path = data or data_path("refusal", "pairs")
     _show(bench_extract(resolve(model).model, path, pairs, _tell), as_json_)

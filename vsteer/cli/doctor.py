@@ -21,8 +21,8 @@ def doctor(as_json: bool) -> None:
     Example:
       vsteer doctor
     """
-    from vsteer.doctor import examine
-    from vsteer.machine import this_machine
+    from vsteer.host.doctor import examine
+    from vsteer.host.machine import this_machine
 
     machine = this_machine()
     found = examine(machine)

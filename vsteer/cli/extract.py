@@ -10,7 +10,7 @@ import click
 from vsteer.errors import UsageError
 
 if TYPE_CHECKING:
-    from vsteer.vectors.items import ItemSet, UnpairedSets
+    from vsteer.datasets.items import ItemSet, UnpairedSets
 
 CAPTURES = 64
 
@@ -67,12 +67,13 @@ def extract(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from vsteer.engine.template import load_tokenizer
+    from vsteer.datasets.items import ItemSet
     from vsteer.models import resolve
-    from vsteer.vectors import diagnose, rounding
+    from vsteer.prompts.template import load_tokenizer
+    from vsteer.vectors.diagnostics import rounding
+    from vsteer.vectors.diagnostics import tables as diagnose
     from vsteer.vectors.extract import check_method, member_count
     from vsteer.vectors.files import file_sha256, save
-    from vsteer.vectors.items import ItemSet
     from vsteer.vectors.members import members, parse_token
     from vsteer.vectors.norms import parse_norm, with_norm
     from vsteer.vectors.vector import Origin
@@ -101,8 +102,8 @@ def extract(
     from vsteer.engine.start import EngineOptions
     from vsteer.engine.support import has_gpu
     from vsteer.engine.table import Capacity
-    from vsteer.engine.template import is_chat
     from vsteer.models.identity import commit_of, sha256_of
+    from vsteer.prompts.template import is_chat
     from vsteer.vectors.extract import extract as run_extract
 
     console = Console(stderr=True)
@@ -161,9 +162,9 @@ def extract(
 
 def _read(data: str, negative: Path | None, method: str | None) -> tuple[ItemSet | UnpairedSets, list[str]]:
     """The data and the hash of every file that it came from."""
-    from vsteer.vectors.builtin import behaviours, data_path
-    from vsteer.vectors.contrast import read_contrast
-    from vsteer.vectors.items import ItemSet
+    from vsteer.datasets.builtin import behaviours, data_path
+    from vsteer.datasets.items import ItemSet
+    from vsteer.datasets.readers import read_contrast
 
     path = Path(data)
     if data in behaviours():
@@ -176,7 +177,7 @@ def _read(data: str, negative: Path | None, method: str | None) -> tuple[ItemSet
 
 def _default_token(contrast: ItemSet | UnpairedSets) -> str:
     """The answer's letter where there is one, else the text's last token."""
-    from vsteer.vectors.items import ItemSet
+    from vsteer.datasets.items import ItemSet
 
     return "answer" if isinstance(contrast, ItemSet) and all(i.lettered for i in contrast.items) else "last"
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vsteer.cli.plain_table import plain_table
-from vsteer.store.questions_views import connect_runs
+from vsteer.results.views import connect_runs
 
 # `setting` is all that a baseline shares with what is measured against it: see effects.sql.
 EFFECTS = """

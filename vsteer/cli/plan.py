@@ -12,10 +12,10 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vsteer.budget import BlockBudget, Budget, Rates
-    from vsteer.grid import Grid
-    from vsteer.memory import Memory
-    from vsteer.plan import Plan
+    from vsteer.grid.spec import Grid
+    from vsteer.plan.budget import BlockBudget, Budget, Rates
+    from vsteer.plan.memory import Memory
+    from vsteer.plan.plan import Plan
 
     Seconds = tuple[float, float]
 
@@ -35,18 +35,18 @@ def plan(grid: Path, as_json: bool) -> None:
     Example:
       vsteer plan runs/quickstart.yaml
     """
-    from vsteer.rates import known_rates
+    from vsteer.plan.rates import known_rates
 
     show(grid, as_json, known_rates)
 
 
 def show(path: Path, as_json: bool, rates: Callable[[Plan], Rates | None] | None = None) -> None:
     """Print the plan of a grid; `rates` says what was measured of a plan's model, for a time range."""
-    from vsteer import budget
-    from vsteer.grid import read_grid
-    from vsteer.memory import memory_of
-    from vsteer.plan import make_plans
-    from vsteer.run_folder import run_day, run_folder
+    from vsteer.grid.spec import read_grid
+    from vsteer.plan import budget
+    from vsteer.plan.memory import memory_of
+    from vsteer.plan.plan import make_plans
+    from vsteer.run.folder import run_day, run_folder
 
     grid = read_grid(path)
     plans = make_plans(grid, run_day(run_folder(grid)))
@@ -70,7 +70,7 @@ def show(path: Path, as_json: bool, rates: Callable[[Plan], Rates | None] | None
 def _text(
     grid: Grid, budgets: list[Budget], times: list[Seconds | None], memories: list[Memory | None]
 ) -> list[str]:
-    from vsteer.budget import summed
+    from vsteer.plan.budget import summed
 
     lines = [f"{grid.name}: {len(budgets)} model{'s' * (len(budgets) > 1)}"]
     for one, seconds, memory in zip(budgets, times, memories, strict=True):

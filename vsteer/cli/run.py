@@ -23,12 +23,12 @@ def run(grid: Path, fresh: bool, retry_errors: bool, dry_run: bool) -> None:
     """
     if dry_run:
         from vsteer.cli.plan import show
-        from vsteer.rates import known_rates
+        from vsteer.plan.rates import known_rates
 
         show(grid, as_json=False, rates=known_rates)
         return
     from vsteer.cli.layer_curve import layer_curves
-    from vsteer.session import COMPLETE, INTERRUPTED, run_grid
+    from vsteer.run.start import COMPLETE, INTERRUPTED, run_grid
 
     outcome = run_grid(grid, fresh=fresh, retry_errors=retry_errors)
     if outcome.good:

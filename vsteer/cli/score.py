@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from vsteer.coherence import Coherence
     from vsteer.engine.driver import VllmEngine
-    from vsteer.evals.judge import Judged
+    from vsteer.scoring.judge import Judged
+    from vsteer.scoring.perplexity_file import Coherence
 
 INCOMPLETE = 3
 
@@ -85,10 +85,10 @@ def score(
       vsteer score runs/quickstart --scorer refusal --scorer repetition
     """
     from vsteer.errors import UsageError
-    from vsteer.evals.coherence import PERPLEXITY
-    from vsteer.evals.scorers import PLAIN
+    from vsteer.results.statistics_files import STATISTICS
+    from vsteer.scoring.perplexity import PERPLEXITY
+    from vsteer.scoring.scorers import PLAIN
     from vsteer.store.scores import STEERABILITY
-    from vsteer.store.statistics import STATISTICS
 
     chosen = list(dict.fromkeys(names or PLAIN))
     known = [*PLAIN, STEERABILITY, STATISTICS, PERPLEXITY, "judge"]
@@ -129,8 +129,8 @@ def score(
 
 
 def _plain(run: Path, name: str, quiet: bool) -> dict[str, Any]:
-    from vsteer.evals.scorers import PLAIN
-    from vsteer.scoring import score_texts
+    from vsteer.scoring.scorers import PLAIN
+    from vsteer.scoring.stored_texts import score_texts
 
     done = score_texts(run, PLAIN[name])
     if not quiet:
@@ -164,8 +164,8 @@ def _statistics(run: Path, quiet: bool) -> dict[str, Any]:
 
 def _perplexity(run: Path, quiet: bool) -> list[dict[str, Any]]:
     """Of each of the run's models, one after another; one whose texts all have theirs is not loaded."""
-    from vsteer.coherence import CoherenceFile
-    from vsteer.loading import load_stored, stored_models
+    from vsteer.run.loading import load_stored, stored_models
+    from vsteer.scoring.perplexity_file import CoherenceFile
 
     said = []
     told = _Told()
@@ -208,9 +208,9 @@ def _judge(
     concurrency: int,
     timeout: float,
 ) -> Judged:
-    from vsteer.evals.endpoint import Endpoint
-    from vsteer.evals.judge import MAX_TOKENS, judge_texts
-    from vsteer.evals.rubrics import load_rubric
+    from vsteer.scoring.endpoint import Endpoint
+    from vsteer.scoring.judge import MAX_TOKENS, judge_texts
+    from vsteer.scoring.rubrics import load_rubric
 
     endpoint = Endpoint(base_url, model, MAX_TOKENS, timeout=timeout)
     return judge_texts(run, load_rubric(rubric), endpoint, budget, concurrency, _Told())
@@ -219,11 +219,11 @@ def _judge(
 def _judge_here(
     run: Path, rubric: str, model: str, budget: int | None, revision: str | None, dtype: str, *how: Any
 ) -> Judged:
-    from vsteer.engine.template import load_tokenizer
-    from vsteer.evals.local_judge import judge_locally
-    from vsteer.evals.rubrics import load_rubric
-    from vsteer.loading import fetched, load_named
     from vsteer.models.identity import model_sha256
+    from vsteer.prompts.template import load_tokenizer
+    from vsteer.run.loading import fetched, load_named
+    from vsteer.scoring.local_judge import judge_locally
+    from vsteer.scoring.rubrics import load_rubric
 
     asked = load_rubric(rubric)
     folder = fetched(model, revision)

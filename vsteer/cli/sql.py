@@ -49,7 +49,7 @@ def sql(
       vsteer sql layer_peaks runs/quickstart
       vsteer sql sign_asymmetry runs/quickstart runs/other --format csv
     """
-    from vsteer.store.questions import query, script
+    from vsteer.results.queries import query, script
 
     if list_:
         click.echo(listing())
@@ -65,8 +65,8 @@ def sql(
     parameters = dict(map(_parameter, settings))
     for folder in folders:
         _measure_vectors(folder)
-    from vsteer.store.questions import parameters_sql
-    from vsteer.store.questions_views import connect_runs
+    from vsteer.results.queries import parameters_sql
+    from vsteer.results.views import connect_runs
 
     with connect_runs(folders) as database:
         _tell_of_statistics(folders, asked.sql if asked else None)
@@ -84,7 +84,7 @@ def sql(
 
 def _split(names: Sequence[str]) -> tuple[str | None, Sequence[str]]:
     """A first word that is no folder is a query's name."""
-    from vsteer.store.questions import queries
+    from vsteer.results.queries import queries
 
     if names and (names[0] in queries() or not Path(names[0]).exists()):
         if not Path(names[0]).exists() and ("/" in names[0]):
@@ -114,8 +114,8 @@ def _measure_vectors(folder: Path) -> None:
 
 def _tell_of_statistics(folders: Sequence[Path], statement: str | None) -> None:
     """Of those that the statement, or a shell, would read and that are not there."""
-    from vsteer.store.questions_views import without_statistics
-    from vsteer.store.statistics import TABLES
+    from vsteer.results.statistics_files import TABLES
+    from vsteer.results.views import without_statistics
 
     if statement is not None and not any(_reads(statement, table) for table in TABLES):
         return
@@ -138,7 +138,7 @@ def _fits(database: duckdb.DuckDBPyConnection, statement: str) -> list[str]:
 
 
 def listing() -> str:
-    from vsteer.store.questions import queries
+    from vsteer.results.queries import queries
 
     found = queries()
     width = max(map(len, found))
@@ -227,7 +227,7 @@ def shell(database: duckdb.DuckDBPyConnection, shape: str, asks: bool) -> None:
 def _said(database: duckdb.DuckDBPyConnection, text: str, shape: str) -> str:
     import duckdb
 
-    from vsteer.store.questions import parameters_sql, queries, query
+    from vsteer.results.queries import parameters_sql, queries, query
 
     command, _, rest = text.partition(" ")
     try:

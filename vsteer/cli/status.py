@@ -64,9 +64,9 @@ def check(grid: Path, as_json: bool) -> None:
     Example:
       vsteer check runs/quickstart.yaml
     """
-    from vsteer.grid import read_grid
-    from vsteer.plan import make_plans
-    from vsteer.run_folder import run_day, run_folder
+    from vsteer.grid.spec import read_grid
+    from vsteer.plan.plan import make_plans
+    from vsteer.run.folder import run_day, run_folder
     from vsteer.store.check import check as check_run
 
     read = read_grid(grid)

@@ -11,7 +11,7 @@ from vsteer.cli.extract import extract
 from vsteer.cli.plain_table import number, plain_table
 from vsteer.errors import UsageError, VectorError
 from vsteer.vectors import derive
-from vsteer.vectors.describe import (
+from vsteer.vectors.diagnostics.describe import (
     Row,
     common_layers,
     comparison,
@@ -66,7 +66,7 @@ def inspect(file: Path, as_json: bool, plot: Path | None) -> None:
             # The vector itself is sound and can be shown.
             click.echo(f"warning: left out: {error.message}", err=True)
     if plot:
-        from vsteer.vectors.picture import draw
+        from vsteer.vectors.diagnostics.picture import draw
 
         draw(vector, plot)
     if as_json:

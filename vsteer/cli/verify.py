@@ -32,7 +32,7 @@ def verify(
 
     source = resolve(model, revision)
     from vsteer.engine.driver import VllmEngine
-    from vsteer.engine.parity import (
+    from vsteer.engine.proof.parity import (
         CAPTURE_TOLERANCE,
         SLIP_FACTOR,
         TOLERANCE,
@@ -41,7 +41,7 @@ def verify(
         make_requests,
         make_vectors,
     )
-    from vsteer.engine.reference import ReferenceEngine
+    from vsteer.engine.proof.reference import ReferenceEngine
     from vsteer.engine.start import EngineOptions
     from vsteer.engine.support import has_gpu
     from vsteer.engine.table import Capacity

@@ -20,21 +20,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vsteer.engine.canary import prove_steering
-from vsteer.engine.capture import CaptureSpec
-from vsteer.engine.request import (
+from vsteer.engine.proof.canary import prove_steering
+from vsteer.engine.start import EngineOptions, check_plugin_is_allowed, engine_args, engine_environment
+from vsteer.engine.support import check_family, refuse_unproven
+from vsteer.engine.table import Capacity, SteeringTable
+from vsteer.engine.vllm_compat import refuse_unknown_seams
+from vsteer.engine.worker.capture import CaptureSpec
+from vsteer.engine.worker.step import NOT_SEEN, CellSpan
+from vsteer.errors import EngineError, SteeringFault, UsageError
+from vsteer.protocol import (
     Request,
     Result,
     Steering,
     Vectors,
     expected_steered_tokens,
 )
-from vsteer.engine.seams import refuse_unknown_seams
-from vsteer.engine.start import EngineOptions, check_plugin_is_allowed, engine_args, engine_environment
-from vsteer.engine.step import NOT_SEEN, CellSpan
-from vsteer.engine.support import check_family, refuse_unproven
-from vsteer.engine.table import Capacity, SteeringTable
-from vsteer.errors import EngineError, SteeringFault, UsageError
 
 # How long finished results may wait for the workers' record of them, in seconds and in number.
 COLLECT_SECONDS = 0.2

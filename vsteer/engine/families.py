@@ -13,7 +13,7 @@ from vllm.model_executor.models.mistral import MistralForCausalLM
 from vllm.model_executor.models.qwen2 import Qwen2ForCausalLM
 from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM
 
-from vsteer.engine.steered_model import SteeredModel
+from vsteer.engine.worker.model import SteeredModel
 
 
 class SteeredGemma2ForCausalLM(SteeredModel, Gemma2ForCausalLM):

@@ -19,10 +19,10 @@ from itertools import groupby
 from multiprocessing.connection import Connection
 from typing import Any, cast
 
-from vsteer.engine.places import Place
-from vsteer.engine.plugin import _end_with_parent
-from vsteer.engine.request import Engine, Request, Result, Steering, Vectors
+from vsteer.engine.device_slices import DeviceSlice
+from vsteer.engine.worker.plugin import _end_with_parent
 from vsteer.errors import EngineError, SteeringFault, VsteerError
+from vsteer.protocol import Engine, Request, Result, Steering, Vectors
 
 # How long an engine with requests under way waits for more of them.
 PATIENCE_SECONDS = 0.05
@@ -98,7 +98,7 @@ class Failed:
 Message = Load | Ask | Stop
 
 
-def serve(connection: Connection[Any, Any], parent: int, place: Place) -> None:
+def serve(connection: Connection[Any, Any], parent: int, place: DeviceSlice) -> None:
     """The process's whole life. The first message is what makes the engine."""
     # a session of its own: Ctrl-C goes to the parent alone, and what the engine starts can be ended with it
     os.setsid()

@@ -17,10 +17,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing.connection import wait
 from typing import Any, Protocol
 
-from vsteer.engine.places import Place
+from vsteer.engine.device_slices import DeviceSlice
 from vsteer.engine.replica import Abandon, Answers, Ask, Facts, Failed, Load, Loaded, MakeEngine, Stop, serve
-from vsteer.engine.request import Request, Result, Steering, Vectors
 from vsteer.errors import EngineError, SteeringFault
+from vsteer.protocol import Request, Result, Steering, Vectors
 
 # How often one replica is started again.
 RESTARTS = 3
@@ -61,7 +61,7 @@ class Replicas:
     def __init__(
         self,
         make: MakeEngine,
-        places: Sequence[Place],
+        places: Sequence[DeviceSlice],
         tokenizer: Any,
         *,
         window: int,
@@ -277,7 +277,7 @@ class Replicas:
 class _Replica:
     """A process from the parent's side. `gone` has none; `up` can be asked."""
 
-    def __init__(self, number: int, make: MakeEngine, place: Place) -> None:
+    def __init__(self, number: int, make: MakeEngine, place: DeviceSlice) -> None:
         self.number, self._make, self._place = number, make, place
         self.state = "gone"
         self.restarts = 0

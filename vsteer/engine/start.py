@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from vsteer.engine.plugin import OURS
 from vsteer.engine.support import CONFIG_KEY
 from vsteer.engine.table import Capacity
+from vsteer.engine.worker.plugin import OURS
 from vsteer.errors import UnsupportedError
 from vsteer.packages import installed
 
@@ -66,7 +66,7 @@ def engine_args(
         "enforce_eager": options.enforce_eager,
         "enable_prefix_caching": options.prefix_caching,
         "load_format": options.load_format,
-        "worker_extension_cls": "vsteer.engine.worker.SteeringWorker",
+        "worker_extension_cls": "vsteer.engine.worker.extension.SteeringWorker",
         "additional_config": {CONFIG_KEY: {"graph": GRAPH_VERSION, "capacity": capacity.as_config()}},
         **{name: value for name, value in chosen.items() if value is not None},
         **options.vllm,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from vsteer.engine.request import Request
 from vsteer.engine.start import EngineOptions, engine_environment
+from vsteer.protocol import Request
 
 
 class StockEngine:

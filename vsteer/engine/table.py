@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from vsteer.engine.request import Direction, Operation, Steering, Term, Vectors
 from vsteer.errors import EngineError, SteeringFault, UsageError, VectorError
+from vsteer.protocol import Direction, Operation, Steering, Term, Vectors
 
 # Where a direction can be ablated: of the embedding, which layer 0 alone has; behind a layer's attention;
 # behind the layer.

@@ -27,8 +27,8 @@ from vsteer.report.diagnostics import diagnostics
 from vsteer.report.facts import alike, facts
 from vsteer.report.tables import Table, asked, item_slopes, table
 from vsteer.report.texts import texts
+from vsteer.results.views import connect_runs, run_names, without_statistics
 from vsteer.store.files import write_file
-from vsteer.store.questions_views import connect_runs, run_names, without_statistics
 from vsteer.vectors.run_norms import norms_are_current, write_vector_norms
 
 NAME = "report.html"

@@ -15,7 +15,7 @@ from typing import Any
 
 import duckdb
 
-from vsteer.store.questions import Query, query
+from vsteer.results.queries import Query, query
 
 # More rows than these are left out of a page, and it says so.
 MOST_ROWS = 30_000

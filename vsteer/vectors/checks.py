@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vsteer.engine.request import Direction
 from vsteer.errors import VectorError
+from vsteer.protocol import Direction
 from vsteer.vectors.vector import SteeringVector
 
 

@@ -13,8 +13,8 @@ from dataclasses import fields, replace
 
 import numpy as np
 
-from vsteer.engine.request import Direction
 from vsteer.errors import UsageError, VectorError
+from vsteer.protocol import Direction
 from vsteer.vectors.checks import missing_layers, same_width
 from vsteer.vectors.norms import length, scaled_to
 from vsteer.vectors.vector import Origin, SteeringVector

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from vsteer.engine.request import Engine, Request
+from vsteer.datasets.items import ItemSet, UnpairedSets
 from vsteer.errors import DataError, SteeringFault, UsageError
+from vsteer.protocol import Engine, Request
 from vsteer.vectors.activations import Activations, Float64
-from vsteer.vectors.items import ItemSet, UnpairedSets
 from vsteer.vectors.members import Member, Token, members
-from vsteer.vectors.principal import principal
+from vsteer.vectors.methods.principal import principal
 from vsteer.vectors.vector import Origin, SteeringVector
 
 PAIRED_METHODS = ("mean_diff", "pca")

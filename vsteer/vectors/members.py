@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from vsteer.engine.request import Prompt
-from vsteer.engine.template import ask, with_gap
+from vsteer.datasets.items import Item, ItemSet, UnpairedSets
 from vsteer.errors import DataError, UsageError
-from vsteer.vectors.items import Item, ItemSet, UnpairedSets
+from vsteer.prompts.template import ask, with_gap
+from vsteer.protocol import Prompt
 
 # "answer", "last", or an offset from the end such as -2
 Token = Literal["answer", "last"] | int

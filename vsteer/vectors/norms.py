@@ -10,8 +10,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from vsteer.engine.request import Direction
 from vsteer.errors import UsageError, VectorError
+from vsteer.protocol import Direction
 from vsteer.vectors.checks import missing_layers, same_width
 from vsteer.vectors.vector import SteeringVector
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from vsteer.engine.request import Direction
+from vsteer.protocol import Direction
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,40 @@
+"""The estimate of memory against figures worked out by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.plan.sample import filled, planner
+from vsteer.plan.memory import kv_bytes_per_token, memory_of
+
+
+def test_keys_and_values_of_llama_2() -> None:
+    # 32 layers, 32 heads of 128: half a megabyte a token in bfloat16, as is well known of Llama 2 7B
+    llama = {"num_hidden_layers": 32, "num_attention_heads": 32, "hidden_size": 4096}
+    assert kv_bytes_per_token(llama, "auto", "bfloat16") == 512 * 1024
+    # 70B: 80 layers, 8 of 64 heads are for keys
+    big = {"num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8, "hidden_size": 8192}
+    assert kv_bytes_per_token(big, "auto", "bfloat16") == 320 * 1024
+    assert kv_bytes_per_token(big, "fp8", "bfloat16") == 160 * 1024
+    assert kv_bytes_per_token({}, "auto", "bfloat16") == 0
+
+
+def test_a_plan_knows_its_models_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
+    plan_of = planner(filled(tmp_path))
+    plan = plan_of("evaluations:", "engine: {kv_cache_gib: 0.5, tensor_parallel_size: 2}\nevaluations:")
+    assert plan.facts.folder is not None
+    found = memory_of(plan)
+    assert found is not None
+    files = sum(path.stat().st_size for path in plan.facts.folder.glob("*.safetensors"))
+    # stored and run in float32, a half on each of two devices; headers are not weights
+    assert found.weights_bytes == pytest.approx(files / 2, rel=0.01)
+    # 6 layers, 2 of 4 heads of 32 are for keys, float32, two ranks
+    assert found.kv_bytes_per_token == 2 * 6 * 2 * 32 * 4 // 2
+    if found.device == "CPU":
+        assert found.kv_tokens == 2**29 // found.kv_bytes_per_token
+        unknown = memory_of(plan_of())
+        assert unknown is not None
+        assert unknown.kv_tokens is None

@@ -1,0 +1,1 @@
+"""Questions and contrast pairs: what a data file holds, how it is read, and what comes with vsteer."""

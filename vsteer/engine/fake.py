@@ -1,0 +1,126 @@
+"""An engine that runs no model: every answer is a hash of what was asked, the same in every process.
+
+For tests and benchmarks of the run, which must neither lose nor confuse rows whatever engine stands there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import AutoTokenizer
+
+from vsteer.errors import EngineError
+from vsteer.protocol import Request, Result, Steering, Vectors, expected_steered_tokens
+
+
+def number(*content: object) -> float:
+    """Between 0 and 1, by the content alone."""
+    digest = hashlib.sha256(repr(content).encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+class FakeEngine:
+    """`dies_after`: how many results it gives before it is gone; `pace`: seconds for 24 of them."""
+
+    kind = "stand-in"
+    dtype = "float32"
+    model_type = "llama"
+    max_model_len = 4096
+
+    def __init__(
+        self,
+        model: str | Path,
+        layers: int,
+        hidden_size: int,
+        *,
+        dies_after: int | None = None,
+        pace: float = 0.0,
+    ) -> None:
+        self.layers, self.hidden_size = layers, hidden_size
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(model)
+        self.finished = 0
+        self.closed = False
+        self._dies_after, self._pace = dies_after, pace
+        self._vectors: Vectors = {}
+        self._known: set[object] = set()
+        self._under_way: list[Request] = []
+
+    def load(self, vectors: Vectors, steerings: Iterable[Steering]) -> None:
+        self._vectors = vectors
+        self._known = {steering.acting_terms for steering in steerings}
+
+    def run(self, requests: Iterable[Request]) -> Iterator[Result]:
+        """Batches of 64, given back in an order of their own, as a real engine does."""
+        waiting = iter(requests)
+        while True:
+            while len(self._under_way) < 64 and (request := next(waiting, None)):
+                self._under_way.append(request)
+            if not self._under_way:
+                return
+            if self._dies_after is not None and self.finished >= self._dies_after:
+                raise EngineError("the engine died: by order", hint="a test wants it so")
+            self._under_way.sort(key=lambda one: number("order", one.id))
+            now, self._under_way = self._under_way[:24], self._under_way[24:]
+            if self._pace:
+                time.sleep(self._pace)
+            for request in now:
+                self.finished += 1
+                yield self._answer(request)
+
+    def _answer(self, request: Request) -> Result:
+        span = (0, 0)
+        added: tuple[tuple[int, float, float], ...] = ()
+        if request.steering and request.steering.acting_terms:
+            assert request.steering.acting_terms in self._known
+            span = request.prompt.span(request.steering.positions)
+            added = tuple(
+                (term.layer, term.multiplier, float(self._vectors[term.vector][term.layer].sum()))
+                for term in request.steering.acting_terms
+            )
+        asked = (request.prompt.token_ids, added, span, request.seed)
+        if not request.capture and number("too long", asked) < 0.02:
+            return Result(request.id, "error", error="too long: by order")
+        tokens = tuple(int(500 * number(asked, n)) for n in range(request.max_tokens))
+        return Result(
+            request.id,
+            "ok",
+            token_ids=tokens,
+            text=" ".join(map(str, tokens)),
+            finish_reason="length",
+            logprobs=tuple(
+                {token: -5 * number(asked, n, token) for token in request.logprob_token_ids}
+                for n in range(request.max_tokens)
+            ),
+            prompt_logprobs=tuple(
+                -5 * number(asked, "prompt", n) for n in range(request.prompt_logprobs_from, len(asked[0]))
+            )
+            if request.prompt_logprobs_from is not None
+            else (),
+            prompt_tokens=len(request.prompt.token_ids),
+            cached_tokens=0,
+            steered_tokens=expected_steered_tokens(span, len(request.prompt.token_ids), len(tokens)),
+            captured=self._captured(request) if request.capture else None,
+        )
+
+    def _captured(self, request: Request) -> NDArray[np.float32]:
+        rng = np.random.default_rng(int(2**32 * number(request.prompt.token_ids)))
+        shape = (len(request.capture), self.layers, self.hidden_size)
+        return rng.standard_normal(shape).astype(np.float32)
+
+    def under_way(self) -> list[str]:
+        return [request.id for request in self._under_way]
+
+    def kill(self) -> None:
+        self._dies_after = 0
+
+    def exit_codes(self) -> list[int | None]:
+        return [None]
+
+    def close(self) -> None:
+        self.closed = True

@@ -1,0 +1,152 @@
+"""The proof at start: every layer steers, a batch mate is untouched, no cache block crosses over, and what is
+captured is the stream of that layer and that token. Where it ablates, nothing is left of what was added.
+
+It runs on the engine itself, on the user's own model, before the first row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vsteer.errors import EngineError
+from vsteer.protocol import Operation, Prompt, Request, Result, Steering, Term
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from vsteer.engine.driver import VllmEngine
+
+NAME = "canary"
+# Far above any stream's norm, so that a layer which steers cannot be mistaken for rounding.
+STRENGTH = 1000.0
+# Of these tokens, the first ones, log-probabilities are compared.
+PROBES = 32
+ABLATIONS: tuple[Operation, ...] = ("ablate", "ablate_everywhere")
+# How much smaller than the least steered change the mate's must be.
+MARGIN = 10.0
+# What was added must be captured to this share of its length: bfloat16 rounds to some thousandths.
+CAPTURE_TOLERANCE = 0.05
+
+
+def prove_steering(engine: VllmEngine) -> None:
+    """Raise unless steering acts at every layer and nowhere else."""
+    direction = np.random.default_rng(0).standard_normal(engine.hidden_size).astype(np.float32)
+    steerings = [Steering((Term(NAME, layer, STRENGTH),)) for layer in range(engine.layers)]
+    engine.load({NAME: dict.fromkeys(range(engine.layers), direction)}, steerings)
+    prompt = Prompt.plain(int(t) for t in np.random.default_rng(1).integers(0, engine.vocab_size, 8))
+    probes = _probes(engine)
+
+    def request(name: str, steering: Steering | None) -> Request:
+        return Request(name, prompt, steering, logprob_token_ids=probes)
+
+    alone = next(iter(engine.run([request("alone", None)])))
+    names = [f"layer {layer}" for layer in range(engine.layers)]
+    batch = [request("mate", None), *map(request, names, steerings)]
+    together = {result.id: result for result in engine.run(batch)}
+    untouched = _distance(together["mate"], alone)
+    changes = {name: _distance(together[name], alone) for name in names}
+    dead = [name for name, change in changes.items() if not change > MARGIN * untouched]
+    if not all(np.isfinite(change) for change in (*changes.values(), untouched)) or dead:
+        raise EngineError(
+            f"the canary failed: the unsteered batch mate moved by {untouched:.2g}, and "
+            f"{', '.join(dead) or 'a layer'} by no more than {MARGIN:g} times that when steered",
+            hint="this engine does not steer as it should; `vsteer verify` tells more",
+        )
+    if engine.capacity.ablates:
+        _prove_ablation(engine, prompt, direction, changes)
+        engine.load({NAME: dict.fromkeys(range(engine.layers), direction)}, steerings)
+    if engine.prefix_caching:
+        _prove_cache_identity(engine, steerings)
+    if engine.capacity.captures > 1:
+        _prove_capture(engine, prompt, steerings, STRENGTH * direction)
+
+
+def _distance(a: Result, b: Result) -> float:
+    """Between the probes' log-probabilities, which both have; the token that was chosen may differ."""
+    return max(abs(a.logprobs[0][token] - b.logprobs[0][token]) for token in a.logprobs[0] if token < PROBES)
+
+
+def _prove_ablation(
+    engine: VllmEngine, prompt: Prompt, direction: NDArray[np.float32], changes: Mapping[str, float]
+) -> None:
+    """Whatever is added along a direction must be gone where that is ablated, at a layer or everywhere."""
+    steerings: dict[str, Steering] = {}
+    for layer in range(engine.layers):
+        for operation in ABLATIONS:
+            ablation = Term(NAME, layer, operation=operation)
+            name = f"{operation} layer {layer}"
+            steerings[name] = Steering((ablation,))
+            steerings[f"{name}, added"] = Steering((Term(NAME, layer, STRENGTH), ablation))
+    engine.load({NAME: dict.fromkeys(range(engine.layers), direction)}, steerings.values())
+    asked = [Request(name, prompt, s, logprob_token_ids=_probes(engine)) for name, s in steerings.items()]
+    found = {result.id: result for result in engine.run(asked)}
+    left = {
+        name: (_distance(found[f"{name}, added"], found[name]), changes["layer" + name.partition("layer")[2]])
+        for name in steerings
+        if not name.endswith("added")
+    }
+    wrong = [name for name, (rest, change) in left.items() if not rest * MARGIN < change]
+    if wrong:
+        raise EngineError(
+            f"the canary failed: after {', '.join(wrong)} something is left of what was added",
+            hint="this engine does not ablate as it should; `vsteer verify` tells more",
+        )
+
+
+def _probes(engine: VllmEngine) -> tuple[int, ...]:
+    return tuple(range(min(PROBES, engine.vocab_size)))
+
+
+def _prove_capture(
+    engine: VllmEngine, prompt: Prompt, steerings: list[Steering], added: NDArray[np.float32]
+) -> None:
+    """What is added to one token at one layer must be captured there, and not before, neither in depth nor
+    in the prompt."""
+    last = len(prompt.token_ids) - 1
+    requests = [Request("alone", prompt, capture=(last - 1, last))] + [
+        Request(str(layer), prompt, Steering(steering.terms, (last, last + 1)), capture=(last - 1, last))
+        for layer, steering in enumerate(steerings)
+    ]
+    streams = {result.id: result.captured for result in engine.run(requests)}
+    plain = streams["alone"]
+    wrong = []
+    for layer in range(engine.layers):
+        steered = streams[str(layer)]
+        if steered is None or plain is None:
+            raise EngineError("the canary failed: nothing was captured", hint="`vsteer verify` tells more")
+        moved = steered - plain
+        elsewhere = np.concatenate([moved[0], moved[1, :layer]])
+        least = float(np.linalg.norm(added))
+        if not (
+            np.linalg.norm(moved[1, layer] - added) < CAPTURE_TOLERANCE * least
+            and np.linalg.norm(elsewhere, axis=1).max() < CAPTURE_TOLERANCE * least
+        ):
+            wrong.append(layer)
+    if wrong:
+        raise EngineError(
+            f"the canary failed: what is captured at layers {wrong} is not the stream there",
+            hint="this engine does not capture as it should; `vsteer verify` tells more",
+        )
+
+
+def _prove_cache_identity(engine: VllmEngine, steerings: list[Steering]) -> None:
+    tokens = np.random.default_rng(2).integers(0, engine.vocab_size, 2 * engine.block_size + 1)
+    if len(tokens) >= engine.max_model_len:
+        return
+    prompt = Prompt.plain(int(t) for t in tokens)
+    other = Steering(steerings[0].terms, (engine.block_size, 2 * engine.block_size))
+    cached = [
+        next(iter(engine.run([Request("cache", prompt, steering)]))).cached_tokens
+        for steering in (steerings[0], steerings[-1], other, None, steerings[0])
+    ]
+    shared = 2 * engine.block_size
+    # unsteered blocks are found again up to a span's start, and a steering's own blocks as a whole
+    if len(steerings) > 1 and cached != [0, 0, 0, engine.block_size, shared]:
+        raise EngineError(
+            f"the canary failed: prefix-cache hits of {cached} tokens instead of "
+            f"{[0, 0, 0, engine.block_size, shared]}: blocks of different steerings are not told apart",
+            hint="is the vsteer plugin loaded in vLLM's engine core process (VLLM_PLUGINS)?",
+        )

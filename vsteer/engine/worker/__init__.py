@@ -1,0 +1,1 @@
+"""What runs inside vLLM's own processes: the plugin, the steered model, and its step."""

@@ -1,1 +1,0 @@
-"""What is asked of a model and how an answer is scored. Pure: no engine, no files, no grid."""

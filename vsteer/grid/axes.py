@@ -1,0 +1,213 @@
+"""The axes of a grid as they are written, and what they stand for: layers, multipliers, positions, norms.
+
+A parser takes the YAML value and raises what pydantic reports with the value's line; `resolve` turns a
+choice of layers into the layers of a model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, TypeVar
+
+import numpy as np
+from pydantic_core import PydanticCustomError
+
+from vsteer.protocol import OPEN_END, POSITION_WORDS, Positions
+
+Group = tuple[int, ...]  # the layers of one steering; mostly one
+T = TypeVar("T")
+
+MOST_VALUES = 10_000
+_LAYER_FORMS = (
+    "write all, [9, 10], {from: 8, to: 24, step: 2}, {depth: [0.2, 0.6]}, or [[10, 14]] for both at once"
+)
+_MULTIPLIER_FORMS = "write numbers such as [-1, 1], or {from: -2, to: 2, step: 0.5}"
+_POSITION_FORMS = f"known: {', '.join(POSITION_WORDS)}, or a list with a pair [[start, end]]"
+_NORM_FORMS = "write raw, unit, caa, {residual: 0.1}, or a list of them"
+
+
+def wrong(message: str, hint: str, *at: str | int) -> PydanticCustomError:
+    """An error for pydantic to carry; `at` leads from the value to the part of it that is wrong."""
+    return PydanticCustomError("grid", "{message}", {"message": message, "hint": hint, "at": at})
+
+
+def did_you_mean(word: str, known: list[str], otherwise: str) -> str:
+    near = get_close_matches(word, known, n=1)
+    return f"did you mean {near[0]!r}?" if near else otherwise
+
+
+def shown(value: object) -> str:
+    """A value as the user wrote it, about."""
+    if value is None:
+        return "nothing"
+    return (str(value).lower() if isinstance(value, bool) else repr(value))[:60]
+
+
+def many(parse: Callable[[Any], T]) -> Callable[[Any], tuple[T, ...]]:
+    """One value or a list of them, each once, in the order written."""
+
+    def parse_many(value: Any) -> tuple[T, ...]:
+        if not isinstance(value, list):
+            return (parse(value),)
+        if not value:
+            raise wrong(
+                "expected at least one value, found an empty list", "take the line out, or fill it in"
+            )
+        parsed: dict[T, None] = {}
+        for n, one in enumerate(value):
+            try:
+                parsed[parse(one)] = None
+            except PydanticCustomError as error:
+                context = error.context or {}
+                raise wrong(context["message"], context["hint"], n, *context["at"]) from None
+        return tuple(parsed)
+
+    return parse_many
+
+
+# --- layers
+
+
+@dataclass(frozen=True)
+class Layers:
+    """A choice of layers. `written` is what the file said, for the manifest."""
+
+    groups: tuple[Group, ...] | None  # None: every layer within `depth`
+    depth: tuple[float, float]
+    written: Any
+
+    def resolve(self, layers: int | None) -> tuple[Group, ...]:
+        """The groups on a model of that many layers. ValueError: what is wrong with them."""
+        if self.groups is None:
+            if layers is None:
+                raise ValueError("the number of layers is not known")
+            low, high = self.depth
+            # a hair's breadth of slack, so that 0.4 of 30 layers takes layer 11, whose depth is 12/30
+            chosen = [n for n in range(layers) if low - 1e-9 <= (n + 1) / layers <= high + 1e-9]
+            if not chosen:
+                raise ValueError(f"no layer of {layers} has a depth from {low:g} to {high:g}")
+            return tuple((n,) for n in chosen)
+        last = max(max(group) for group in self.groups)
+        if layers is not None and last >= layers:
+            raise ValueError(f"layer {last} does not exist: the model has layers 0 to {layers - 1}")
+        return self.groups
+
+
+def parse_layers(value: Any) -> Layers:
+    if value == "all":
+        return Layers(None, (0.0, 1.0), value)
+    if isinstance(value, dict) and set(value) == {"depth"}:
+        return Layers(None, _depth(value["depth"]), value)
+    if isinstance(value, dict):
+        return Layers(tuple((n,) for n in _layer_range(value)), (0.0, 1.0), value)
+    return Layers(many(_group)(value), (0.0, 1.0), value)
+
+
+def _group(value: Any) -> Group:
+    if not isinstance(value, list):
+        return (_layer(value),)
+    group = tuple(_layer(one) for one in value)
+    if not group or len(set(group)) < len(group):
+        raise wrong(f"expected different layers to steer at once, found {shown(value)}", _LAYER_FORMS)
+    return tuple(sorted(group))
+
+
+def _layer(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < MOST_VALUES:
+        raise wrong(f"expected the number of a layer, found {shown(value)}", _LAYER_FORMS)
+    return value
+
+
+def _layer_range(value: dict[str, Any]) -> range:
+    _check_range_keys(value, _LAYER_FORMS)
+    start, end, step = _layer(value["from"]), _layer(value["to"]), _layer(value.get("step", 1))
+    if start > end or step == 0:
+        raise wrong(f"no layer lies in {shown(value)}", "from is at most to, and both are included")
+    return range(start, end + 1, step)
+
+
+def _depth(value: Any) -> tuple[float, float]:
+    if not isinstance(value, list) or len(value) != 2:
+        raise wrong(f"expected two depths, found {shown(value)}", "such as {depth: [0.2, 0.6]}", "depth")
+    low, high = (_number(depth, "such as {depth: [0.2, 0.6]}") for depth in value)
+    if not 0 <= low <= high <= 1:
+        hint = "the depth of layer L of n is (L + 1) / n, so from 0 to 1"
+        raise wrong(f"expected depths from 0 to 1, the lower first, found {shown(value)}", hint, "depth")
+    return low, high
+
+
+# --- multipliers
+
+
+def parse_multipliers(value: Any) -> tuple[float, ...]:
+    if isinstance(value, dict):
+        return _multiplier_range(value)
+    return many(_multiplier)(value)
+
+
+def _multiplier(value: Any) -> float:
+    number = _number(value, _MULTIPLIER_FORMS)
+    # The device multiplies in float32: what overflows or vanishes there is not what was asked for.
+    if number and not float(np.finfo(np.float32).tiny) <= abs(number) <= float(np.finfo(np.float32).max):
+        raise wrong(f"the multiplier {number} is no float32 number", "papers use -2 to 2")
+    # the shortest number of the same float32, so that one multiplier is not two by its 9th digit; -0.0 is 0
+    return float(str(np.float32(number))) + 0.0
+
+
+def _multiplier_range(value: dict[str, Any]) -> tuple[float, ...]:
+    _check_range_keys(value, _MULTIPLIER_FORMS)
+    start, end = (_multiplier(value[key]) for key in ("from", "to"))
+    step = _multiplier(value.get("step", 1))
+    if step <= 0 or start > end or (end - start) / step > MOST_VALUES:
+        raise wrong(f"expected from, to and a step between them, found {shown(value)}", _MULTIPLIER_FORMS)
+    count = math.floor((end - start) / step + 1e-9) + 1
+    # 0.1 is no binary number: the sum of three of them is written 0.3, as the user would
+    return tuple(dict.fromkeys(_multiplier(round(start + n * step, 10)) for n in range(count)))
+
+
+# --- positions and norms
+
+
+def parse_positions(value: Any) -> Positions:
+    if isinstance(value, list):
+        if len(value) != 2 or not all(isinstance(n, int) and not isinstance(n, bool) for n in value):
+            raise wrong(f"expected a pair [start, end), found {shown(value)}", _POSITION_FORMS)
+        start, end = value
+        if not 0 <= start < end <= OPEN_END:
+            raise wrong(f"no token lies in [{start}, {end})", "0 <= start < end, and end is not included")
+        return (start, end)
+    if not isinstance(value, str) or value not in POSITION_WORDS:
+        hint = did_you_mean(str(value), list(POSITION_WORDS), _POSITION_FORMS)
+        raise wrong(f"expected positions, found {shown(value)}", hint)
+    return value
+
+
+def parse_norm(value: Any) -> str:
+    """The norm as results name it: raw, unit, caa, residual:0.1."""
+    if isinstance(value, dict) and set(value) == {"residual"}:
+        fraction = _number(value["residual"], "such as {residual: 0.1}")
+        if not 0 < fraction <= 1e6:
+            raise wrong(f"expected a positive fraction, found {shown(value['residual'])}", _NORM_FORMS)
+        return f"residual:{fraction!r}"
+    if value not in ("raw", "unit", "caa"):
+        hint = did_you_mean(str(value), ["raw", "unit", "caa", "residual"], _NORM_FORMS)
+        raise wrong(f"expected a norm, found {shown(value)}", hint)
+    return str(value)
+
+
+def _number(value: Any, hint: str) -> float:
+    if isinstance(value, str) and value[:1] in "+-.0123456789" and "e" in value.lower():
+        hint = "YAML wants a point before an exponent: 1.0e-3"
+    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 1e300:
+        raise wrong(f"expected a number, found {shown(value)}", hint)
+    if not math.isfinite(value):
+        raise wrong(f"expected a number, found {shown(value)}", hint)
+    return float(value)
+
+
+def _check_range_keys(value: dict[str, Any], forms: str) -> None:
+    if not {"from", "to"} <= set(value) <= {"from", "to", "step"}:
+        raise wrong(f"expected from, to and step, found {', '.join(value) or 'nothing'}", forms)

@@ -1,0 +1,430 @@
+"""grid.yaml as it is checked and held: what to steer, with what, where, and what to ask.
+
+`read_grid` refuses every unknown key, and each of its errors names the file and the line. It reads the grid
+alone: data files, vector files and the model are looked at when the grid is planned (`vsteer/plan/plan.py`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    PrivateAttr,
+    Tag,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import ErrorDetails
+
+from vsteer.grid.axes import (
+    Layers,
+    did_you_mean,
+    many,
+    parse_layers,
+    parse_multipliers,
+    parse_norm,
+    parse_positions,
+    shown,
+    wrong,
+)
+from vsteer.grid.yaml_lines import Document, GridError, read_yaml
+from vsteer.protocol import Operation, Positions
+
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
+# vLLM's options that say how a model runs and not what it answers, rounding apart. What changes its outputs
+# is said of the model, where it becomes a part of every row's identity; what isn't listed may do so too.
+_IN_VLLM = {
+    "async_scheduling", "attention_backend", "compilation_config", "cpu_offload_gb",
+    "cudagraph_capture_sizes", "disable_cascade_attn", "disable_custom_all_reduce",
+    "disable_hybrid_kv_cache_manager",
+    "distributed_executor_backend", "download_dir", "enable_chunked_prefill", "enable_expert_parallel",
+    "max_cudagraph_capture_size", "max_parallel_loading_workers", "num_gpu_blocks_override",
+    "scheduling_policy", "swap_space",
+}  # fmt: skip
+# Random weights: for benchmarks, never for rows.
+_DUMMY = "dummy"
+
+
+def _name(value: Any) -> str:
+    """A name that can stand in a file's name, on a command line and in SQL."""
+    if not isinstance(value, str) or not _NAME.fullmatch(value) or len(value) > 100:
+        raise wrong(f"expected a name, found {shown(value)}", "letters, digits, and . _ - within; no spaces")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise wrong(f"expected a text, found {shown(value)}", "put it in quotes")
+    return value
+
+
+def _text_or_none(value: Any) -> str | None:
+    return None if value is None else _text(value)
+
+
+AS_LIST = PlainSerializer(list)
+Name = Annotated[str, PlainValidator(_name)]
+Text = Annotated[str, PlainValidator(_text)]
+Names = Annotated[tuple[str, ...], PlainValidator(many(_name)), AS_LIST]
+Texts = Annotated[tuple[str, ...], PlainValidator(many(_text)), AS_LIST]
+Systems = Annotated[tuple[str | None, ...], PlainValidator(many(_text_or_none)), AS_LIST]
+Norms = Annotated[tuple[str, ...], PlainValidator(many(parse_norm)), AS_LIST]
+Multipliers = Annotated[tuple[float, ...], PlainValidator(parse_multipliers), AS_LIST]
+PositionList = Annotated[tuple[Positions, ...], PlainValidator(many(parse_positions)), AS_LIST]
+LayerChoice = Annotated[Layers, PlainValidator(parse_layers), PlainSerializer(lambda layers: layers.written)]
+Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Some = Annotated[int, Field(ge=0, le=1000)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            known = list(cls.model_fields)
+            for key in value:
+                if key not in known:
+                    hint = did_you_mean(key, known, f"known here: {', '.join(known)}")
+                    raise wrong(f"unknown setting {key!r}", hint, key)
+        return value
+
+
+class EngineSpec(_Strict):
+    """How the engine runs; nothing here changes what a row means, or its identity."""
+
+    tensor_parallel_size: Count = 1
+    pipeline_parallel_size: Count = 1
+    replicas: Count = 1
+    max_model_len: Count | None = None
+    max_num_seqs: Count = 256
+    max_num_batched_tokens: Count | None = None
+    enforce_eager: bool = False
+    prefix_caching: bool = True
+    block_size: Count | None = None
+    kv_cache_gib: Annotated[float, Field(gt=0)] | None = None
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None
+    load_format: Name = "auto"
+    vllm: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _leaves_outputs_alone(self) -> EngineSpec:
+        if self.load_format == _DUMMY:
+            raise wrong("load_format: dummy makes random weights", "leave it out", "load_format")
+        for option in self.vllm:
+            if option not in _IN_VLLM:
+                hint = "say it of the model, or by the engine's own setting; some options are never proven"
+                raise wrong(f"the option {option!r} can't be passed to vLLM here", hint, "vllm", option)
+        return self
+
+
+class Model(_Strict):
+    id: Text
+    revision: Text | None = None
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    quantization: Text | None = None
+    kv_cache_dtype: Text = "auto"
+    layers: Annotated[int, Field(ge=1, le=10_000)] | None = None  # for planning without the model
+    engine: EngineSpec | None = None  # what differs from the grid's for this model
+
+
+class DataVector(_Strict):
+    """A vector to be made from contrast data, once for each norm."""
+
+    data: Text
+    negative: Text | None = None
+    method: Literal["mean_diff", "dim", "pca"] | None = None
+    norm: Norms = ("raw",)
+    token: Literal["answer", "last"] | Annotated[int, Field(ge=-1000, le=-1)] | None = None
+    system: Text | None = None
+
+
+class FileVector(_Strict):
+    """A vector that lies in a file, taken as it is stored there."""
+
+    file: Text
+
+
+class Axis(_Strict):
+    """One block of the grid: every combination of what it lists."""
+
+    vector: Names | None = None
+    vectors: Names | None = None
+    layers: LayerChoice
+    multipliers: Multipliers | None = None  # of what is added; an ablation has none
+    positions: PositionList = ("all",)
+    operation: Operation = "add"
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Axis:
+        if (self.vector is None) == (self.vectors is None):
+            raise wrong("expected vector or vectors, one of them", "such as vector: refusal")
+        return self
+
+    @model_validator(mode="after")
+    def _multipliers_where_needed(self) -> Axis:
+        if self.operation == "add" and self.multipliers is None:
+            raise wrong("multipliers is missing", "such as multipliers: [-1, 1]")
+        if self.operation != "add" and self.multipliers is not None:
+            raise wrong("an ablation has no multipliers", "take the line out", "multipliers")
+        groups = self.layers.groups or ()
+        if self.operation == "ablate_everywhere" and any(len(group) > 1 for group in groups):
+            hint = "a layer says whose direction it is: list single layers"
+            raise wrong("one direction at a time can be ablated everywhere", hint, "layers")
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.vector or self.vectors or ()
+
+
+class SystemPrompts(_Strict):
+    positive: Text | None = None
+    negative: Text | None = None
+
+
+class Controls(_Strict):
+    random_vectors: Some = 0
+    shuffled_labels: Some = 0
+    system_prompts: SystemPrompts = SystemPrompts()
+
+
+class _Evaluation(_Strict):
+    name: Text | None = None
+    data: Texts
+    limit: Count | None = None  # the first so many items
+    system: Systems = (None,)
+    answer_prefix: Annotated[str, Field(min_length=1)] | None = None  # forced, as it is written
+    vectors: Names | None = None  # only these; by default all of the grid
+
+    def named(self, data: str) -> str:
+        """What results call it: its kind and its data, or its own name."""
+        own = self.name or str(getattr(self, "kind", ""))
+        return own if self.name and len(self.data) == 1 else f"{own}:{data}"
+
+
+class ChoiceSpec(_Evaluation):
+    kind: Literal["choice"]
+    letter_orders: Literal["both", "original"] | None = None
+    caa_compat: bool = False
+
+    @property
+    def both_orders(self) -> bool:
+        return (self.letter_orders or ("original" if self.caa_compat else "both")) == "both"
+
+    @model_validator(mode="after")
+    def _one_prefix(self) -> ChoiceSpec:
+        if self.caa_compat and self.answer_prefix is not None:
+            raise wrong(
+                "caa_compat forces ' (' before the answer", "leave one of the two out", "answer_prefix"
+            )
+        return self
+
+
+class OpenEndedSpec(_Evaluation):
+    kind: Literal["open_ended"]
+    max_tokens: Count = 100
+    temperature: Annotated[float, Field(ge=0, le=100)] = 0.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    samples: Annotated[int, Field(ge=1, le=1_000_000)] = 1
+    stop: Texts | tuple[()] = ()
+    coherence: bool = True  # each text's perplexity under the unsteered model; changes no row
+
+    @model_validator(mode="after")
+    def _samples_differ(self) -> OpenEndedSpec:
+        if self.samples > 1 and self.temperature == 0:
+            hint = "set a temperature above 0, or one sample"
+            raise wrong("at temperature 0 every sample is the same", hint, "samples")
+        return self
+
+
+class RefusalTokensSpec(_Evaluation):
+    """How likely an answer is to begin as refusals do. Its rows are choices: these tokens, or any other."""
+
+    kind: Literal["refusal_tokens"]
+    tokens: Texts
+
+
+class Exclude(_Strict):
+    """What to leave out: the configurations that agree with everything said here."""
+
+    model: Texts | None = None
+    vector: Names | None = None
+    norm: Norms | None = None
+    layers: LayerChoice | None = None
+    multipliers: Multipliers | None = None
+    positions: PositionList | None = None
+    evaluation: Texts | None = None
+    kind: Literal["choice", "open_ended"] | None = None  # of the rows
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Exclude:
+        if not self.model_fields_set:
+            raise wrong("an exclusion that names nothing leaves nothing over", "take it out")
+        return self
+
+
+def _kind_of_vector(value: Any) -> str:
+    """Tags that no key could be: pydantic puts them into the path by which an error's line is found."""
+    in_a_file = "file" in value if isinstance(value, dict) else isinstance(value, FileVector)
+    return "<file>" if in_a_file else "<data>"
+
+
+def _as_model(value: Any) -> Any:
+    return {"id": value} if isinstance(value, str) else value
+
+
+def _as_models(value: Any) -> Any:
+    return tuple(map(_as_model, value)) if isinstance(value, list) else (_as_model(value),)
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+VectorSpec = Annotated[
+    Annotated[DataVector, Tag("<data>")] | Annotated[FileVector, Tag("<file>")],
+    Discriminator(_kind_of_vector),
+]
+Evaluation = Annotated[ChoiceSpec | OpenEndedSpec | RefusalTokensSpec, Field(discriminator="kind")]
+KINDS = ["choice", "open_ended", "refusal_tokens"]
+
+
+class Grid(_Strict):
+    version: Literal[1]
+    name: Name
+    model: Annotated[tuple[Model, ...], BeforeValidator(_as_models), Field(min_length=1)]
+    engine: EngineSpec = EngineSpec()
+    vectors: dict[Name, VectorSpec] = Field(default_factory=dict)
+    grid: Annotated[tuple[Axis, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
+    controls: Controls = Controls()
+    evaluations: Annotated[tuple[Evaluation, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
+    exclude: Annotated[tuple[Exclude, ...], BeforeValidator(_as_tuple)] = ()
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+
+    _document: Document = PrivateAttr()
+
+    @property
+    def path(self) -> Path:
+        return self._document.path
+
+    def error(self, loc: Sequence[str | int], message: str, hint: str) -> GridError:
+        """An error about the value at `loc`, with its line."""
+        return self._document.error(loc, message, hint)
+
+    def line(self, loc: Sequence[str | int]) -> int:
+        return self._document.line(loc)
+
+    def engine_for(self, model: Model) -> EngineSpec:
+        """The grid's engine settings, with what this model says differently."""
+        if model.engine is None:
+            return self.engine
+        differs = {name: getattr(model.engine, name) for name in model.engine.model_fields_set}
+        return self.engine.model_copy(update=differs)
+
+    def named_evaluations(self) -> Iterator[tuple[str, str, int]]:
+        """Every evaluation of every data set: its name, its data, and its place in the list."""
+        for n, evaluation in enumerate(self.evaluations):
+            for data in evaluation.data:
+                yield evaluation.named(data), data, n
+
+
+def read_grid(path: str | Path) -> Grid:
+    document = read_yaml(path)
+    try:
+        grid = Grid.model_validate(document.value)
+    except ValidationError as error:
+        raise _shown_error(document, error) from None
+    grid._document = document
+    _check_references(grid)
+    return grid
+
+
+def _shown_error(document: Document, error: ValidationError) -> GridError:
+    """The first few errors in the file's order, with the first one's hint."""
+    found = [_explained(one) for one in error.errors(include_url=False)]
+    found.sort(key=lambda one: document.line(one[0]))
+    loc, message, hint = found[0]
+    lines = [f"line {document.line(loc)}: {message}" for loc, message, _ in found[1:4]]
+    more = [f"and {len(found) - 4} more"] if len(found) > 4 else []
+    return document.error(loc, "\n  ".join([message, *lines, *more]), hint)
+
+
+def _explained(error: ErrorDetails) -> tuple[tuple[str | int, ...], str, str]:
+    """Where, what and what to do, in this house's words."""
+    loc, context = error["loc"], error.get("ctx", {})
+    name = next((str(part) for part in reversed(loc) if isinstance(part, str)), "grid")
+    match error["type"]:
+        case "grid":
+            return (*loc, *context["at"]), context["message"], context["hint"]
+        case "missing":
+            return loc, f"the setting {name!r} is missing", f"add {name}: ..."
+        case "union_tag_not_found" | "union_tag_invalid":
+            hint = did_you_mean(str(context.get("tag", "")), KINDS, "add kind: choice")
+            return (*loc, "kind"), "expected the kind choice, open_ended or refusal_tokens", hint
+        case "model_type" | "model_attributes_type" | "dict_type":
+            return loc, f"expected settings, found {shown(error['input'])}", "write key: value"
+        case "tuple_type":
+            return loc, f"expected a list, found {shown(error['input'])}", "start each entry with a dash"
+        case "too_short":
+            return loc, f"expected at least one entry under {name!r}", "fill it in"
+    message = error["msg"].removeprefix("Input ").replace("Input", "it")
+    hint = f"see {name!r} in the README"
+    if error["type"] == "literal_error":
+        words = re.findall(r"'([^']*)'", str(context.get("expected", "")))
+        hint = did_you_mean(str(error["input"]), words, hint)
+    return loc, f"{name} {message}, found {shown(error['input'])}", hint
+
+
+def _check_references(grid: Grid) -> None:
+    """Every name that the grid uses is one that it defines, and no two things share a name."""
+    known = list(grid.vectors)
+    for n, axis in enumerate(grid.grid):
+        _check_vectors(grid, ("grid", n), axis.vector, axis.vectors, known=known)
+    for n, evaluation in enumerate(grid.evaluations):
+        _check_vectors(grid, ("evaluations", n), None, evaluation.vectors, known=known)
+    names: dict[str, int] = {}
+    for name, _, n in grid.named_evaluations():
+        if name in names:
+            first = grid.line(("evaluations", names[name]))
+            message = f"two evaluations are called {name!r}, the first on line {first}"
+            raise grid.error(("evaluations", n), message, "give each a name of its own, or take one out")
+        names[name] = n
+    for n, exclude in enumerate(grid.exclude):
+        _check_vectors(grid, ("exclude", n), exclude.vector, None, known=known)
+        _check_known(grid, ("exclude", n, "evaluation"), exclude.evaluation or (), list(names), "evaluation")
+        ids = [model.id for model in grid.model]
+        _check_known(grid, ("exclude", n, "model"), exclude.model or (), ids, "model")
+    models: dict[object, int] = {}
+    for n, model in enumerate(grid.model):
+        key = (model.id, model.revision, model.dtype, model.quantization, model.kv_cache_dtype)
+        if key in models:
+            raise grid.error(("model", n), f"the model {model.id} stands twice", "take one out")
+        models[key] = n
+
+
+def _check_vectors(
+    grid: Grid, at: tuple[str | int, ...], one: Names | None, several: Names | None, known: list[str]
+) -> None:
+    _check_known(grid, (*at, "vector"), one or (), known, "vector")
+    _check_known(grid, (*at, "vectors"), several or (), known, "vector")
+
+
+def _check_known(
+    grid: Grid, at: tuple[str | int, ...], names: Sequence[str], known: list[str], what: str
+) -> None:
+    for n, name in enumerate(names):
+        if name not in known:
+            hint = did_you_mean(name, known, f"the grid has {', '.join(known) or 'none'}")
+            raise grid.error((*at, n), f"no {what} is called {name!r}", hint)

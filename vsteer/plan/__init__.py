@@ -1,0 +1,1 @@
+"""A grid and a model as a plan: configurations, prompts and rows, what they cost, and whether they fit."""

@@ -1,0 +1,220 @@
+"""What a plan will cost: rows, tokens with and without shared prefixes, room in the table and on the disk.
+
+A prompt's blocks that end before a steering's first token are the same for every configuration, so they are
+computed once; `all` starts at token 0 and shares nothing between configurations.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from vsteer.evaluations.choice import steps
+from vsteer.evaluations.prompt_spec import RenderedPrompt
+from vsteer.grid.spec import OpenEndedSpec
+from vsteer.plan.plan import Block, Plan
+from vsteer.protocol import OPEN_END, Positions, Prompt
+
+# Compressed bytes of a row, measured on no store yet: two hashes, a few floats, small integers.
+BYTES_A_ROW = 120
+BYTES_A_TOKEN = 6  # its id and its text
+_TOTALS = (
+    "rows",
+    "prompts",
+    "requests",
+    "prompt_tokens",
+    "computed_tokens",
+    "output_tokens",
+    "coherence_tokens",
+    "disk_bytes",
+)
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Measured tokens a second, the slowest and the fastest: computed prompt tokens and generated ones."""
+
+    prompt: tuple[float, float]
+    output: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class BlockBudget:
+    """One evaluation under one system prompt."""
+
+    evaluation: str
+    kind: str
+    system: str  # the system prompt's name
+    configurations: int
+    prompts: int
+    swapped: int  # of the prompts, those with the choices in the other order
+    samples: int
+    rows: int
+    requests: int
+    prompt_tokens: int  # as if nothing was shared
+    computed_tokens: int  # with every shared prefix computed once
+    output_tokens: int  # at most
+    coherence_tokens: int  # at most; computed afterwards, for the perplexity of each text
+    first_prompt: str
+
+
+@dataclass(frozen=True)
+class Budget:
+    model: str
+    pending: bool
+    configurations: int
+    baselines: int
+    controls: int
+    blocks: tuple[BlockBudget, ...]
+    vectors: int
+    made: tuple[str, ...]  # how each vector of the grid comes about, defaults filled in
+    cells: int  # for Capacity.for_grid: distinct steerings, distinct directions, most terms a layer
+    vector_rows: int
+    terms: int
+    ablates: bool
+    block_size: int
+    notes: tuple[str, ...]
+
+    @property
+    def rows(self) -> int:
+        return sum(block.rows for block in self.blocks)
+
+    @property
+    def prompts(self) -> int:
+        return sum(block.prompts for block in self.blocks)
+
+    @property
+    def requests(self) -> int:
+        return sum(block.requests for block in self.blocks)
+
+    @property
+    def prompt_tokens(self) -> int:
+        return sum(block.prompt_tokens for block in self.blocks)
+
+    @property
+    def computed_tokens(self) -> int:
+        return sum(block.computed_tokens for block in self.blocks)
+
+    @property
+    def output_tokens(self) -> int:
+        return sum(block.output_tokens for block in self.blocks)
+
+    @property
+    def coherence_tokens(self) -> int:
+        return sum(block.coherence_tokens for block in self.blocks)
+
+    @property
+    def disk_bytes(self) -> int:
+        return self.rows * BYTES_A_ROW + self.output_tokens * BYTES_A_TOKEN
+
+    def seconds(self, rates: Rates) -> tuple[float, float]:
+        """The least and the most time. The first generated token of a request comes with its prompt."""
+        output = self.output_tokens - self.requests
+        computed = self.computed_tokens + self.coherence_tokens
+        slow, fast = (computed / rates.prompt[n] + output / rates.output[n] for n in (0, 1))
+        return fast, slow
+
+
+def budget(plan: Plan) -> Budget:
+    configs = plan.configs
+    terms = {config.terms for config in configs.values() if config.terms}
+    slots = (
+        max(Counter(term.layer for term in one if not term.ablates).values(), default=1) for one in terms
+    )
+    return Budget(
+        model=plan.facts.name,
+        pending=plan.pending,
+        configurations=len(configs),
+        baselines=sum(not config.terms and not config.control for config in configs.values()),
+        controls=sum(bool(config.control) for config in configs.values()),
+        blocks=tuple(_block(plan, block) for block in plan.blocks),
+        vectors=len(plan.vectors),
+        made=tuple(source.describe() for source in plan.sources.values()),
+        cells=len(terms),
+        vector_rows=len({(term.vector, term.layer, term.ablates) for one in terms for term in one}),
+        terms=max(slots, default=1),
+        ablates=any(term.ablates for one in terms for term in one),
+        block_size=plan.facts.block_size,
+        notes=plan.notes,
+    )
+
+
+def _block(plan: Plan, block: Block) -> BlockBudget:
+    places = Counter(config.positions for config in block.configs)
+    asked_for = [_lengths(asked, block.samples) for asked in block.prompts]
+    cached = plan.grid.engine_for(plan.grid.model[plan.model]).prefix_caching
+    size = plan.facts.block_size if cached else OPEN_END
+    requests = sum(map(len, asked_for)) * len(block.configs)
+    return BlockBudget(
+        evaluation=block.evaluation,
+        kind=block.ask.kind,
+        system=block.system,
+        configurations=len(block.configs),
+        prompts=len(block.prompts),
+        swapped=sum(asked.order == "swapped" for asked in block.prompts),
+        samples=block.samples,
+        rows=block.rows,
+        requests=requests,
+        prompt_tokens=sum(map(sum, asked_for)) * len(block.configs),
+        computed_tokens=sum(
+            computed_tokens(asked.prompt, lengths, places, size)
+            for asked, lengths in zip(block.prompts, asked_for, strict=True)
+        ),
+        output_tokens=requests * block.ask.max_tokens,
+        coherence_tokens=_coherence_tokens(plan, block),
+        first_prompt=plan.text(block.prompts[0]),
+    )
+
+
+def _coherence_tokens(plan: Plan, block: Block) -> int:
+    """Each prompt with its text, all but the last token: no cached block is read for it."""
+    spec = plan.grid.evaluations[block.place]
+    if not isinstance(spec, OpenEndedSpec) or not spec.coherence:
+        return 0
+    prompts = sum(len(asked.prompt.token_ids) + block.ask.max_tokens - 1 for asked in block.prompts)
+    return prompts * len(block.configs) * block.samples
+
+
+def _lengths(asked: RenderedPrompt, samples: int) -> list[int]:
+    """The prompt lengths of one configuration's requests for this question."""
+    length = len(asked.prompt.token_ids)
+    if asked.answers:
+        return [length + len(prefix) for prefix in steps(asked.answers)]
+    return [length] * samples
+
+
+def computed_tokens(
+    prompt: Prompt, lengths: list[int], places: Counter[Positions | None], block_size: int
+) -> int:
+    """The prompt tokens of all configurations of one question that no earlier request has computed.
+
+    `lengths`: of one configuration's requests, the prompt alone first. A cached prefix is made of whole
+    blocks and leaves at least one token to compute.
+    """
+    first = lengths[0]
+
+    def whole_blocks(tokens: int) -> int:
+        return tokens // block_size * block_size
+
+    total = shared_once = 0
+    for positions, configs in places.items():
+        start = first if positions is None else prompt.span(positions)[0]
+        shared = whole_blocks(min(start, first - 1))
+        shared_once = max(shared_once, shared)
+        # the configuration's other requests find its first one's blocks too, the steered ones included
+        others = sum(length - whole_blocks(min(first, length - 1)) for length in lengths[1:])
+        total += configs * (first - shared + others)
+    return total + shared_once
+
+
+def summed(budgets: Iterable[Budget]) -> dict[str, int]:
+    """What several models' budgets come to together."""
+    held = list(budgets)
+    return {name: sum(getattr(one, name) for one in held) for name in ("configurations", *_TOTALS)}
+
+
+def as_json(one: Budget) -> dict[str, Any]:
+    """The budget in plain values, sums included."""
+    return asdict(one) | {name: getattr(one, name) for name in _TOTALS}

@@ -1,0 +1,237 @@
+"""Configurations: everything that changes an output but the item and the sample."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from vsteer.evaluations.prompt_spec import PromptSpec
+from vsteer.grid.axes import Group
+from vsteer.grid.spec import Axis, ChoiceSpec, Exclude, Grid
+from vsteer.grid.yaml_lines import Loc
+from vsteer.identity import VERSION, derived_seed, identify
+from vsteer.plan.vector_sources import VectorSource, norm_recipe
+from vsteer.protocol import Operation, Positions, Steering, Term
+
+
+@dataclass(frozen=True)
+class VectorUse:
+    """One set of directions, a layer each: a key of the engine's `Vectors`, and how it is to be had."""
+
+    key: str
+    source: VectorSource
+    norm: str
+    control: str  # "", random, shuffled
+    index: int | None  # which of the controls
+    # what a control is drawn from, one for each random vector and one for all shuffles of a vector; it has
+    # the norm of the vector beside which it stands
+    seed: int | None
+    recipe: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+
+@dataclass(frozen=True)
+class Config:
+    """One configuration. Unsteered: no vector, no layers, multiplier 0, positions None."""
+
+    config_id: str
+    model: str
+    ask: PromptSpec
+    vector: VectorUse | None = None
+    layers: Group = ()
+    multiplier: float | None = 0.0  # None: an ablation, which has none
+    positions: Positions | None = None
+    operation: Operation = "add"
+    control: str = ""  # "", random, shuffled, system
+    system: str = ""  # the system prompt's name
+    layer_count: int | None = None  # the model's, for depths
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        if self.vector is None:
+            return ()
+        multiplier = 1.0 if self.multiplier is None else self.multiplier
+        return tuple(Term(self.vector.key, n, multiplier, self.operation) for n in self.layers)
+
+    @property
+    def steering(self) -> Steering | None:
+        """What the engine loads; a row's request says the span as absolute positions."""
+        return Steering(self.terms, self.positions) if self.positions is not None else None
+
+    def identity(self, model: Mapping[str, Any]) -> dict[str, Any]:
+        """What the id is the hash of. `model` is the model's part, with its template (`plan.py`)."""
+        steering = None
+        if self.vector is not None:
+            steering = {
+                "vector": self.vector.recipe,
+                "layers": list(self.layers),
+                "operation": self.operation,
+                "multiplier": self.multiplier,
+                "positions": list(self.positions) if isinstance(self.positions, tuple) else self.positions,
+            }
+        return {"version": VERSION, "model": dict(model), "ask": self.ask.identity(), "steering": steering}
+
+    def axes(self) -> dict[str, Any]:
+        """What a configuration varies, in plain values, as tables hold it; the vector's hash is the run's."""
+        vector, positions = self.vector, self.positions
+        layer = self.layers[0] if len(self.layers) == 1 else None
+        return {
+            "model": self.model,
+            "vector": vector.name if vector else "",
+            "norm": vector.norm if vector else "",
+            "control": self.control,
+            "control_index": vector.index if vector else None,
+            "layers": list(self.layers),
+            "layer": layer,
+            "depth": None if layer is None or self.layer_count is None else (layer + 1) / self.layer_count,
+            "operation": self.operation if vector else "",
+            "multiplier": self.multiplier,
+            "positions": f"[{positions[0]}, {positions[1]})"
+            if isinstance(positions, tuple)
+            else positions or "",
+            "system": self.system,
+        }
+
+
+class ConfigExpander:
+    """The steered configurations of one model: what the axes list, less what is excluded."""
+
+    def __init__(
+        self, grid: Grid, model: int, layers: int | None, sources: Mapping[str, VectorSource]
+    ) -> None:
+        self.grid, self.model, self.layer_count, self.sources = grid, model, layers, dict(sources)
+        self.layers = [
+            resolve_layers(grid, ("grid", n, "layers"), axis.layers, layers)
+            for n, axis in enumerate(grid.grid)
+        ]
+        self.excluded_layers = [_excluded_layers(exclude, layers) for exclude in grid.exclude]
+        self.excluded = [0] * len(grid.exclude)  # how many configurations each entry left out
+        self._uses: dict[str, VectorUse] = {}
+
+    def baseline(self, ask: PromptSpec, control: str, system: str) -> Config:
+        model = self.grid.model[self.model].id
+        return Config("", model, ask, control=control, system=system, layer_count=self.layer_count)
+
+    def configs(self, evaluation: int, name: str, baseline: Config) -> Iterator[tuple[Config, Loc]]:
+        """Configurations without their ids, in the grid's order, each with the place of its positions."""
+        spec = self.grid.evaluations[evaluation]
+        for n, axis in enumerate(self.grid.grid):
+            positions = self._positions(n, axis, evaluation)
+            for vector in axis.names:
+                if spec.vectors is not None and vector not in spec.vectors:
+                    continue
+                for norm in self._norms(axis, vector):
+                    for group in self.layers[n]:
+                        for multiplier in axis.multipliers or (None,):
+                            for place, where in positions:
+                                config = replace(
+                                    baseline,
+                                    vector=self.use(vector, norm),
+                                    layers=group,
+                                    multiplier=multiplier,
+                                    positions=where,
+                                    operation=axis.operation,
+                                )
+                                # multiplier 0 is the baseline, which every evaluation has
+                                if multiplier != 0 and not self._is_excluded(config, name):
+                                    yield config, place
+
+    def controls(self, steered: Config) -> Iterator[Config]:
+        """The random and shuffled-label vectors beside one steered configuration, of the same norm."""
+        assert steered.vector is not None
+        wanted = (
+            ("random", self.grid.controls.random_vectors),
+            ("shuffled", self.grid.controls.shuffled_labels),
+        )
+        for control, count in wanted:
+            for index in range(count):
+                use = self.use(steered.vector.name, steered.vector.norm, control, index)
+                yield replace(steered, vector=use, control=control)
+
+    def use(self, name: str, norm: str, control: str = "", index: int | None = None) -> VectorUse:
+        key = ":".join([name, norm, *([control, str(index)] if control else [])])
+        if key not in self._uses:
+            source = self.sources[name]
+            recipe: dict[str, Any] = source.recipe() | {"norm": norm_recipe(norm, self.sources)}
+            seed = None
+            if control:
+                # of the vector before its norm, so that one random direction is compared at every norm
+                seed = derived_seed(
+                    self.grid.seed, control, source.recipe(), index if control == "random" else 0
+                )
+                recipe = {"control": control, "index": index, "seed": seed, "of": recipe}
+            self._uses[key] = VectorUse(key, source, norm, control, index, seed, recipe)
+        return self._uses[key]
+
+    def _norms(self, axis: Axis, vector: str) -> tuple[str, ...]:
+        """What is ablated is a direction, whatever the vector's norm: it is taken once, at length 1."""
+        source = self.sources[vector]
+        return source.norms if axis.operation == "add" or source.is_file else ("unit",)
+
+    def _positions(self, n: int, axis: Axis, evaluation: int) -> list[tuple[Loc, Positions]]:
+        at: Loc = ("grid", n, "positions")
+        spec = self.grid.evaluations[evaluation]
+        places: list[tuple[Loc, Positions]] = [((*at, k), where) for k, where in enumerate(axis.positions)]
+        if not (isinstance(spec, ChoiceSpec) and spec.caa_compat):
+            return places
+        if "positions" not in axis.model_fields_set:
+            return [(at, "after_user_turn")]
+        taken = [one for one in places if one[1] == "after_user_turn"]
+        if not taken:
+            line = self.grid.line(("evaluations", evaluation))
+            message = f"caa_compat (line {line}) steers after_user_turn, and this block has other positions"
+            raise self.grid.error(at, message, "add after_user_turn to the positions, or leave them out")
+        return taken
+
+    def _is_excluded(self, config: Config, evaluation: str) -> bool:
+        for n, exclude in enumerate(self.grid.exclude):
+            if _matches(exclude, self.excluded_layers[n], config, evaluation):
+                self.excluded[n] += 1
+                return True
+        return False
+
+
+def with_id(config: Config, model: Mapping[str, Any]) -> Config:
+    return replace(config, config_id=identify(config.identity(model)))
+
+
+def resolve_layers(grid: Grid, loc: Loc, chosen: Any, layers: int | None) -> tuple[Group, ...]:
+    try:
+        return tuple(chosen.resolve(layers))
+    except ValueError as error:
+        hint = "layer L is the output of decoder block L, counted from 0"
+        if layers is None:
+            hint = "the model is not at hand: say layers: N of it, its number of decoder blocks"
+        raise grid.error(loc, str(error), hint) from None
+
+
+def _excluded_layers(exclude: Exclude, layers: int | None) -> frozenset[Group] | None:
+    """Of the layers that an exclusion names, those that this model has."""
+    if exclude.layers is None:
+        return None
+    if exclude.layers.groups is not None:
+        return frozenset(exclude.layers.groups)
+    try:
+        return frozenset(exclude.layers.resolve(layers))
+    except ValueError:
+        return frozenset()
+
+
+def _matches(exclude: Exclude, layers: frozenset[Group] | None, config: Config, evaluation: str) -> bool:
+    assert config.vector is not None
+    return all(
+        (
+            exclude.model is None or config.model in exclude.model,
+            exclude.vector is None or config.vector.name in exclude.vector,
+            exclude.norm is None or config.vector.norm in exclude.norm,
+            layers is None or config.layers in layers,
+            exclude.multipliers is None or config.multiplier in exclude.multipliers,
+            exclude.positions is None or config.positions in exclude.positions,
+            exclude.evaluation is None or evaluation in exclude.evaluation,
+            exclude.kind is None or exclude.kind == config.ask.kind,
+        )
+    )

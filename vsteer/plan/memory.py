@@ -1,0 +1,104 @@
+"""Will it fit: the weights, and how many tokens' keys and values the memory holds beside them. An estimate.
+
+From the model's files alone, so that a plan can say it without loading anything; vLLM's own figure, which
+also counts activations and CUDA graphs, is somewhat less.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from vsteer.grid.spec import EngineSpec
+from vsteer.plan.plan import Plan
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1}
+# What vLLM takes of a GPU by itself.
+GPU_SHARE = 0.9
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Of each device that holds a part of the model."""
+
+    weights_bytes: int
+    kv_bytes: int | None  # left for keys and values; None where the device isn't known
+    kv_bytes_per_token: int
+    device: str
+
+    @property
+    def kv_tokens(self) -> int | None:
+        return None if self.kv_bytes is None else max(0, self.kv_bytes) // self.kv_bytes_per_token
+
+
+def memory_of(plan: Plan) -> Memory | None:
+    """None while the model isn't at hand, or where its files do not say enough."""
+    facts = plan.facts
+    if facts.folder is None or plan.pending:
+        return None
+    config = json.loads((facts.folder / "config.json").read_text())
+    config = {**config, **(config.get("text_config") or {})}
+    spec = plan.grid.engine_for(plan.grid.model[plan.model])
+    ranks = spec.tensor_parallel_size * spec.pipeline_parallel_size
+    parameters = sum(map(_parameters, facts.folder.glob("*.safetensors")))
+    per_token = kv_bytes_per_token(config, facts.kv_cache_dtype, facts.dtype)
+    if not parameters or not per_token:
+        return None
+    stored = sum(path.stat().st_size for path in facts.folder.glob("*.safetensors"))
+    # a quantised checkpoint is held as it is stored
+    weights = (
+        stored if facts.quantization or "quantization_config" in config else parameters * BYTES[facts.dtype]
+    )
+    weights //= ranks
+    device, room = _room(spec, weights)
+    return Memory(weights, room, max(1, per_token // ranks), device)
+
+
+def kv_bytes_per_token(config: Mapping[str, Any], kv_dtype: str, dtype: str) -> int:
+    """Keys and values of all layers; 0 where the configuration doesn't say."""
+    heads = config.get("num_key_value_heads") or config.get("num_attention_heads")
+    size = config.get("head_dim") or (
+        config.get("hidden_size", 0) // (config.get("num_attention_heads") or 1)
+    )
+    width = BYTES.get(dtype if kv_dtype == "auto" else kv_dtype, 2)
+    return 2 * int(config.get("num_hidden_layers") or 0) * int(heads or 0) * int(size or 0) * width
+
+
+def _room(spec: EngineSpec, weights: int) -> tuple[str, int | None]:
+    """The device, and what it has for keys and values."""
+    asked = int(spec.kv_cache_gib * 2**30) if spec.kv_cache_gib else None
+    gpu = _gpu_bytes()
+    if gpu is not None:
+        share = int(gpu * (spec.gpu_memory_utilization or GPU_SHARE))
+        return f"a GPU of {gpu / 2**30:.0f} GiB", asked or share - weights
+    if asked is None and (space := os.environ.get("VLLM_CPU_KVCACHE_SPACE")):
+        asked = int(float(space) * 2**30)
+    return "CPU", asked
+
+
+def _gpu_bytes() -> int | None:
+    """The first GPU's memory, without importing torch."""
+    if shutil.which("nvidia-smi") is None:
+        return None
+    said = subprocess.run(
+        ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    lines = said.stdout.split()
+    return int(lines[0]) * 2**20 if said.returncode == 0 and lines and lines[0].isdigit() else None
+
+
+def _parameters(path: Path) -> int:
+    """How many numbers a safetensors file holds, by its header."""
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return sum(prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")

@@ -1,0 +1,143 @@
+"""What a plan must know of a model, found without a network: in a folder or in the hub's cache."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vsteer import models
+from vsteer.errors import ModelError, VsteerError
+from vsteer.grid.spec import Grid, Model
+from vsteer.models.identity import cached_snapshot, model_sha256
+from vsteer.prompts.template import is_chat
+
+# What vLLM uses by itself. Small blocks share more of a prefix; a CPU's smallest are of 32 tokens.
+GPU_BLOCK, CPU_BLOCK = 16, 32
+_GPU = Path("/dev/nvidiactl")
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """A model as the plan sees it. `weights` is None where the model is not at hand: ids are pending."""
+
+    name: str  # as the user wrote it
+    folder: Path | None
+    revision: str | None  # the hub's commit where it is known, otherwise as the user wrote it
+    weights: Mapping[str, str] | None
+    layers: int | None
+    hidden_size: int | None
+    max_model_len: int | None  # the model's own
+    dtype: str
+    quantization: str | None
+    kv_cache_dtype: str
+    block_size: int = GPU_BLOCK
+
+    @property
+    def pending(self) -> bool:
+        return self.weights is None
+
+    def identity(self) -> dict[str, Any]:
+        weights = (
+            {"pending": self.name, "revision": self.revision} if self.weights is None else dict(self.weights)
+        )
+        return weights | {
+            "dtype": self.dtype,
+            "quantization": self.quantization,
+            "kv_cache_dtype": self.kv_cache_dtype,
+        }
+
+
+def find_model(grid: Grid, n: int) -> tuple[ModelFacts, Any | None]:
+    """The facts of the grid's n-th model and its tokenizer, or without one where it isn't at hand.
+
+    Nothing is fetched or made. What the model itself says must agree with what the grid says of it.
+    """
+    model = grid.model[n]
+    try:
+        found = _locate(grid, model)
+        tokenizer, folder, weights = None, None, None
+        config: dict[str, Any] = {}
+        if found is not None:
+            folder, weights = found
+            config = _config(folder)
+            tokenizer = _tokenizer(folder)
+    except VsteerError as error:
+        raise grid.error(("model", n, "id"), error.message, error.hint) from None
+    except (OSError, RuntimeError, ValueError) as error:  # a path that no system could have
+        raise grid.error(
+            ("model", n, "id"), f"can't look for the model {model.id[:60]!r}: {error}", "name a model"
+        ) from None
+    if tokenizer is None:
+        weights = None
+    layers = config.get("num_hidden_layers")
+    if layers and model.layers and layers != model.layers:
+        message = f"the grid says that {model.id} has {model.layers} layers, but it has {layers}"
+        raise grid.error(("model", n, "layers"), message, "leave layers out: the model is at hand")
+    engine = grid.engine_for(model)
+    facts = ModelFacts(
+        name=model.id,
+        folder=folder,
+        revision=(weights or {}).get("commit", model.revision),
+        weights=weights,
+        layers=layers or model.layers,
+        hidden_size=config.get("hidden_size"),
+        max_model_len=config.get("max_position_embeddings"),
+        dtype=model.dtype,
+        quantization=model.quantization,
+        kv_cache_dtype=model.kv_cache_dtype,
+        block_size=engine.block_size or (CPU_BLOCK if weights and not _GPU.exists() else GPU_BLOCK),
+    )
+    return facts, tokenizer
+
+
+def template_name(tokenizer: Any) -> str:
+    return "chat" if is_chat(tokenizer) else "plain"
+
+
+def _locate(grid: Grid, model: Model) -> tuple[Path, dict[str, str]] | None:
+    """The model's folder and what identifies its weights; None where neither is here yet."""
+    name = model.id
+    if name.startswith(("./", "../")):
+        name = str(grid.path.parent / name)  # beside the grid, as its data
+    if name in models.NAMED:
+        if model.revision is not None:
+            models.resolve(name, model.revision)  # says that it has none
+        made = models.NAMED[name]
+        return (made.folder, {"sha256": model_sha256(made.folder)}) if models.is_present(made) else None
+    source = models.resolve(name, model.revision)
+    folder = Path(source.model)
+    if folder.is_dir():
+        return folder, {"sha256": model_sha256(folder)}
+    snapshot = cached_snapshot(source.model, source.revision)
+    return (snapshot, {"hub": source.model, "commit": snapshot.name}) if snapshot else None
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        assert isinstance(config, dict)
+    except (OSError, ValueError, AssertionError) as error:
+        raise ModelError(
+            f"{folder / 'config.json'} can't be read: {error}", "fetch the model again"
+        ) from None
+    text = config.get("text_config")
+    return {**config, **text} if isinstance(text, dict) else config
+
+
+def _tokenizer(folder: Path) -> Any | None:
+    """The folder's tokenizer; None where transformers isn't installed or the cache holds only a part."""
+    if not any((folder / file).is_file() for file in models.TOKENIZER_FILES):
+        return None
+    try:
+        from transformers import AutoTokenizer
+    except ModuleNotFoundError:
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # transformers raises all kinds of errors for a broken file
+        raise ModelError(
+            f"the tokenizer in {folder} can't be read: {error}", "fetch the model again"
+        ) from None

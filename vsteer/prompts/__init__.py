@@ -1,0 +1,1 @@
+"""A question as tokens: the chat template, and where the answers to it begin."""

@@ -1,0 +1,170 @@
+-- The tables and views that the queries read, over `rows`, `configs`, `prompts`, `norms` and `scores`.
+-- Only DuckDB is needed; vsteer/results/views.py runs this, and `vsteer sql --print` prints it.
+
+-- A change of probability relative to the room there was for it: upwards 1 - p, downwards p.
+create or replace temp macro over_headroom(change, p) as
+    change / nullif(case when change >= 0 then 1 - p else p end, 0);
+
+-- A parameter of a query: `set variable layer = 12` before it, or `vsteer sql --set layer=12`.
+create or replace temp macro parameter(name, otherwise) as coalesce(getvariable(name)::varchar, otherwise);
+
+-- What a query says where the tables of statistics have nothing of what it asks.
+create or replace temp macro no_statistics() as
+    'no statistics of this run as it stands: vsteer score RUN --scorer statistics';
+
+-- A curve over models' sizes, x in billions of parameters; null where it was not fitted.
+create or replace temp macro formula(family, c, scale, rate) as case family
+    when 'exponential' then printf('%.3g %+.3g exp(%+.3g x)', c, scale, -rate)
+    when 'power' then printf('%.3g x^%.3g', scale, -rate)
+    when 'log_linear' then printf('%.3g %+.3g ln(x)', c, scale) end;
+
+-- Each configuration with its baseline: the unsteered one that is asked in the same way.
+--   condition      its number here; an id may stand in several evaluations
+--   curve          configurations that differ in nothing but the layer have the same
+--   dose           configurations that differ in nothing but the multiplier have the same
+--   anywhere       configurations that differ in nothing but the system prompt have the same
+--   steering       configurations that steer one model alike, whatever it is asked, have the same
+--   direction      which way the multiplier pushes, 1 or -1; an ablation takes away
+--   relative_norm  |multiplier| x the vector's norm / the stream's norm at that layer, measured where the
+--                  vector was extracted and in the same model; null where that isn't known
+create or replace temp table conditions as
+with settings as (
+    select *, hash(run, evaluation, kind, model, model_commit, dtype, quantization, kv_cache_dtype, template,
+                   system, system_prompt, forced_prefix, max_tokens, temperature, top_p, seed) as setting,
+           hash(run, evaluation, kind, model, model_commit, dtype, quantization, kv_cache_dtype,
+                forced_prefix, max_tokens, temperature, top_p, seed) as asked,
+           hash(vector, vector_recipe, norm, case when vector <> '' then control end, control_index, operation,
+                positions) as pushed,
+           hash(run, model, model_commit, dtype, quantization, kv_cache_dtype) as loaded
+    from configs
+),
+measured as (
+    select run, vector_sha256, layer, made_in_model, made_in_revision, made_in_sha256,
+           any_value(vector_norm) as vector_norm, any_value(stream_norm) as stream_norm,
+           any_value(made_at_layer) as made_at_layer
+    from norms group by all
+),
+found as (
+    select c.*, b.config_id as baseline_id, n.vector_norm, n.made_in_model, n.made_at_layer,
+           n.made_in_model = c.model or c.model_commit in (n.made_in_revision, n.made_in_sha256) as made_here,
+           -- a vector from elsewhere knows another model's stream
+           case when made_here then n.stream_norm end as stream_norm
+    from settings c
+    left join settings b on b.setting = c.setting and b.vector = ''
+    left join measured n on n.run = c.run and n.vector_sha256 = c.vector_sha256 and n.layer = c.layer
+                        and c.vector <> ''
+    qualify row_number() over (partition by c.run, c.evaluation, c.config_id
+                               order by made_here desc nulls last) = 1
+)
+select (row_number() over (order by run, evaluation, config_id))::integer as condition,
+       (dense_rank() over (order by setting, pushed, multiplier))::integer as curve,
+       (dense_rank() over (order by setting, pushed, layers))::integer as dose,
+       (dense_rank() over (order by asked, pushed, layers, multiplier))::integer as anywhere,
+       (dense_rank() over (order by loaded, pushed, layers, multiplier))::integer as steering,
+       coalesce(nullif(sign(multiplier), 0), -1) as direction,
+       abs(multiplier) * vector_norm / nullif(stream_norm, 0) as relative_norm,
+       * exclude (asked, pushed, loaded)
+from found;
+
+-- What the unsteered model does, one row a prompt: what a row's effect is measured against.
+-- `item` counts questions; both letter orders of one have the same.
+create or replace temp table baselines as
+with questions as (
+    select run, prompt_id, any_value(matching) as matching, any_value(len(choices)) as choice_count,
+           any_value(coalesce(nullif(swapped_from, ''), item_id)) as question_id
+    from prompts group by all
+)
+select r.run, r.evaluation, r.config_id as baseline_id, r.prompt_id, c.condition as baseline_condition,
+       (dense_rank() over (order by coalesce(any_value(q.question_id), any_value(r.item_id))))::integer as item,
+       coalesce(any_value(q.question_id), any_value(r.item_id)) as question_id,
+       any_value(r.letter_order) as letter_order, any_value(coalesce(q.matching, r.matching)) as matching,
+       any_value(coalesce(q.choice_count, len(r.choices))) as choice_count,
+       avg(r.logit_diff) filter (isfinite(r.logit_diff)) as baseline_logit_diff,
+       avg(r.p_match) as baseline_p_match, avg(r.total_mass) as baseline_mass
+from rows r
+join conditions c on c.run = r.run and c.evaluation = r.evaluation and c.config_id = r.config_id
+left join questions q on q.run = r.run and q.prompt_id = r.prompt_id
+where r.kind = 'choice' and r.status = 'ok' and r.vector = ''
+group by r.run, r.evaluation, r.config_id, r.prompt_id, c.condition;
+
+-- One row for each good, steered choice row, less the baseline's on the same prompt. Controls are in it:
+-- whoever asks of the vector says control = ''. A row whose baseline failed is not (see failures).
+create or replace temp view effects as
+select c.condition, b.item, b.question_id, r.control, r.run, r.evaluation, r.model, r.vector, r.norm,
+       r.control_index, r.layer, r.layers, r.depth, r.operation, r.multiplier, r.positions, r.system,
+       r.config_id, r.prompt_id, r.letter_order, r.sample, b.matching, b.choice_count,
+       case when isfinite(r.logit_diff) then r.logit_diff end as logit_diff, b.baseline_logit_diff,
+       case when isfinite(r.logit_diff) then r.logit_diff - b.baseline_logit_diff end as effect,
+       r.p_match, b.baseline_p_match, r.p_match - b.baseline_p_match as effect_p,
+       over_headroom(r.p_match - b.baseline_p_match, b.baseline_p_match) as effect_headroom,
+       r.total_mass, b.baseline_mass, c.vector_norm, c.stream_norm, c.relative_norm
+from rows r
+join conditions c on c.run = r.run and c.evaluation = r.evaluation and c.config_id = r.config_id
+join baselines b on b.run = c.run and b.evaluation = c.evaluation and b.baseline_id = c.baseline_id
+                and b.prompt_id = r.prompt_id
+where r.kind = 'choice' and r.status = 'ok' and r.vector <> '';
+
+-- How large a model is, in billions of parameters, as its name says: 7b, 0.5B, 135m. null where the name says
+-- nothing, or two things, or counts experts (8x7b).
+create or replace temp macro billions_in(name) as (
+    with found as (
+        select regexp_extract_all(lower(name), '(?:^|[^0-9a-z.])([0-9]+(?:\.[0-9]+)?[bm])(?:$|[^0-9a-z])', 1) as sizes
+    )
+    select case when len(sizes) = 1 then rtrim(sizes[1], 'bm')::double
+                / case right(sizes[1], 1) when 'b' then 1 else 1000 end end
+    from found
+);
+
+-- The vector's effects, one row a configuration and question: the mean over letter orders and samples. What the
+-- unsteered model does is of the same rows: effect is logit_diff less baseline_logit_diff.
+create or replace temp view item_effects as
+select condition, item, avg(effect) as effect, avg(effect_p) as effect_p,
+       avg(effect + baseline_logit_diff) as logit_diff, avg(effect_p + baseline_p_match) as p_match,
+       avg(baseline_logit_diff) filter (effect is not null) as baseline_logit_diff,
+       avg(baseline_p_match) filter (effect_p is not null) as baseline_p_match,
+       avg(total_mass) as total_mass, avg(baseline_mass) as baseline_mass
+from effects where control = '' group by condition, item;
+
+-- The vector's effects, one row a configuration: the mean over questions, and its standard error.
+create or replace temp view config_effects as
+with means as (
+    select condition, count(effect) as items, avg(effect) as effect,
+           stddev_samp(effect) / sqrt(count(effect)) as effect_se, avg(effect_p) as effect_p,
+           stddev_samp(effect_p) / sqrt(count(effect_p)) as effect_p_se, avg(logit_diff) as logit_diff,
+           avg(p_match) as p_match, avg(baseline_logit_diff) as baseline_logit_diff,
+           avg(baseline_p_match) as baseline_p_match, avg(total_mass) as total_mass,
+           avg(baseline_mass) as baseline_mass
+    from item_effects group by condition
+)
+select c.run, c.evaluation, c.model, c.system, c.vector, c.norm, c.positions, c.operation, c.layer, c.layers,
+       c.depth, c.multiplier, c.vector_norm, c.stream_norm, c.relative_norm, m.*,
+       over_headroom(m.effect_p, m.baseline_p_match) as effect_headroom, c.curve, c.dose, c.anywhere,
+       c.steering, c.direction, c.made_in_model,
+       c.made_here, c.made_at_layer
+from means m join conditions c using (condition);
+
+-- A line through each question's logit differences over the multipliers, by least squares, and Spearman's
+-- correlation of the two. The unsteered model is one point more, at multiplier 0 and effect 0.
+create or replace temp view item_lines as
+with gathered as (
+    select c.dose, i.item, 1 + count(*) as points, sum(c.multiplier) as x, sum(i.effect) as y,
+           sum(c.multiplier * i.effect) - x * y / points as xy, sum(c.multiplier ** 2) - x ** 2 / points as xx,
+           sum(i.effect ** 2) - y ** 2 / points as yy,
+           list_concat(list(i.effect order by c.multiplier) filter (c.multiplier < 0), [0.0],
+                       list(i.effect order by c.multiplier) filter (c.multiplier > 0)) as effects
+    from item_effects i join conditions c using (condition)
+    where c.multiplier is not null and i.effect is not null
+    group by c.dose, i.item
+),
+-- twice each effect's rank less the mean rank: how many others are below it less how many are above, so that
+-- equal ones share theirs. (Not in the same step, which would gather the list anew for each of its numbers.)
+ranked as (
+    select *, list_transform(effects, lambda e: list_sum(list_transform(effects, lambda o: sign(e - o))))::double[]
+           as ranks
+    from gathered
+)
+select dose, item, points, xy / xx as slope, sqrt(greatest(yy - xy ** 2 / xx, 0) / points) as residual,
+       -- a multiplier's rank is its place
+       list_inner_product(range(1, points + 1)::double[], ranks)
+       / nullif(sqrt(list_inner_product(ranks, ranks) * points * (points ** 2 - 1) / 12), 0) as rank_correlation
+from ranked;

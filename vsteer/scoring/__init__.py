@@ -1,0 +1,1 @@
+"""What is scored of stored texts: plain scorers, a judge, and perplexity. Nothing is generated."""

@@ -1,0 +1,1 @@
+"""The ways from activations of contrast data to directions."""
