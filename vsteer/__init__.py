@@ -3,4 +3,4 @@
 Importing this package imports neither torch nor vllm, so that results can be read anywhere.
 """
 
-__version__ = "0.1.0"
+from vsteer.packages import __version__ as __version__

@@ -1,9 +1,11 @@
-"""Which packages are installed, by their metadata: nothing is imported."""
+"""vsteer's own version, and which packages are installed, by their metadata: nothing is imported."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
+
+__version__ = "0.1.0"
 
 
 def installed(names: Iterable[str]) -> dict[str, str]:

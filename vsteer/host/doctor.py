@@ -16,12 +16,11 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Literal
 
-from vsteer import __version__
 from vsteer.engine import vllm_compat as seams
 from vsteer.engine.start import FEW_CORES, check_plugin_is_allowed
 from vsteer.errors import UnsupportedError
 from vsteer.host.machine import ALLOCATOR, OPENMP, Machine
-from vsteer.packages import installed
+from vsteer.packages import __version__, installed
 
 # fine; a run would start, and be slower or end early; a run would be refused
 Level = Literal["ok", "mend", "refused"]

@@ -20,9 +20,9 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from vsteer import __version__
 from vsteer.analysis.over_runs import scaling_over_runs
 from vsteer.errors import VectorError
+from vsteer.packages import __version__
 from vsteer.report.diagnostics import diagnostics
 from vsteer.report.facts import alike, facts
 from vsteer.report.tables import Table, asked, item_slopes, table

@@ -13,9 +13,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vsteer import __version__
 from vsteer.grid.spec import Grid
-from vsteer.packages import installed
+from vsteer.packages import __version__, installed
 from vsteer.plan.plan import Plan
 from vsteer.run.loading import as_stored
 from vsteer.store.lock import FolderLock

@@ -7,8 +7,8 @@ equal files.
 import json
 from dataclasses import asdict, fields
 
-from vsteer import __version__
 from vsteer.errors import VectorError
+from vsteer.packages import __version__
 from vsteer.vectors.vector import Origin
 
 FORMAT = "vsteer vector"
