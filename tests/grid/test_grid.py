@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from vsteer.evaluations.choice import ChoiceSpec
+from vsteer.evaluations.open_ended import OpenEndedSpec
 from vsteer.grid.axes import parse_layers, parse_multipliers
-from vsteer.grid.spec import ChoiceSpec, Grid, OpenEndedSpec, read_grid
+from vsteer.grid.spec import Grid, read_grid
 from vsteer.grid.yaml_lines import GridError, read_yaml
 
 GRID = """\

@@ -11,16 +11,38 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import model_validator
 
 from vsteer.datasets.choices import refers_to_choices
 from vsteer.datasets.items import Item, swapped
 from vsteer.errors import SteeringFault
+from vsteer.evaluations.evaluation import Evaluation
 from vsteer.evaluations.prompt_spec import Order, PromptSpec, RenderedPrompt
 from vsteer.prompts.answers import AmbiguousAnswers, Tokens, cut_letters, cut_words, gap, render
 from vsteer.protocol import Prompt, Request, Result, Steering
+from vsteer.validation import wrong
 
 CAA_PREFIX = " ("
+
+
+class ChoiceSpec(Evaluation):
+    kind: Literal["choice"]
+    letter_orders: Literal["both", "original"] | None = None
+    caa_compat: bool = False
+
+    @property
+    def both_orders(self) -> bool:
+        return (self.letter_orders or ("original" if self.caa_compat else "both")) == "both"
+
+    @model_validator(mode="after")
+    def _one_prefix(self) -> ChoiceSpec:
+        if self.caa_compat and self.answer_prefix is not None:
+            raise wrong(
+                "caa_compat forces ' (' before the answer", "leave one of the two out", "answer_prefix"
+            )
+        return self
 
 
 class CannotAsk(ValueError):

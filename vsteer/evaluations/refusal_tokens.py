@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from vsteer.datasets import items
 from vsteer.evaluations.choice import CannotAsk, CannotScore, ChoiceScore, answer_logprobs, log_sum
+from vsteer.evaluations.evaluation import Evaluation
 from vsteer.evaluations.open_ended import ask_open
 from vsteer.evaluations.prompt_spec import PromptSpec, RenderedPrompt
 from vsteer.prompts.answers import Tokens, decoded, gap, render
 from vsteer.protocol import Prompt, Result
+from vsteer.validation import Texts
 
 # A softmax is summed in float32, and beside a P near 1 the rest is lost bit by bit: log-odds are right to
 # 0.001 below 3, to 0.05 below 8, to 0.2 up to 13.8 (torch on a CPU, the rest spread over 49,152 and 128,256
@@ -25,6 +27,13 @@ from vsteer.protocol import Prompt, Result
 LEAST_REST = 2.0**-20
 # Sums of probabilities in float32 end this near 1.
 ROUNDING = 1e-4
+
+
+class RefusalTokensSpec(Evaluation):
+    """How likely an answer is to begin as refusals do. Its rows are choices: these tokens, or any other."""
+
+    kind: Literal["refusal_tokens"]
+    tokens: Texts
 
 
 def ask_refusal_tokens(

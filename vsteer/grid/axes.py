@@ -7,18 +7,15 @@ choice of layers into the layers of a model.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from difflib import get_close_matches
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-from pydantic_core import PydanticCustomError
 
 from vsteer.protocol import OPEN_END, POSITION_WORDS, Positions
+from vsteer.validation import did_you_mean, many, shown, wrong
 
 Group = tuple[int, ...]  # the layers of one steering; mostly one
-T = TypeVar("T")
 
 MOST_VALUES = 10_000
 _LAYER_FORMS = (
@@ -27,45 +24,6 @@ _LAYER_FORMS = (
 _MULTIPLIER_FORMS = "write numbers such as [-1, 1], or {from: -2, to: 2, step: 0.5}"
 _POSITION_FORMS = f"known: {', '.join(POSITION_WORDS)}, or a list with a pair [[start, end]]"
 _NORM_FORMS = "write raw, unit, caa, {residual: 0.1}, or a list of them"
-
-
-def wrong(message: str, hint: str, *at: str | int) -> PydanticCustomError:
-    """An error for pydantic to carry; `at` leads from the value to the part of it that is wrong."""
-    return PydanticCustomError("grid", "{message}", {"message": message, "hint": hint, "at": at})
-
-
-def did_you_mean(word: str, known: list[str], otherwise: str) -> str:
-    near = get_close_matches(word, known, n=1)
-    return f"did you mean {near[0]!r}?" if near else otherwise
-
-
-def shown(value: object) -> str:
-    """A value as the user wrote it, about."""
-    if value is None:
-        return "nothing"
-    return (str(value).lower() if isinstance(value, bool) else repr(value))[:60]
-
-
-def many(parse: Callable[[Any], T]) -> Callable[[Any], tuple[T, ...]]:
-    """One value or a list of them, each once, in the order written."""
-
-    def parse_many(value: Any) -> tuple[T, ...]:
-        if not isinstance(value, list):
-            return (parse(value),)
-        if not value:
-            raise wrong(
-                "expected at least one value, found an empty list", "take the line out, or fill it in"
-            )
-        parsed: dict[T, None] = {}
-        for n, one in enumerate(value):
-            try:
-                parsed[parse(one)] = None
-            except PydanticCustomError as error:
-                context = error.context or {}
-                raise wrong(context["message"], context["hint"], n, *context["at"]) from None
-        return tuple(parsed)
-
-    return parse_many
 
 
 # --- layers

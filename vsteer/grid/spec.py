@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Discriminator,
     Field,
     PlainSerializer,
@@ -26,21 +24,24 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from vsteer.grid.axes import (
-    Layers,
+from vsteer.evaluations.kinds import KINDS, AnyKind
+from vsteer.grid.axes import Layers, parse_layers, parse_multipliers, parse_norm, parse_positions
+from vsteer.grid.yaml_lines import Document, GridError, read_yaml
+from vsteer.protocol import Operation, Positions
+from vsteer.validation import (
+    AS_LIST,
+    Count,
+    Name,
+    Names,
+    Strict,
+    Text,
+    Texts,
     did_you_mean,
     many,
-    parse_layers,
-    parse_multipliers,
-    parse_norm,
-    parse_positions,
     shown,
     wrong,
 )
-from vsteer.grid.yaml_lines import Document, GridError, read_yaml
-from vsteer.protocol import Operation, Positions
 
-_NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
 # vLLM's options that say how a model runs and not what it answers, rounding apart. What changes its outputs
 # is said of the model, where it becomes a part of every row's identity; what isn't listed may do so too.
 _IN_VLLM = {
@@ -55,53 +56,14 @@ _IN_VLLM = {
 _DUMMY = "dummy"
 
 
-def _name(value: Any) -> str:
-    """A name that can stand in a file's name, on a command line and in SQL."""
-    if not isinstance(value, str) or not _NAME.fullmatch(value) or len(value) > 100:
-        raise wrong(f"expected a name, found {shown(value)}", "letters, digits, and . _ - within; no spaces")
-    return value
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise wrong(f"expected a text, found {shown(value)}", "put it in quotes")
-    return value
-
-
-def _text_or_none(value: Any) -> str | None:
-    return None if value is None else _text(value)
-
-
-AS_LIST = PlainSerializer(list)
-Name = Annotated[str, PlainValidator(_name)]
-Text = Annotated[str, PlainValidator(_text)]
-Names = Annotated[tuple[str, ...], PlainValidator(many(_name)), AS_LIST]
-Texts = Annotated[tuple[str, ...], PlainValidator(many(_text)), AS_LIST]
-Systems = Annotated[tuple[str | None, ...], PlainValidator(many(_text_or_none)), AS_LIST]
 Norms = Annotated[tuple[str, ...], PlainValidator(many(parse_norm)), AS_LIST]
 Multipliers = Annotated[tuple[float, ...], PlainValidator(parse_multipliers), AS_LIST]
 PositionList = Annotated[tuple[Positions, ...], PlainValidator(many(parse_positions)), AS_LIST]
 LayerChoice = Annotated[Layers, PlainValidator(parse_layers), PlainSerializer(lambda layers: layers.written)]
-Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Some = Annotated[int, Field(ge=0, le=1000)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known_keys(cls, value: Any) -> Any:
-        if isinstance(value, dict):
-            known = list(cls.model_fields)
-            for key in value:
-                if key not in known:
-                    hint = did_you_mean(key, known, f"known here: {', '.join(known)}")
-                    raise wrong(f"unknown setting {key!r}", hint, key)
-        return value
-
-
-class EngineSpec(_Strict):
+class EngineSpec(Strict):
     """How the engine runs; nothing here changes what a row means, or its identity."""
 
     tensor_parallel_size: Count = 1
@@ -129,7 +91,7 @@ class EngineSpec(_Strict):
         return self
 
 
-class Model(_Strict):
+class Model(Strict):
     id: Text
     revision: Text | None = None
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
@@ -139,7 +101,7 @@ class Model(_Strict):
     engine: EngineSpec | None = None  # what differs from the grid's for this model
 
 
-class DataVector(_Strict):
+class DataVector(Strict):
     """A vector to be made from contrast data, once for each norm."""
 
     data: Text
@@ -150,13 +112,13 @@ class DataVector(_Strict):
     system: Text | None = None
 
 
-class FileVector(_Strict):
+class FileVector(Strict):
     """A vector that lies in a file, taken as it is stored there."""
 
     file: Text
 
 
-class Axis(_Strict):
+class Axis(Strict):
     """One block of the grid: every combination of what it lists."""
 
     vector: Names | None = None
@@ -189,74 +151,18 @@ class Axis(_Strict):
         return self.vector or self.vectors or ()
 
 
-class SystemPrompts(_Strict):
+class SystemPrompts(Strict):
     positive: Text | None = None
     negative: Text | None = None
 
 
-class Controls(_Strict):
+class Controls(Strict):
     random_vectors: Some = 0
     shuffled_labels: Some = 0
     system_prompts: SystemPrompts = SystemPrompts()
 
 
-class _Evaluation(_Strict):
-    name: Text | None = None
-    data: Texts
-    limit: Count | None = None  # the first so many items
-    system: Systems = (None,)
-    answer_prefix: Annotated[str, Field(min_length=1)] | None = None  # forced, as it is written
-    vectors: Names | None = None  # only these; by default all of the grid
-
-    def named(self, data: str) -> str:
-        """What results call it: its kind and its data, or its own name."""
-        own = self.name or str(getattr(self, "kind", ""))
-        return own if self.name and len(self.data) == 1 else f"{own}:{data}"
-
-
-class ChoiceSpec(_Evaluation):
-    kind: Literal["choice"]
-    letter_orders: Literal["both", "original"] | None = None
-    caa_compat: bool = False
-
-    @property
-    def both_orders(self) -> bool:
-        return (self.letter_orders or ("original" if self.caa_compat else "both")) == "both"
-
-    @model_validator(mode="after")
-    def _one_prefix(self) -> ChoiceSpec:
-        if self.caa_compat and self.answer_prefix is not None:
-            raise wrong(
-                "caa_compat forces ' (' before the answer", "leave one of the two out", "answer_prefix"
-            )
-        return self
-
-
-class OpenEndedSpec(_Evaluation):
-    kind: Literal["open_ended"]
-    max_tokens: Count = 100
-    temperature: Annotated[float, Field(ge=0, le=100)] = 0.0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    samples: Annotated[int, Field(ge=1, le=1_000_000)] = 1
-    stop: Texts | tuple[()] = ()
-    coherence: bool = True  # each text's perplexity under the unsteered model; changes no row
-
-    @model_validator(mode="after")
-    def _samples_differ(self) -> OpenEndedSpec:
-        if self.samples > 1 and self.temperature == 0:
-            hint = "set a temperature above 0, or one sample"
-            raise wrong("at temperature 0 every sample is the same", hint, "samples")
-        return self
-
-
-class RefusalTokensSpec(_Evaluation):
-    """How likely an answer is to begin as refusals do. Its rows are choices: these tokens, or any other."""
-
-    kind: Literal["refusal_tokens"]
-    tokens: Texts
-
-
-class Exclude(_Strict):
+class Exclude(Strict):
     """What to leave out: the configurations that agree with everything said here."""
 
     model: Texts | None = None
@@ -297,11 +203,9 @@ VectorSpec = Annotated[
     Annotated[DataVector, Tag("<data>")] | Annotated[FileVector, Tag("<file>")],
     Discriminator(_kind_of_vector),
 ]
-Evaluation = Annotated[ChoiceSpec | OpenEndedSpec | RefusalTokensSpec, Field(discriminator="kind")]
-KINDS = ["choice", "open_ended", "refusal_tokens"]
 
 
-class Grid(_Strict):
+class Grid(Strict):
     version: Literal[1]
     name: Name
     model: Annotated[tuple[Model, ...], BeforeValidator(_as_models), Field(min_length=1)]
@@ -309,7 +213,7 @@ class Grid(_Strict):
     vectors: dict[Name, VectorSpec] = Field(default_factory=dict)
     grid: Annotated[tuple[Axis, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
     controls: Controls = Controls()
-    evaluations: Annotated[tuple[Evaluation, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
+    evaluations: Annotated[tuple[AnyKind, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
     exclude: Annotated[tuple[Exclude, ...], BeforeValidator(_as_tuple)] = ()
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
@@ -371,8 +275,9 @@ def _explained(error: ErrorDetails) -> tuple[tuple[str | int, ...], str, str]:
         case "missing":
             return loc, f"the setting {name!r} is missing", f"add {name}: ..."
         case "union_tag_not_found" | "union_tag_invalid":
-            hint = did_you_mean(str(context.get("tag", "")), KINDS, "add kind: choice")
-            return (*loc, "kind"), "expected the kind choice, open_ended or refusal_tokens", hint
+            *kinds, last = KINDS
+            hint = did_you_mean(str(context.get("tag", "")), list(KINDS), "add kind: choice")
+            return (*loc, "kind"), f"expected the kind {', '.join(kinds)} or {last}", hint
         case "model_type" | "model_attributes_type" | "dict_type":
             return loc, f"expected settings, found {shown(error['input'])}", "write key: value"
         case "tuple_type":

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from vsteer.evaluations.choice import steps
+from vsteer.evaluations.open_ended import OpenEndedSpec
 from vsteer.evaluations.prompt_spec import RenderedPrompt
-from vsteer.grid.spec import OpenEndedSpec
 from vsteer.plan.plan import Block, Plan
 from vsteer.protocol import OPEN_END, Positions, Prompt
 

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from vsteer.evaluations.choice import ChoiceSpec
 from vsteer.evaluations.prompt_spec import PromptSpec
 from vsteer.grid.axes import Group
-from vsteer.grid.spec import Axis, ChoiceSpec, Exclude, Grid
+from vsteer.grid.spec import Axis, Exclude, Grid
 from vsteer.grid.yaml_lines import Loc
 from vsteer.identity import VERSION, derived_seed, identify
 from vsteer.plan.vector_sources import VectorSource, norm_recipe

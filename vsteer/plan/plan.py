@@ -13,8 +13,9 @@ from typing import Any
 
 from vsteer.datasets import items
 from vsteer.errors import UsageError
+from vsteer.evaluations.open_ended import OpenEndedSpec
 from vsteer.evaluations.prompt_spec import PromptSpec, RenderedPrompt
-from vsteer.grid.spec import Grid, OpenEndedSpec
+from vsteer.grid.spec import Grid
 from vsteer.grid.yaml_lines import Loc
 from vsteer.identity import canonical, identify, row_id, sampling_seed
 from vsteer.plan.configurations import Config, ConfigExpander, VectorUse, with_id

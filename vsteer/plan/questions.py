@@ -9,11 +9,11 @@ from typing import Any, TypeVar
 from vsteer.datasets import items
 from vsteer.datasets.builtin import behaviours
 from vsteer.errors import ModelError
-from vsteer.evaluations.choice import CannotAsk, ask_choice, orders, scored_choices
-from vsteer.evaluations.open_ended import ask_open
+from vsteer.evaluations.choice import CannotAsk, ChoiceSpec, ask_choice, orders, scored_choices
+from vsteer.evaluations.open_ended import OpenEndedSpec, ask_open
 from vsteer.evaluations.prompt_spec import Order, PromptSpec, RenderedPrompt
-from vsteer.evaluations.refusal_tokens import ask_refusal_tokens
-from vsteer.grid.spec import ChoiceSpec, Grid, RefusalTokensSpec
+from vsteer.evaluations.refusal_tokens import RefusalTokensSpec, ask_refusal_tokens
+from vsteer.grid.spec import Grid
 from vsteer.grid.yaml_lines import Loc
 from vsteer.identity import identify
 from vsteer.plan.model_facts import template_name
@@ -77,6 +77,7 @@ def ways_to_ask(grid: Grid, place: int) -> list[tuple[PromptSpec, str, str]]:
     elif isinstance(spec, RefusalTokensSpec):
         plain = PromptSpec("choice", None, spec.answer_prefix, refusal_tokens=spec.tokens)
     else:
+        assert isinstance(spec, OpenEndedSpec)
         sampled = spec.temperature > 0
         plain = PromptSpec(
             "open_ended",

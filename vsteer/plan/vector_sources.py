@@ -14,10 +14,10 @@ from vsteer.datasets.builtin import behaviours, data_path, parts
 from vsteer.datasets.items import ItemSet, PromptSet, UnpairedSets
 from vsteer.datasets.readers import read_contrast, read_prompts, read_questions
 from vsteer.errors import VsteerError
-from vsteer.grid.axes import did_you_mean
 from vsteer.grid.spec import DataVector, FileVector, Grid
 from vsteer.grid.yaml_lines import Loc
 from vsteer.identity import identify
+from vsteer.validation import did_you_mean
 from vsteer.vectors.derive import for_model
 from vsteer.vectors.files import file_sha256, load
 

@@ -18,7 +18,8 @@ from typing import Any, Protocol
 
 from vsteer import models
 from vsteer.errors import EngineError, StoreError, VsteerError
-from vsteer.grid.spec import EngineSpec, Grid, OpenEndedSpec, read_grid
+from vsteer.evaluations.open_ended import OpenEndedSpec
+from vsteer.grid.spec import EngineSpec, Grid, read_grid
 from vsteer.packages import vllm_version
 from vsteer.plan.budget import budget
 from vsteer.plan.plan import Plan, make_plans
