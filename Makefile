@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 MAKEFLAGS += --no-builtin-rules
 .DELETE_ON_ERROR:
-.PHONY: quickstart test test-all lint types fmt readme .venv
+.PHONY: quickstart test test-all bench lint types fmt readme .venv
 
 # Written by the very last step of the set-up, so that one that was interrupted is not taken for done.
 SET_UP := .venv/.set-up
@@ -20,6 +20,10 @@ test: lint types
 
 test-all: lint types
 	$(PYTEST)
+
+# The store, the loop, scorers, statistics and queries on made-up data: about a quarter of an hour.
+bench: $(SET_UP)
+	.venv/bin/python -m tests.bench
 
 lint: $(SET_UP)
 	.venv/bin/ruff check

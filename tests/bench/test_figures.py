@@ -11,7 +11,7 @@ from vsteer.bench.figures import Figure, as_json, as_table, median_ratio, rates_
 @pytest.mark.parametrize(
     ("figure", "ok"),
     [
-        (Figure("told only", 0.1), True),
+        (Figure("reported only", 0.1), True),
         (Figure("at the target", 0.98, 0.98), True),
         (Figure("below it", 0.97, 0.98), False),
         (Figure("accepted", 0.96, 0.98, accepted=0.95), True),

@@ -26,7 +26,7 @@ SEED = 0
 LEVEL = 0.95
 # Fewer of very many items, so that their weights take some 80 MB.
 RESAMPLES, FEWEST_RESAMPLES, MOST_WEIGHTS = 5000, 2000, 10_000_000
-# With fewer items no bootstrap says anything: `vsteer bench statistics` shows what it covers with ten.
+# With fewer items no bootstrap says anything: tests/bench/coverage.py shows what it covers with ten.
 FEWEST_ITEMS = 10
 FEW_ITEMS = 30
 # Of configurations at once, so that their resampled means take some 40 MB.

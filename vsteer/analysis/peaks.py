@@ -6,7 +6,7 @@ turn. Each item is measured once a split, at a layer that it had no part in choo
 its held-out value. The interval is that of the mean of these values, widened to the spread that items have
 within one split: over splits an item is measured at several layers, which evens out its own noise, but the
 choices of layers share the items' noise. What it covers is the effect of the layers that such a choice picks
-(`vsteer bench statistics` simulates it).
+(tests/bench/coverage.py simulates it).
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ ANSWERS = (10, 11)  # any two tokens: an evaluation reads two log-probabilities
 
 @dataclass(frozen=True)
 class Size:
-    """How much is measured: all of it, or a minute or two's worth."""
+    """How much is measured: all of it, or about a minute's worth."""
 
     rounds: int
     # Engines started alike decode up to 10% apart for as long as they live, so decode is measured on several.
@@ -50,7 +50,7 @@ class Size:
 
 
 FULL = Size(5, 3, 128, 32, shared_prompts=40, plain_prompts=4, all_prompts=4, hf_prompts=4)
-QUICK = Size(3, 1, 128, 8, shared_prompts=4, plain_prompts=1, all_prompts=1, hf_prompts=2)
+QUICK = Size(2, 1, 64, 8, shared_prompts=4, plain_prompts=1, all_prompts=1, hf_prompts=1)
 # of each start, after one that warms the engines up
 DECODE_ROUNDS = 3
 
@@ -74,7 +74,7 @@ SCENARIOS = (
 
 
 def bench_engine(
-    model: str, quick: bool, tell: Callable[[str], None], part: str | None = None
+    model: str, quick: bool, on_progress: Callable[[str], None], part: str | None = None
 ) -> list[Figure]:
     """Both parts, or the one that is named."""
     size = QUICK if quick else FULL
@@ -83,12 +83,12 @@ def bench_engine(
     figures: list[Figure] = []
     for name, measure in (("decode", _decode), ("sharing", _sharing)):
         if part in (None, name):
-            figures += measure(model, options, capacity, size, tell)
+            figures += measure(model, options, capacity, size, on_progress)
     return figures
 
 
 def _decode(
-    model: str, options: EngineOptions, capacity: Capacity, size: Size, tell: Callable[[str], None]
+    model: str, options: EngineOptions, capacity: Capacity, size: Size, on_progress: Callable[[str], None]
 ) -> list[Figure]:
     """Throughput of generated tokens: steered over stock, unused ablation over none, many over one."""
     starters: list[Callable[[], VllmEngine | StockEngine]] = [
@@ -98,7 +98,7 @@ def _decode(
     ]
     rates: list[list[list[float]]] = []
     for start in range(size.starts):
-        tell(
+        on_progress(
             f"decode, start {start + 1} of {size.starts}: vsteer's engine, one with ablation in its graph, "
             "and stock vLLM (the first start compiles)"
         )
@@ -109,7 +109,7 @@ def _decode(
                 which = (start + place) % len(starters)
                 engines[which] = stack.enter_context(closing(starters[which]()))
             rates.append(_decode_rates([engines[which] for which in range(len(starters))], size))
-            tell(", ".join(f"{statistics.median(rate):.0f}" for rate in rates[-1]) + " tokens/s")
+            on_progress(", ".join(f"{statistics.median(rate):.0f}" for rate in rates[-1]) + " tokens/s")
             if start == size.starts - 1:
                 ours = engines[0]
                 assert isinstance(ours, VllmEngine)
@@ -140,7 +140,7 @@ def _decode(
             note=f"{statistics.median(distinct):.0f} tokens/s",
         ),
     ]
-    tell(as_lines(figures))
+    on_progress(as_lines(figures))
     return figures
 
 
@@ -177,10 +177,12 @@ def _vectors(engine: VllmEngine) -> Vectors:
 
 
 def _sharing(
-    model: str, options: EngineOptions, capacity: Capacity, size: Size, tell: Callable[[str], None]
+    model: str, options: EngineOptions, capacity: Capacity, size: Size, on_progress: Callable[[str], None]
 ) -> list[Figure]:
     """Evaluations a second with prefix sharing: over those without, and over a Hugging Face loop."""
-    tell("starting vsteer's engine with prefix sharing and without, stock vLLM and the Hugging Face loop")
+    on_progress(
+        "starting vsteer's engine with prefix sharing and without, stock vLLM and the Hugging Face loop"
+    )
     figures: list[Figure] = []
     with ExitStack() as engines:
         ours = engines.enter_context(closing(VllmEngine(model, options=options, capacity=capacity)))
@@ -189,11 +191,11 @@ def _sharing(
         stock = engines.enter_context(closing(StockEngine(model, options)))
         vectors = _vectors(ours)
         loop = engines.enter_context(closing(HuggingFaceProcess(model, vectors)))
-        tell(f"the loop is faster in {loop.dtype} here")
+        on_progress(f"the loop is faster in {loop.dtype} here")
         for scenario in SCENARIOS:
-            tell(scenario.name)
+            on_progress(scenario.name)
             new = _shared(scenario, ours, unshared, stock, loop, vectors, size)
-            tell(as_lines(new))
+            on_progress(as_lines(new))
             figures += new
     return figures
 

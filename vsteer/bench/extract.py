@@ -32,24 +32,25 @@ from vsteer.vectors.members import Token, members
 ROUNDS = 4
 CAPTURES = 64
 TARGET = 3.0
+QUICK_PAIRS = 80
 
 
-def bench_extract(model: str, path: Path, pairs: int | None, tell: Callable[[str], None]) -> list[Figure]:
+def bench_extract(model: str, path: Path, quick: bool, on_progress: Callable[[str], None]) -> list[Figure]:
     data = read_contrast(path)
     if not isinstance(data, ItemSet):
         raise UsageError(f"{path} holds unpaired sets", "the benchmark wants contrast pairs")
-    items = data.items[:pairs]
+    items = data.items[: QUICK_PAIRS if quick else None]
     token: Token = "answer" if all(item.lettered for item in items) else "last"
     parts = [replace(data, items=items[round_::ROUNDS]) for round_ in range(ROUNDS)]
     with ExitStack() as engines:
-        tell("starting vsteer's engine (the first start compiles, about 75 s)")
+        on_progress("starting vsteer's engine (the first start compiles, about 75 s)")
         options = EngineOptions(dtype="bfloat16", max_model_len=1024, kv_cache_gib=2)
         ours = engines.enter_context(
             closing(VllmEngine(model, options=options, capacity=Capacity(captures=CAPTURES)))
         )
-        tell("starting the Hugging Face loop")
+        on_progress("starting the Hugging Face loop")
         loop = engines.enter_context(closing(HuggingFaceProcess(model, {})))
-        tell(f"it is faster in {loop.dtype} here; {len(items)} pairs in {ROUNDS} rounds")
+        on_progress(f"it is faster in {loop.dtype} here; {len(items)} pairs in {ROUNDS} rounds")
 
         def through_vllm(round_: int) -> float:
             start = time.perf_counter()

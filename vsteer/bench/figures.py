@@ -12,8 +12,8 @@ from dataclasses import dataclass
 class Figure:
     name: str
     value: float
-    target: float | None = None  # at least this; None for a figure that is only told
-    accepted: float | None = None  # still passes from here on, where that is less than the target
+    target: float | None = None  # at least this; None for a figure that is only reported
+    accepted: float | None = None  # the figure passes from here on, where that is less than the target
     note: str = ""
 
     @property
@@ -42,7 +42,7 @@ def as_table(figures: Sequence[Figure]) -> str:
 
 
 def as_lines(figures: Sequence[Figure]) -> str:
-    """The figures while the rest is still being measured."""
+    """The figures on one line, while the rest is still being measured."""
     return "; ".join(
         f"{figure.name} {figure.value:.3g}" + (f" ({figure.note})" if figure.note else "")
         for figure in figures

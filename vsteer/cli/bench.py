@@ -24,7 +24,7 @@ def bench() -> None:
 
 @bench.command()
 @click.argument("model", default="smollm2-135m-instruct")
-@click.option("--quick", is_flag=True, help="Two or three minutes of measuring after the engines' start.")
+@click.option("--quick", is_flag=True, help="About a minute of measuring after the engines' start.")
 @click.option("--part", type=click.Choice(PARTS), help="Only this part.")
 @click.option("--json", "as_json_", is_flag=True, help="Print one JSON object instead of a table.")
 def engine(model: str, quick: bool, part: Part | None, as_json_: bool) -> None:
@@ -41,8 +41,8 @@ def engine(model: str, quick: bool, part: Part | None, as_json_: bool) -> None:
     from vsteer.bench.engine import bench_engine
     from vsteer.models import resolve
 
-    figures = bench_engine(resolve(model).model, quick, _tell, part)
-    _show(figures, as_json_)
+    figures = bench_engine(resolve(model).model, quick, on_progress, part)
+    show(figures, as_json_)
 
 
 @bench.command()
@@ -50,91 +50,48 @@ def engine(model: str, quick: bool, part: Part | None, as_json_: bool) -> None:
 @click.option(
     "--data", type=click.Path(path_type=Path), help="Contrast pairs; by default the built-in refusal pairs."
 )
-@click.option("--pairs", type=int, help="Only so many of them.")
+@click.option("--quick", is_flag=True, help="Fewer pairs: about half a minute of measuring.")
 @click.option("--json", "as_json_", is_flag=True, help="Print one JSON object instead of a table.")
-def extract(model: str, data: Path | None, pairs: int | None, as_json_: bool) -> None:
+def extract(model: str, data: Path | None, quick: bool, as_json_: bool) -> None:
     """How fast MODEL's activations are read, all layers of every pair, over a Hugging Face loop.
 
     \b
     Example:
-      vsteer bench extract smollm2-135m-instruct --pairs 80
+      vsteer bench extract smollm2-135m-instruct --quick
     """
     from vsteer.bench.extract import bench_extract
     from vsteer.datasets.builtin import data_path
     from vsteer.models import resolve
 
     path = data or data_path("refusal", "pairs")
-    _show(bench_extract(resolve(model).model, path, pairs, _tell), as_json_)
+    show(bench_extract(resolve(model).model, path, quick, on_progress), as_json_)
 
 
 @bench.command()
 @click.argument("model", default="smollm2-135m-instruct")
+@click.option("--quick", is_flag=True, help="Half the questions: about half a minute of measuring.")
 @click.option("--json", "as_json_", is_flag=True, help="Print one JSON object instead of a table.")
-def run(model: str, as_json_: bool) -> None:
-    """What `vsteer run` costs over bare vLLM on MODEL, whether its memory is flat, and the store alone.
+def run(model: str, quick: bool, as_json_: bool) -> None:
+    """What `vsteer run` costs over bare vLLM on MODEL: the same prompts through both, in turn.
 
     \b
     Example:
-      vsteer bench run smollm2-135m-instruct
+      vsteer bench run smollm2-135m-instruct --quick
     """
     from vsteer.bench.run import bench_run
     from vsteer.models import resolve
 
     resolve(model)
-    _show(bench_run(model, _tell), as_json_)
+    show(bench_run(model, quick, on_progress), as_json_)
 
 
-@bench.command()
-@click.option("--rows", default=10_000_000, show_default=True, help="How many rows to make up.")
-@click.option("--json", "as_json_", is_flag=True, help="Print one JSON object instead of a table.")
-def queries(rows: int, as_json_: bool) -> None:
-    """How long every query takes on made-up rows, on two threads.
-
-    \b
-    Example:
-      vsteer bench queries --rows 1000000
-    """
-    from vsteer.bench.queries import bench_queries
-
-    _show(bench_queries(rows), as_json_)
-
-
-@bench.command()
-@click.option("--rows", default=100_000, show_default=True, help="How many texts to make up.")
-@click.option("--json", "as_json_", is_flag=True, help="Print one JSON object instead of a table.")
-def score(rows: int, as_json_: bool) -> None:
-    """How long the plain scorers take on made-up texts, and whether their memory is flat.
-
-    \b
-    Example:
-      vsteer bench score --rows 20000
-    """
-    from vsteer.bench.scoring import bench_scoring
-
-    _show(bench_scoring(rows), as_json_)
-
-
-@bench.command()
-@click.option("--runs", default=1000, show_default=True, help="Simulated runs a setting of the intervals.")
-@click.option("--null-runs", default=500, show_default=True, help="Simulated runs a setting of the rest.")
-@click.option("--json", "as_json_", is_flag=True, help="Print one JSON object instead of a table.")
-def statistics(runs: int, null_runs: int, as_json_: bool) -> None:
-    """Whether intervals, bands and fits keep what they promise, on simulated runs whose truth is known.
-
-    \b
-    Example:
-      vsteer bench statistics --runs 200 --null-runs 100
-    """
-    from vsteer.bench.coverage import bench_statistics
-
-    _show(bench_statistics(runs, null_runs, _tell), as_json_)
-
-
-def _tell(line: str) -> None:
+def on_progress(line: str) -> None:
+    """Say on stderr what is being measured."""
     click.echo(f"... {line}", err=True)
 
 
-def _show(figures: Sequence[Figure], as_json_: bool) -> None:
+def show(figures: Sequence[Figure], as_json_: bool) -> None:
+    """Print the figures, and exit 1 when one falls short."""
     click.echo(as_json(figures) if as_json_ else as_table(figures))
     if not all(figure.ok for figure in figures):
         raise click.exceptions.Exit(1)

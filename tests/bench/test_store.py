@@ -1,9 +1,9 @@
 """The store's benchmark measures what it says, on a few rows."""
 
-from vsteer.bench.store import bench_store
+from tests.bench.store import bench_store
 
 
-def test_the_stores_benchmark_tells_its_figures() -> None:
+def test_the_stores_benchmark_has_its_figures() -> None:
     figures = {figure.name: figure for figure in bench_store(2_500)}
     for kind in ("choice", "open_ended"):
         assert figures[f"{kind} rows a second"].value > 100

@@ -1,4 +1,4 @@
-"""What the store alone takes: rows a second through it, memory, compaction, and the look at what is done."""
+"""What the store alone takes: rows a second through it, memory, compaction, and reading which rows stand."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ WORDS = (
 
 
 def bench_store(rows: int = 200_000) -> list[Figure]:
-    """Append `rows` rows of each kind, then look at them and compact them."""
+    """Append `rows` rows of each kind, then read which stand and compact them."""
     figures = []
     with tempfile.TemporaryDirectory(prefix="vsteer-bench-") as folder:
-        # The smaller rows first, and compaction last: what is measured is a peak, and that only grows.
+        # The smaller rows come first, and compaction last: what is measured is a peak, which only grows.
         for kind in KINDS:
             figures += _appended(Path(folder) / kind, kind, rows)
         for kind in KINDS:
@@ -75,12 +75,12 @@ def _compacted(folder: Path, kind: str, rows: int) -> list[Figure]:
     with open_store(folder) as store:
         started = time.perf_counter()
         assert len(store.done().good) == rows
-        looked = time.perf_counter() - started
+        read = time.perf_counter() - started
         started = time.perf_counter()
         store.compact()
         compacted = time.perf_counter() - started
     return [
-        Figure(f"{kind} done() rows a second", rows / looked),
+        Figure(f"{kind} done() rows a second", rows / read),
         Figure(f"{kind} compact() rows a second", rows / compacted),
     ]
 

@@ -3,8 +3,8 @@
 A run's items have a baseline, a bias to one letter and an answer to being steered, each their own; both
 letter orders see the same item, and an item's value is the mean of the two. How skewed the answers are
 follows the quickstart, where the skewness of a configuration's items goes to 1.4 for logit differences and
-2.5 for probabilities: here to 2 for logit differences, with and without room. What falls short is told
-without a target: a heavy tail (skewness 6), of which 200 items cover too little, and fewer than 50 items.
+2.5 for probabilities: here to 2 for logit differences, with and without room. What falls short has
+no target: a heavy tail (skewness 6), which 200 items cover too little, and fewer than 50 items.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Setting:
     name: str
     baseline: float  # mean logit difference, unsteered
     effect: float  # mean change of it
-    # of that change over items, mean 1
+    # each item's share of that change, of mean 1
     draw: Callable[[np.random.Generator, tuple[int, int]], Numbers]
 
 
@@ -54,7 +54,7 @@ HEAVY = Setting("heavy tail", 1.0, 0.8, lambda rng, shape: rng.lognormal(-0.5, 1
 
 
 def bench_statistics(
-    runs: int = 1000, null_runs: int = 500, tell: Callable[[str], None] = lambda line: None
+    runs: int = 1000, null_runs: int = 500, on_progress: Callable[[str], None] = lambda line: None
 ) -> list[Figure]:
     figures: list[Figure] = []
     parts = (
@@ -67,7 +67,7 @@ def bench_statistics(
     for part in parts:
         for figure in part:
             figures.append(figure)
-            tell(f"{figure.name}: {figure.note}")
+            on_progress(f"{figure.name}: {figure.note}")
     return figures
 
 
@@ -89,14 +89,14 @@ def truths(setting: Setting, rng: np.random.Generator) -> dict[str, float]:
     """The mean effects over all items there could be."""
     parts = [item_effects(setting, 1, MANY // 10, rng) for _ in range(10)]
     return {
-        # known without drawing
+        # This one is known without drawing.
         "logit_diff": setting.effect,
         "p_match": float(np.mean([part["p_match"].mean() for part in parts])),
     }
 
 
 def item_effects(setting: Setting, runs: int, items: int, rng: np.random.Generator) -> dict[str, Numbers]:
-    """[run, item] by measure, the mean over both letter orders."""
+    """Arrays [run, item] for each measure, the mean over both letter orders."""
     shape = (runs, items)
     baseline = rng.normal(setting.baseline, 1.5, shape)
     letter = rng.normal(0.4, 0.6, shape)
@@ -115,7 +115,7 @@ def band_figures(runs: int, seed: int = 2, items: int = 50) -> Iterator[Figure]:
     rng = np.random.default_rng(seed)
     outside, beyond_three = np.zeros(runs, bool), np.zeros(runs, bool)
     for run in range(runs):
-        # against one and the same baseline, whose noise is in all of them
+        # All are held against one baseline, whose noise is in each of them.
         shared = along_layers(rng, 1, items)
         own = along_layers(rng, 1 + ENOUGH_CONTROLS, 1) * 0.3 + along_layers(rng, 1 + ENOUGH_CONTROLS, items)
         effects = own + shared
@@ -124,7 +124,7 @@ def band_figures(runs: int, seed: int = 2, items: int = 50) -> Iterator[Figure]:
         means = effects.mean(2)
         beyond_three[run] = ((means[0] > means[1:4].max(0)) | (means[0] < means[1:4].min(0))).any()
     yield _at_most(f"null vector outside the band of {ENOUGH_CONTROLS}", outside, 0.07)
-    yield _told("null vector somewhere outside three vectors' range", beyond_three)
+    yield _reported("null vector somewhere outside three vectors' range", beyond_three)
 
 
 def along_layers(rng: np.random.Generator, vectors: int, items: int) -> Numbers:
@@ -159,7 +159,7 @@ def peak_figures(runs: int, seed: int = 3) -> Iterator[Figure]:
                 has_best[run] = near_best(values)[np.argmax(means)]
             yield _at_least(f"held-out peak covered, {name}, {items} items", covers, LEAST)
             yield _at_least(f"best layer among near_layers, {name}, {items} items", has_best, 0.95)
-            yield _told(f"peak on its own items covered, {name}, {items} items", naive)
+            yield _reported(f"peak on its own items covered, {name}, {items} items", naive)
 
 
 def dose_figures(runs: int, seed: int = 4, items: int = 50) -> Iterator[Figure]:
@@ -183,8 +183,8 @@ def dose_figures(runs: int, seed: int = 4, items: int = 50) -> Iterator[Figure]:
         logistic[run] = (
             curved is not None and curved.interval.low[0] <= everyone.slope <= curved.interval.high[0]
         )
-    yield _told(f"slope of the line covered, {items} items", line)
-    yield _told(f"slope of the logistic curve covered, {items} items", logistic)
+    yield _reported(f"slope of the line covered, {items} items", line)
+    yield _reported(f"slope of the logistic curve covered, {items} items", logistic)
 
 
 def scaling_figures(runs: int, seed: int = 5, noise: float = 0.1) -> Iterator[Figure]:
@@ -199,7 +199,7 @@ def scaling_figures(runs: int, seed: int = 5, noise: float = 0.1) -> Iterator[Fi
             low, high = curve.intervals[name]
             covers[name][run] = (low is None or low <= value) and (high is None or value <= high)
     for name, found in covers.items():
-        yield _told(f"{name} of the law covered, 8 sizes", found)
+        yield _reported(f"{name} of the law covered, 8 sizes", found)
     other = {
         "exponential": law,
         "power": 1.5 * SIZES**-0.6,
@@ -233,6 +233,6 @@ def _at_least(name: str, happened: NDArray[np.bool_], least: float) -> Figure:
     return Figure(f"{name}: %", 100 * share, target=100 * least, note=f"{share:.1%} of {len(happened)}")
 
 
-def _told(name: str, happened: NDArray[np.bool_]) -> Figure:
+def _reported(name: str, happened: NDArray[np.bool_]) -> Figure:
     share = float(happened.mean())
     return Figure(f"{name}: %", 100 * share, note=f"{share:.1%} of {len(happened)}")

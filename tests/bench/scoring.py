@@ -8,8 +8,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from tests.bench.store import TOKENS, made_rows
 from vsteer.bench.figures import Figure
-from vsteer.bench.store import TOKENS, made_rows
 from vsteer.scoring.scorers import PLAIN
 from vsteer.scoring.stored_texts import score_texts
 from vsteer.store.store import open_store
@@ -59,7 +59,7 @@ def _score(folder: Path, rows: int) -> tuple[float, float]:
         done = score_texts(folder, scorer)
         assert (done.new, done.open) == (rows, 0)
     seconds = time.perf_counter() - began
-    # getrusage's peak would be that of the process that started this one, where it was larger
+    # getrusage's peak would be that of the process that started this one, where that was larger.
     peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert peak
     return seconds, int(peak[1]) / 1024

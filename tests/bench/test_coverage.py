@@ -1,4 +1,4 @@
-"""What `vsteer bench statistics` simulates, smaller: coverage and false claims within what chance allows."""
+"""What `make bench` simulates, smaller: coverage and false claims are within what chance allows."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from collections.abc import Callable, Iterator
 import pytest
 from scipy import stats
 
-from vsteer.bench.coverage import band_figures, dose_figures, interval_figures, peak_figures, scaling_figures
+from tests.bench.coverage import band_figures, dose_figures, interval_figures, peak_figures, scaling_figures
 from vsteer.bench.figures import Figure
 
 
 def counted(figure: Figure) -> tuple[int, int]:
-    """How often, of how many: `covers 94.2% of 1000`, `5.6% of 500`."""
+    """How often, and out of how many: `covers 94.2% of 1000`, `5.6% of 500`."""
     share, _, runs = figure.note.removeprefix("covers ").split()
     return round(float(share.rstrip("%")) / 100 * int(runs)), int(runs)
 
 
 def chance(figure: Figure, share: float) -> float:
-    """Of so few or fewer, if that were the share."""
+    """The probability of so few or fewer, if that were the share."""
     return float(stats.binom.cdf(*counted(figure), share))
 
 
 def test_intervals_cover_what_they_say() -> None:
     held = [figure for figure in interval_figures(300, seed=21) if figure.target is not None]
-    # four settings, two measures, 50 and 200 items
+    # There are four settings, two measures, and 50 or 200 items.
     assert len(held) == 16
     for figure in held:
         assert chance(figure, 0.93) > 0.001, figure
@@ -34,7 +34,7 @@ def test_intervals_cover_what_they_say() -> None:
 def test_a_null_vector_is_rarely_outside_the_band() -> None:
     outside, three = band_figures(300, seed=22)
     assert stats.binom.sf(counted(outside)[0] - 1, 300, 0.07) > 0.001, outside
-    # a range of three vectors, layer by layer, is no band
+    # A range of three vectors, layer by layer, is no band.
     assert counted(three)[0] > 250
 
 

@@ -1,8 +1,8 @@
-"""The queries' benchmark makes a run that the store would have written, and measures each query on it."""
+"""The queries' benchmark makes a run as the store would have written it, and measures each query on it."""
 
 from pathlib import Path
 
-from vsteer.bench.queries import LAYERS, MULTIPLIERS, SYSTEMS, VECTORS, bench_queries, make_run
+from tests.bench.queries import LAYERS, MULTIPLIERS, SYSTEMS, VECTORS, bench_queries, make_run
 from vsteer.results.queries import queries
 from vsteer.results.views import connect_runs
 from vsteer.store import shards as sh
@@ -11,7 +11,7 @@ from vsteer.store import shards as sh
 def test_the_made_up_run_is_one_of_the_stores(tmp_path: Path) -> None:
     run = tmp_path / "run"
     steered = VECTORS * LAYERS * len(MULTIPLIERS) * 3 * len(SYSTEMS)
-    # three items in two letter orders come nearest to so many, with one vector's for MMLU and one text
+    # Three items in two letter orders come nearest to so many, beside one vector's for MMLU and one text.
     beside = LAYERS * len(MULTIPLIERS) + 1
     assert make_run(run, 40_000) == 3 * 2 * (steered + len(SYSTEMS)) + (3 + 1) * beside
     (shard,) = sh.list_shards(run / "rows")
@@ -23,7 +23,7 @@ def test_the_made_up_run_is_one_of_the_stores(tmp_path: Path) -> None:
             " and evaluation = 'choice:refusal'"
             " qualify row_number() over (partition by curve order by effect desc) = 1"
         ).fetchall()
-    # around the layer where they were put: what was added to each row is a tenth of the effect
+    # They are around the layer where they were put: what was added to each row is a tenth of the effect.
     assert peaks
     assert all(abs(layer - 16) <= 4 for (layer,) in peaks)
 

@@ -1,8 +1,8 @@
-"""What the files in `queries/` take on a large compacted run: seconds on two cores, and memory.
+"""How many seconds on two cores, and how much memory, each of `queries/` takes on a large compacted run.
 
-The rows are made up by DuckDB and written as a compaction writes them. A third of them are the vectors' own,
-the rest controls: 4 vectors, 40 layers, 8 multipliers, 2 system prompts, both letter orders. One vector is
-asked of MMLU and for texts too, which are scored; one is of a single layer, and one of another model;
+DuckDB makes up the rows, and they are written as a compaction writes them. A third of them have the vectors
+themselves, the rest controls: 4 vectors, 40 layers, 8 multipliers, 2 system prompts, both letter orders. One
+vector meets MMLU too and texts, which are scored; one was made at a single layer, and one from another model;
 some rows failed. So every query has something to answer.
 """
 
@@ -16,7 +16,9 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
+from vsteer.analysis.statistics import write_statistics
 from vsteer.bench.figures import Figure
+from vsteer.results.queries import queries
 from vsteer.store import shards as sh
 from vsteer.store.compaction import BATCH, ORDER, ROW_GROUP
 from vsteer.store.files import parquet_writer
@@ -28,15 +30,15 @@ VECTORS, LAYERS, MULTIPLIERS, SYSTEMS = 4, 40, (-2.0, -1.5, -1.0, -0.5, 0.5, 1.0
 CONTROLS = ("", "random", "shuffled")
 SECONDS, MIB = 2.0, 2048
 STEERED = VECTORS * LAYERS * len(MULTIPLIERS) * len(SYSTEMS) * len(CONTROLS)
-# Of MMLU and of texts, baselines included: one vector under no system prompt.
+# How many configurations meet MMLU and texts, baselines included: one vector under no system prompt.
 BESIDE = LAYERS * len(MULTIPLIERS) + 1
 ITEMS_A_TEXT = 4
-# of a scorer
+# any hash of a scorer
 HASH = "0123456789ab"
 
-# One process a query, so that each has its own peak of memory. Counted is all that is done to the run: making
-# the views with their tables of conditions and baselines, and the answer, until all of it stands in memory as
-# columns. Not counted are Python's imports before it, and printing after it. Where the machine does other
+# Each query has a process of its own, and so its own peak of memory. All that is done to the run counts:
+# making the views with their tables of conditions and baselines, and the answer, until all of it stands in
+# memory as columns. Imports before it and printing after it do not count. Where the machine does other
 # things too, the processors' seconds say what the query took: two cores need half of them at least.
 ASK = """
 import re, sys, time
@@ -50,45 +52,41 @@ database.execute("set threads = 2")
 made = time.perf_counter()
 rows = len(database.sql(query(sys.argv[2]).sql).to_arrow_table())
 ended, used = time.perf_counter(), time.process_time() - idle
-# not getrusage's: that one begins with what the parent had when it forked
+# getrusage's peak would begin with what the parent had when it forked.
 peak = re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]
 print(made - began, ended - made, used, rows, int(peak) / 1024)
 """
 
 
 def bench_queries(rows: int = 10_000_000) -> list[Figure]:
-    """Ask every query of a made-up run of about so many rows."""
-    from vsteer.analysis.statistics import write_statistics
-
+    """Measure every query on a made-up run of about so many rows."""
     with tempfile.TemporaryDirectory(prefix="vsteer-bench-") as name:
         folder = Path(name) / "run"
         written = make_run(folder, rows)
         write_statistics(folder)
-        return [Figure("rows", written), *ask_everything(folder)]
+        return [Figure("rows", written), *measure_all(folder)]
 
 
-def ask_everything(folder: Path) -> list[Figure]:
-    from vsteer.results.queries import queries
-
+def measure_all(folder: Path) -> list[Figure]:
     figures = []
-    for asked in queries():
-        command = [sys.executable, "-c", ASK, str(folder), asked]
-        said = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
-        views, answer, used, found, peak = map(float, said)
+    for name in queries():
+        command = [sys.executable, "-c", ASK, str(folder), name]
+        printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+        views, answer, used, found, peak = map(float, printed)
         seconds = views + answer
         note = (
             f"{seconds:.2f} s ({used:.2f} s of processors), {views:.2f} of it making the views;"
             f" {found:.0f} rows, {peak:.0f} MiB"
         )
         figures += [
-            Figure(f"{asked} seconds left of {SECONDS:g}", SECONDS - seconds, target=0, note=note),
-            Figure(f"{asked} MiB left of {MIB}", MIB - peak, target=0),
+            Figure(f"{name} seconds left of {SECONDS:g}", SECONDS - seconds, target=0, note=note),
+            Figure(f"{name} MiB left of {MIB}", MIB - peak, target=0),
         ]
     return figures
 
 
 def make_run(folder: Path, rows: int) -> int:
-    """A run's folder without a manifest; the number of its rows."""
+    """Make a run's folder without a manifest; return the number of its rows."""
     items = max(2, round(rows / (2 * (STEERED + len(SYSTEMS)) + BESIDE + BESIDE / ITEMS_A_TEXT)))
     (folder / sh.ROWS_FOLDER).mkdir(parents=True)
     with in_memory(memory_limit="4GB", temp_directory=str(folder / "scratch")) as database:

@@ -1,9 +1,9 @@
 """The scorers' benchmark measures what it says, on a few texts."""
 
-from vsteer.bench.scoring import bench_scoring
+from tests.bench.scoring import bench_scoring
 
 
-def test_the_scorers_benchmark_tells_its_figures() -> None:
+def test_the_scorers_benchmark_has_its_figures() -> None:
     seconds, memory = bench_scoring(2_000)
     assert seconds.name == "2,000 texts, seconds left of 1.2"
     assert seconds.value < 1.2

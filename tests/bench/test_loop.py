@@ -1,0 +1,10 @@
+"""The loop's benchmark measures what it says, on a few rows."""
+
+from tests.bench.loop import MIB, bench_loop
+
+
+def test_the_loops_benchmark_has_its_figures() -> None:
+    memory, rate = bench_loop(2_000, "tiny-llama")
+    assert memory.note.endswith("from row 100 to row 2,000")
+    assert 0 < memory.value <= MIB
+    assert rate.value > 100
