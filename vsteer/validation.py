@@ -92,6 +92,6 @@ class Strict(BaseModel):
             known = list(cls.model_fields)
             for key in value:
                 if key not in known:
-                    hint = did_you_mean(key, known, f"known here: {', '.join(known)}")
+                    hint = did_you_mean(str(key), known, f"known here: {', '.join(known)}")
                     raise wrong(f"unknown setting {key!r}", hint, key)
         return value

@@ -7,8 +7,9 @@ import pytest
 from vsteer.evaluations.choice import ChoiceSpec
 from vsteer.evaluations.open_ended import OpenEndedSpec
 from vsteer.grid.axes import parse_layers, parse_multipliers
+from vsteer.grid.problems import GridError
 from vsteer.grid.spec import Grid, read_grid
-from vsteer.grid.yaml_lines import GridError, read_yaml
+from vsteer.grid.yaml_lines import read_yaml
 
 GRID = """\
 version: 1
@@ -238,8 +239,8 @@ def test_aliases_that_ask_for_a_billion_values_are_refused(tmp_path: Path) -> No
 def test_merged_values_keep_their_lines(tmp_path: Path) -> None:
     document = read_yaml(write(tmp_path, "one: &one\n  a: 1\n  b: [2,\n  3]\ntwo:\n  <<: *one\n  a: 4\n"))
     assert document.value == {"one": {"a": 1, "b": [2, 3]}, "two": {"a": 4, "b": [2, 3]}}
-    assert document.line(("two", "b", 1)) == 4
-    assert document.line(("two", "a")) == 7
+    assert document.place(("two", "b", 1)) == "line 4"
+    assert document.place(("two", "a")) == "line 7"
 
 
 def test_the_resolved_grid_is_plain_json(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vsteer.grid.problems import GridError
 from vsteer.grid.spec import read_grid
-from vsteer.grid.yaml_lines import GridError
 from vsteer.models import resolve
 from vsteer.plan.plan import Plan, make_plans
 from vsteer.vectors.files import save

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, event, example, given, settings
 from hypothesis import strategies as st
 
 from tests.plan.sample import GRID, filled, planner, refused
+from vsteer.grid.problems import GridError
 from vsteer.grid.spec import read_grid
-from vsteer.grid.yaml_lines import GridError
 from vsteer.models import resolve
 from vsteer.plan.budget import budget
 from vsteer.plan.plan import Plan, make_plans

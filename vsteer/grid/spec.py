@@ -6,11 +6,11 @@ alone: data files, vector files and the model are looked at when the grid is pla
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import (
     BeforeValidator,
     Discriminator,
@@ -20,13 +20,14 @@ from pydantic import (
     PrivateAttr,
     Tag,
     ValidationError,
+    ValidationInfo,
     model_validator,
 )
-from pydantic_core import ErrorDetails
 
-from vsteer.evaluations.kinds import KINDS, AnyKind
+from vsteer.evaluations.kinds import AnyKind
 from vsteer.grid.axes import Layers, parse_layers, parse_multipliers, parse_norm, parse_positions
-from vsteer.grid.yaml_lines import Document, GridError, read_yaml
+from vsteer.grid.problems import GridError, Loc, Source
+from vsteer.grid.yaml_lines import read_yaml
 from vsteer.protocol import Operation, Positions
 from vsteer.validation import (
     AS_LIST,
@@ -38,7 +39,6 @@ from vsteer.validation import (
     Texts,
     did_you_mean,
     many,
-    shown,
     wrong,
 )
 
@@ -217,18 +217,31 @@ class Grid(Strict):
     exclude: Annotated[tuple[Exclude, ...], BeforeValidator(_as_tuple)] = ()
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
-    _document: Document = PrivateAttr()
+    _source: Source = PrivateAttr()
+
+    @model_validator(mode="after")
+    def _references_hold(self, info: ValidationInfo) -> Grid:
+        given = info.context
+        self._source = given if isinstance(given, Source) else Source(self.model_dump(mode="json"), Path())
+        _check_references(self)
+        return self
 
     @property
-    def path(self) -> Path:
-        return self._document.path
+    def folder(self) -> Path:
+        """Where the files that the grid names are looked for, and where its runs lie."""
+        return self._source.folder
 
-    def error(self, loc: Sequence[str | int], message: str, hint: str) -> GridError:
-        """An error about the value at `loc`, with its line."""
-        return self._document.error(loc, message, hint)
+    def error(self, loc: Loc, message: str, hint: str) -> GridError:
+        """An error about the value at `loc`, with its place in the file or in the grid."""
+        return self._source.error(loc, message, hint)
 
-    def line(self, loc: Sequence[str | int]) -> int:
-        return self._document.line(loc)
+    def place(self, loc: Loc) -> str:
+        """`line 26` or `evaluations[1]`, for an error about something else."""
+        return self._source.place(loc)
+
+    def at(self, loc: Loc) -> str:
+        """`on line 26` or `at evaluations[1]`."""
+        return self._source.at(loc)
 
     def engine_for(self, model: Model) -> EngineSpec:
         """The grid's engine settings, with what this model says differently."""
@@ -245,51 +258,40 @@ class Grid(Strict):
 
 
 def read_grid(path: str | Path) -> Grid:
-    document = read_yaml(path)
+    return _validated(read_yaml(path))
+
+
+def as_grid(grid: Grid | Mapping[str, Any] | str | Path, folder: str | Path = ".") -> Grid:
+    """A grid from its file, from a dictionary, or as it is.
+
+    `folder` is where the files that a dictionary names are looked for; by default the current directory.
+    """
+    if isinstance(grid, Grid):
+        return grid
+    if isinstance(grid, str | Path):
+        return read_grid(grid)
+    return _validated(Source(_plain(grid), Path(folder)))
+
+
+def _validated(source: Source) -> Grid:
     try:
-        grid = Grid.model_validate(document.value)
+        return Grid.model_validate(source.value, context=source)
     except ValidationError as error:
-        raise _shown_error(document, error) from None
-    grid._document = document
-    _check_references(grid)
-    return grid
+        raise source.explained(error) from None
 
 
-def _shown_error(document: Document, error: ValidationError) -> GridError:
-    """The first few errors in the file's order, with the first one's hint."""
-    found = [_explained(one) for one in error.errors(include_url=False)]
-    found.sort(key=lambda one: document.line(one[0]))
-    loc, message, hint = found[0]
-    lines = [f"line {document.line(loc)}: {message}" for loc, message, _ in found[1:4]]
-    more = [f"and {len(found) - 4} more"] if len(found) > 4 else []
-    return document.error(loc, "\n  ".join([message, *lines, *more]), hint)
-
-
-def _explained(error: ErrorDetails) -> tuple[tuple[str | int, ...], str, str]:
-    """Where, what and what to do, in this house's words."""
-    loc, context = error["loc"], error.get("ctx", {})
-    name = next((str(part) for part in reversed(loc) if isinstance(part, str)), "grid")
-    match error["type"]:
-        case "grid":
-            return (*loc, *context["at"]), context["message"], context["hint"]
-        case "missing":
-            return loc, f"the setting {name!r} is missing", f"add {name}: ..."
-        case "union_tag_not_found" | "union_tag_invalid":
-            *kinds, last = KINDS
-            hint = did_you_mean(str(context.get("tag", "")), list(KINDS), "add kind: choice")
-            return (*loc, "kind"), f"expected the kind {', '.join(kinds)} or {last}", hint
-        case "model_type" | "model_attributes_type" | "dict_type":
-            return loc, f"expected settings, found {shown(error['input'])}", "write key: value"
-        case "tuple_type":
-            return loc, f"expected a list, found {shown(error['input'])}", "start each entry with a dash"
-        case "too_short":
-            return loc, f"expected at least one entry under {name!r}", "fill it in"
-    message = error["msg"].removeprefix("Input ").replace("Input", "it")
-    hint = f"see {name!r} in the README"
-    if error["type"] == "literal_error":
-        words = re.findall(r"'([^']*)'", str(context.get("expected", "")))
-        hint = did_you_mean(str(error["input"]), words, hint)
-    return loc, f"{name} {message}, found {shown(error['input'])}", hint
+def _plain(value: Any) -> Any:
+    """A value of Python's as YAML would give it."""
+    match value:
+        case Mapping():
+            return {key: _plain(held) for key, held in value.items()}
+        case list() | tuple() | range():
+            return [_plain(one) for one in value]
+        case np.ndarray() | np.generic():
+            return value.tolist()
+        case PurePath():
+            return str(value)
+    return value
 
 
 def _check_references(grid: Grid) -> None:
@@ -302,8 +304,8 @@ def _check_references(grid: Grid) -> None:
     names: dict[str, int] = {}
     for name, _, n in grid.named_evaluations():
         if name in names:
-            first = grid.line(("evaluations", names[name]))
-            message = f"two evaluations are called {name!r}, the first on line {first}"
+            first = grid.at(("evaluations", names[name]))
+            message = f"two evaluations are called {name!r}, the first {first}"
             raise grid.error(("evaluations", n), message, "give each a name of its own, or take one out")
         names[name] = n
     for n, exclude in enumerate(grid.exclude):
@@ -319,16 +321,12 @@ def _check_references(grid: Grid) -> None:
         models[key] = n
 
 
-def _check_vectors(
-    grid: Grid, at: tuple[str | int, ...], one: Names | None, several: Names | None, known: list[str]
-) -> None:
+def _check_vectors(grid: Grid, at: Loc, one: Names | None, several: Names | None, known: list[str]) -> None:
     _check_known(grid, (*at, "vector"), one or (), known, "vector")
     _check_known(grid, (*at, "vectors"), several or (), known, "vector")
 
 
-def _check_known(
-    grid: Grid, at: tuple[str | int, ...], names: Sequence[str], known: list[str], what: str
-) -> None:
+def _check_known(grid: Grid, at: Loc, names: Sequence[str], known: list[str], what: str) -> None:
     for n, name in enumerate(names):
         if name not in known:
             hint = did_you_mean(name, known, f"the grid has {', '.join(known) or 'none'}")

@@ -6,49 +6,21 @@ Here a file is composed into nodes, which know their places, and read from those
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from vsteer.errors import UsageError
+from vsteer.grid.problems import GridError, Loc, Source
 
 # An alias stands for a whole tree, so a few nested ones can ask for more values than memory holds.
 MOST_VALUES = 100_000
 _PREFIX = "tag:yaml.org,2002:"
 _MERGE = _PREFIX + "merge"
 
-Loc = tuple[str | int, ...]
 
-
-class GridError(UsageError):
-    """A grid that can't be planned: the message names the file and the line."""
-
-
-@dataclass(frozen=True)
-class Document:
-    """A file's values, and the line on which each of them stands."""
-
-    path: Path
-    value: object
-    lines: dict[Loc, int]
-
-    def line(self, loc: Sequence[str | int]) -> int:
-        """The line of the value at `loc`, or of the closest that the file really has."""
-        known: Loc = ()
-        for part in loc:
-            if (*known, part) in self.lines:
-                known = (*known, part)
-        return self.lines[known]
-
-    def error(self, loc: Sequence[str | int], message: str, hint: str) -> GridError:
-        return GridError(f"{self.path}, line {self.line(loc)}: {message}", hint)
-
-
-def read_yaml(path: str | Path) -> Document:
+def read_yaml(path: str | Path) -> Source:
     path = Path(path)
     try:
         text = path.read_bytes().decode("utf-8-sig")
@@ -66,7 +38,7 @@ def read_yaml(path: str | Path) -> Document:
         value = reader.value(node, (), node)
     except RecursionError:
         reader.fail(node, "the values are nested too deeply", "a grid is a few levels deep")
-    return Document(path, value, reader.lines)
+    return Source(value, path.parent, path, reader.lines)
 
 
 class _Reader:

@@ -9,8 +9,8 @@ from typing import Any
 from vsteer.evaluations.choice import ChoiceSpec
 from vsteer.evaluations.prompt_spec import PromptSpec
 from vsteer.grid.axes import Group
+from vsteer.grid.problems import Loc
 from vsteer.grid.spec import Axis, Exclude, Grid
-from vsteer.grid.yaml_lines import Loc
 from vsteer.identity import VERSION, derived_seed, identify
 from vsteer.plan.vector_sources import VectorSource, norm_recipe
 from vsteer.protocol import Operation, Positions, Steering, Term
@@ -183,8 +183,8 @@ class ConfigExpander:
             return [(at, "after_user_turn")]
         taken = [one for one in places if one[1] == "after_user_turn"]
         if not taken:
-            line = self.grid.line(("evaluations", evaluation))
-            message = f"caa_compat (line {line}) steers after_user_turn, and this block has other positions"
+            place = self.grid.place(("evaluations", evaluation))
+            message = f"caa_compat ({place}) steers after_user_turn, and this block has other positions"
             raise self.grid.error(at, message, "add after_user_turn to the positions, or leave them out")
         return taken
 

@@ -101,7 +101,7 @@ def _locate(grid: Grid, model: Model) -> tuple[Path, dict[str, str]] | None:
     """The model's folder and what identifies its weights; None where neither is here yet."""
     name = model.id
     if name.startswith(("./", "../")):
-        name = str(grid.path.parent / name)  # beside the grid, as its data
+        name = str(grid.folder / name)  # beside the grid, as its data
     if name in models.NAMED:
         if model.revision is not None:
             models.resolve(name, model.revision)  # says that it has none

@@ -15,8 +15,8 @@ from vsteer.datasets import items
 from vsteer.errors import UsageError
 from vsteer.evaluations.open_ended import OpenEndedSpec
 from vsteer.evaluations.prompt_spec import PromptSpec, RenderedPrompt
+from vsteer.grid.problems import Loc
 from vsteer.grid.spec import Grid
-from vsteer.grid.yaml_lines import Loc
 from vsteer.identity import canonical, identify, row_id, sampling_seed
 from vsteer.plan.configurations import Config, ConfigExpander, VectorUse, with_id
 from vsteer.plan.model_facts import ModelFacts, find_model
@@ -168,8 +168,8 @@ def make_plans(grid: Grid, today: date | None = None) -> tuple[Plan, ...]:
     for n, plan in enumerate(plans):
         same = seen.setdefault(identify(plan.facts.identity()), n)
         if same != n:
-            line = grid.line(("model", same))
-            message = f"{plan.facts.name} is the same model as {plans[same].facts.name} on line {line}"
+            first = grid.at(("model", same))
+            message = f"{plan.facts.name} is the same model as {plans[same].facts.name} {first}"
             raise grid.error(("model", n), message, "take one out")
     for n, counts in enumerate(zip(*(plan.excluded for plan in plans), strict=True)):
         if not sum(counts):
@@ -276,7 +276,7 @@ def _check_positions(grid: Grid, block: Block, places: Mapping[Any, Loc], estima
             if expected_steered_tokens(asked.prompt.span(positions), longest, block.ask.max_tokens):
                 continue
             message = (
-                f"positions {positions} (line {grid.line(place)}) cannot act on what {block.evaluation} "
+                f"positions {positions} ({grid.place(place)}) cannot act on what {block.evaluation} "
                 f"scores: of the item on line {asked.item.line} no token that is processed lies in them"
             )
             hint = "exclude them for this evaluation, or take positions within the prompt"
@@ -295,9 +295,9 @@ def _check_questions_differ(grid: Grid, blocks: Iterable[Block]) -> None:
         for asked in block.prompts:
             first = seen.setdefault((block.ask, asked.item_id, asked.order), block)
             if first is not block:
-                line = grid.line(("evaluations", first.place))
+                place = grid.place(("evaluations", first.place))
                 message = (
-                    f"{block.evaluation} asks what {first.evaluation} (line {line}) asks in the same way: "
+                    f"{block.evaluation} asks what {first.evaluation} ({place}) asks in the same way: "
                     f"its item on line {asked.item.line}"
                 )
                 hint = "join the two, or take the item out of one of them"

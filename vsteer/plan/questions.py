@@ -13,8 +13,8 @@ from vsteer.evaluations.choice import CannotAsk, ChoiceSpec, ask_choice, orders,
 from vsteer.evaluations.open_ended import OpenEndedSpec, ask_open
 from vsteer.evaluations.prompt_spec import Order, PromptSpec, RenderedPrompt
 from vsteer.evaluations.refusal_tokens import RefusalTokensSpec, ask_refusal_tokens
+from vsteer.grid.problems import Loc
 from vsteer.grid.spec import Grid
-from vsteer.grid.yaml_lines import Loc
 from vsteer.identity import identify
 from vsteer.plan.model_facts import template_name
 from vsteer.plan.vector_sources import read_items, read_open

@@ -14,8 +14,8 @@ from vsteer.datasets.builtin import behaviours, data_path, parts
 from vsteer.datasets.items import ItemSet, PromptSet, UnpairedSets
 from vsteer.datasets.readers import read_contrast, read_prompts, read_questions
 from vsteer.errors import VsteerError
+from vsteer.grid.problems import Loc
 from vsteer.grid.spec import DataVector, FileVector, Grid
-from vsteer.grid.yaml_lines import Loc
 from vsteer.identity import identify
 from vsteer.validation import did_you_mean
 from vsteer.vectors.derive import for_model
@@ -66,8 +66,8 @@ def vector_sources(grid: Grid) -> dict[str, VectorSource]:
     for name, source in sources.items():
         first = made.setdefault(identify(source.recipe()), name)
         if first != name:
-            line = grid.line(("vectors", first))
-            message = f"{name!r} is made as {first!r} on line {line}: one vector under two names"
+            place = grid.at(("vectors", first))
+            message = f"{name!r} is made as {first!r} {place}: one vector under two names"
             hint = "keep one and give it the norms of both: norm: [raw, unit]; `exclude` takes a norm too"
             raise grid.error(("vectors", name), message, hint)
     averaged = [name for name, source in sources.items() if "caa" in source.norms]
@@ -128,7 +128,7 @@ def find_data(grid: Grid, loc: Loc, data: str, part: str) -> Path:
 
 def _find_file(grid: Grid, loc: Loc, name: str, message: str, hint: str) -> Path:
     try:
-        path = grid.path.parent / Path(name).expanduser()
+        path = grid.folder / Path(name).expanduser()
         there = path.is_file()
     except (OSError, RuntimeError, ValueError):  # a path that no system could have
         there = False

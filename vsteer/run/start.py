@@ -381,7 +381,7 @@ def fetch_models(grid: Grid) -> None:
     for model in grid.model:
         if model.id in models.NAMED:
             models.resolve(model.id)
-        elif not Path(model.id).expanduser().exists() and not (grid.path.parent / model.id).exists():
+        elif not Path(model.id).expanduser().exists() and not (grid.folder / model.id).exists():
             fetched(model.id, model.revision)
 
 
