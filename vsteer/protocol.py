@@ -177,20 +177,53 @@ class Result:
     captured: NDArray[np.float32] | None = None
 
 
-class Engine(Protocol):
-    """What a run needs of an engine; the vLLM driver and the reference engine both are one."""
+@dataclass(frozen=True)
+class EngineInfo:
+    """What an engine is, once its model is loaded."""
 
+    kind: str  # as rows name it, such as vllm
+    dtype: str
+    model_type: str
     layers: int
     hidden_size: int
+    vocab_size: int
     max_model_len: int
+    # tokens in a block of the prefix cache; 0 without a cache
+    cache_block: int = 0
+
+
+class Engine(Protocol):
+    """A loaded model that steers: the driver, several engines as one, the reference, the fakes.
+
+    What has a default is of use only to an engine with processes of its own.
+    """
+
+    info: EngineInfo
+    # grows whenever something comes back from the model, so that it stands still while an engine hangs
+    steps: int
 
     def load(self, vectors: Vectors, steerings: Iterable[Steering]) -> None:
         """Load every vector and every list of terms that requests will ask for."""
 
     def run(self, requests: Iterable[Request]) -> Iterator[Result]:
         """Yield results one by one as they finish, in no promised order."""
+        ...
 
-    def close(self) -> None: ...
+    def under_way(self) -> list[str]:
+        """The ids of the requests that have been taken and not answered."""
+        return []
+
+    def kill(self) -> None:
+        """End an engine that hangs, from another thread: the run under way then fails."""
+        return
+
+    def exit_codes(self) -> list[int | None]:
+        """How the engine's processes ended, None where one runs; -9: killed, as when memory is out."""
+        return []
+
+    def close(self) -> None:
+        """Give back what the engine holds."""
+        return
 
 
 def expected_steered_tokens(span: tuple[int, int], prompt_tokens: int, completion_tokens: int) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from vsteer.errors import EngineError, SteeringFault, UnsupportedError
-from vsteer.protocol import Request, Result, Steering, Vectors
+from vsteer.protocol import Engine, EngineInfo, Request, Result, Steering, Vectors
 
 
 def answer(request: Request, added: float = 0.0) -> tuple[int, ...]:
@@ -19,13 +19,13 @@ def answer(request: Request, added: float = 0.0) -> tuple[int, ...]:
     return (sum(request.prompt.token_ids) % 1009, int(1000 * added))
 
 
-class FakeEngine:
+class FakeEngine(Engine):
     """Runs up to `batch` requests at once, and notes in a file which process took which request."""
 
-    kind = "stand-in"
-    dtype = "float32"
-    model_type = "llama"
-    layers, hidden_size, max_model_len = 2, 4, 512
+    info = EngineInfo(
+        "stand-in", "float32", "llama", layers=2, hidden_size=4, vocab_size=512, max_model_len=512
+    )
+    steps = 0
 
     def __init__(self, folder: Path, batch: int, pace: float) -> None:
         self._taken = (folder / f"taken-{os.getpid()}").open("a", buffering=1)
@@ -69,12 +69,6 @@ class FakeEngine:
         return Result(
             request.id, "ok", token_ids=answer(request, added), captured=captured if request.capture else None
         )
-
-    def exit_codes(self) -> list[int | None]:
-        return [None]
-
-    def close(self) -> None:
-        pass
 
 
 @dataclass(frozen=True)

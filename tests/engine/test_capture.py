@@ -55,11 +55,11 @@ def test_captured_streams_are_those_of_hugging_face(engine: VllmEngine, referenc
     rng = np.random.default_rng(0)
     vectors = {
         "v": {
-            layer: (3 * rng.standard_normal(engine.hidden_size)).astype(np.float32)
-            for layer in range(engine.layers)
+            layer: (3 * rng.standard_normal(engine.info.hidden_size)).astype(np.float32)
+            for layer in range(engine.info.layers)
         }
     }
-    requests = make_requests(120, engine.layers, engine.vocab_size)
+    requests = make_requests(120, engine.info.layers, engine.info.vocab_size)
     # the second copy of a prompt finds its blocks in the cache, up to the first captured position
     requests += [
         Request(f"again {r.id}", r.prompt, r.steering, r.max_tokens, ignore_eos=True, capture=r.capture)
@@ -100,7 +100,7 @@ def test_a_request_that_captures_wrongly_fails_alone(engine: VllmEngine) -> None
     assert [results[str(n)].status for n in range(len(wrong))] == ["error"] * len(wrong)
     assert "room for 24" in (results["4"].error or "")
     assert results["good"].captured is not None
-    assert results["good"].captured.shape == (CAPTURES, engine.layers, engine.hidden_size)
+    assert results["good"].captured.shape == (CAPTURES, engine.info.layers, engine.info.hidden_size)
 
 
 @pytest.mark.parametrize("engine", SETUPS[:1], indirect=True, ids=str)

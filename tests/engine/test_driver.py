@@ -72,7 +72,7 @@ def same(a: Result, b: Result) -> bool:
 
 @on_the_engine
 def test_a_bad_prompt_fails_alone(loaded: VllmEngine, reference: ReferenceEngine) -> None:
-    size = loaded.vocab_size
+    size = loaded.info.vocab_size
     bad = {
         "the prompt is empty": ask("empty", prompt=Prompt.plain(())),
         f"too long: 300 prompt tokens + 4 to generate exceed max_model_len {MAX_MODEL_LEN}": ask(
@@ -111,7 +111,7 @@ def test_the_reference_engine_says_the_same_of_a_bad_prompt(
 ) -> None:
     bad = [
         ask("empty", prompt=Prompt.plain(())),
-        ask("above", prompt=Prompt.plain((5, loaded.vocab_size))),
+        ask("above", prompt=Prompt.plain((5, loaded.info.vocab_size))),
         ask("nothing", max_tokens=0),
     ]
     assert serve(loaded, *bad) == serve(reference, *bad)

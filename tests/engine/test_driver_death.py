@@ -15,7 +15,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from vsteer.engine.driver import VllmEngine
 from vsteer.engine.table import Capacity
 from vsteer.errors import EngineError
-from vsteer.protocol import Prompt, Request, Steering, Term
+from vsteer.protocol import EngineInfo, Prompt, Request, Steering, Term
 
 STEERED = Steering((Term("v", 0, 1.0),))
 
@@ -50,9 +50,11 @@ def engine() -> VllmEngine:
     made: Any = VllmEngine.__new__(VllmEngine)
     made._llm = DyingClient()
     made._in_flight, made._numbers, made._captures_under_way = {}, itertools.count(1), 0
-    made.finished = made.steps = 0
+    made.steps = 0
     made.capacity, made._max_in_flight, made._closed = Capacity(captures=4), 8, threading.Event()
-    made.vocab_size, made.max_model_len, made.hidden_size, made.layers = 100, 100, 2, 1
+    made.info = EngineInfo(
+        "vllm", "float32", "llama", layers=1, hidden_size=2, vocab_size=100, max_model_len=100
+    )
     made._table = SimpleNamespace(cell_of=lambda steering: 1, fingerprints=["", "0" * 64])
     found: VllmEngine = made
     return found

@@ -60,7 +60,7 @@ def directions(
     """[layer, hidden]"""
     with extract(engine, tokenizer, data, token) as extraction:
         of_layer = extraction.vector("v", method).directions
-        return np.stack([of_layer[layer] for layer in range(engine.layers)])
+        return np.stack([of_layer[layer] for layer in range(engine.info.layers)])
 
 
 def relative_error(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
@@ -141,12 +141,15 @@ def test_vectors_of_a_real_model_in_bfloat16(small_reference: ReferenceEngine) -
         ]
         for data, method, token, near_enough in cases:
             with extract(engine, engine.tokenizer, data, token) as extraction:
-                vector = extraction.vector("v", method, Origin(dtype=engine.dtype))
+                vector = extraction.vector("v", method, Origin(dtype=engine.info.dtype))
                 said = np.array([row["rounding"] for row in diagnose.layer_table(extraction, vector)])
-            found = np.stack([vector.directions[layer] for layer in range(engine.layers)])
+            found = np.stack([vector.directions[layer] for layer in range(engine.info.layers)])
             with extract(small_reference, small_reference.tokenizer, data, token) as extraction:
                 of_layer = extraction.vector("v", method).directions
-                exact, once = np.stack([of_layer[n] for n in range(engine.layers)]), rounded_once(extraction)
+                exact, once = (
+                    np.stack([of_layer[n] for n in range(engine.info.layers)]),
+                    rounded_once(extraction),
+                )
             theirs = directions(rounded, rounded.tokenizer, data, method, token)
             ours, limit = cosines(found, exact), np.minimum(0.999, cosines(theirs, exact))
             error = np.sqrt(2 * (1 - ours))

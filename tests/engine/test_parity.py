@@ -49,8 +49,8 @@ def check(
 ) -> None:
     requests = make_requests(
         rows,
-        engine.layers,
-        engine.vocab_size,
+        engine.info.layers,
+        engine.info.vocab_size,
         seed=seed,
         prompt_tokens=prompt_tokens,
         max_tokens=max_tokens,
@@ -75,7 +75,7 @@ def check(
     assert found.rounding_rows <= rows // 20
     assert found.least_slip >= (ABLATION_SLIP_FACTOR if ablations else SLIP_FACTOR) * TOLERANCE
     assert engine.recomputed_tokens() > 0, "no request was preempted"
-    assert (found.cached_tokens > 0) == engine.prefix_caching
+    assert (found.cached_tokens > 0) == bool(engine.info.cache_block)
 
 
 @pytest.mark.parametrize("engine", SETUPS, indirect=True, ids=str)

@@ -19,6 +19,7 @@ from vsteer.engine.driver import VllmEngine
 from vsteer.engine.proof import canary
 from vsteer.engine.proof.parity import TOLERANCE, VECTOR_NAMES, Parity, compare_row, make_vectors
 from vsteer.engine.proof.reference import ReferenceEngine
+from vsteer.engine.table import Capacity
 from vsteer.errors import EngineError
 from vsteer.protocol import (
     POSITION_WORDS,
@@ -142,7 +143,7 @@ def serve(
 
 @pytest.mark.parametrize("engine", [SETUP], indirect=True, ids=str)
 def test_every_request_equals_its_isolated_run(engine: VllmEngine, reference: ReferenceEngine) -> None:
-    draw = Draw(engine.layers, engine.vocab_size, seed=0)
+    draw = Draw(engine.info.layers, engine.info.vocab_size, seed=0)
     found = Parity()
     before = make_vectors(reference, relative=1.0, seed=0)
     # the same names in the same cells mean something else; but for one vector, which may share its blocks
@@ -172,14 +173,14 @@ def test_without_our_block_keys_it_shows(
     """The canary refuses such an engine; and where it were let through, the requests above would tell."""
     refusals = []
 
-    def refuse(engine: VllmEngine) -> None:
+    def refuse(engine: VllmEngine, capacity: Capacity) -> None:
         with pytest.raises(EngineError, match="not told apart") as refusal:
-            canary.prove_steering(engine)
+            canary.prove_steering(engine, capacity)
         refusals.append(refusal)
 
     # vLLM spawns its engine core, and a new Python imports this module first
     (tmp_path / "sitecustomize.py").write_text(
-        "from vsteer.engine import cache_identity\n"
+        "from vsteer.engine.worker import cache_identity\n"
         "cache_identity.block_keys = lambda request, block_end: ()\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -188,7 +189,7 @@ def test_without_our_block_keys_it_shows(
     try:
         assert refusals
         found = Parity()
-        draw = Draw(engine.layers, engine.vocab_size, seed=0)
+        draw = Draw(engine.info.layers, engine.info.vocab_size, seed=0)
         serve(engine, reference, draw, 1, make_vectors(reference, relative=1.0), found)
         poisoned = {line.split()[0] for line in found.failures}
         print(f"{len(poisoned)} poisoned, largest difference {found.largest_difference:.2e}")

@@ -84,7 +84,7 @@ def test_a_quantised_checkpoint_is_steered(tmp_path: Path) -> None:
     )
     try:
         vectors = parity.make_vectors(reference, relative=2.0)
-        requests = {r.id: r for r in parity.make_requests(60, engine.layers, engine.vocab_size)}
+        requests = {r.id: r for r in parity.make_requests(60, engine.info.layers, engine.info.vocab_size)}
         steerings = [r.steering for r in requests.values() if r.steering]
         engine.load(vectors, steerings)
         reference.load(vectors, steerings)

@@ -42,7 +42,7 @@ class Events(list[tuple[str, dict[str, Any]]]):
 
 
 def started(make: Make, replicas: int = 2, window: int = WINDOW, **options: Any) -> Replicas:
-    return Replicas(make, [DeviceSlice()] * replicas, None, window=window, **options)
+    return Replicas(make, [DeviceSlice()] * replicas, window=window, **options)
 
 
 def grid(prompts: int, configurations: int, prefixes: int = 1) -> list[Request]:
@@ -76,10 +76,10 @@ def run_all(engine: Replicas, requests: list[Request]) -> None:
 def test_every_request_has_one_result_and_a_prompt_stays_on_one_replica(tmp_path: Path) -> None:
     engine = started(Make(tmp_path), replicas=3)
     try:
-        assert (engine.kind, engine.layers, engine.max_model_len) == ("stand-in", 2, 512)
+        assert (engine.info.kind, engine.info.layers, engine.info.max_model_len) == ("stand-in", 2, 512)
         requests = grid(prompts=40, configurations=11, prefixes=3)
         run_all(engine, requests)
-        assert engine.finished == len(requests)
+        assert engine.steps == len(requests)
         assert engine.under_way() == []
         run_all(engine, requests)  # and again through the same processes
     finally:
@@ -358,11 +358,11 @@ def test_a_run_through_replicas_has_the_rows_of_one_engine(tmp_path: Path) -> No
 
     def load(plan: Plan, spec: EngineSpec, extracts: bool) -> Replicas:
         make = partial(fake.fake_engine, plan, pace=0.02)
-        made.append(Replicas(make, [DeviceSlice()] * 2, plan.tokenizer, window=200, tell=tell))
+        made.append(Replicas(make, [DeviceSlice()] * 2, window=200, tell=tell))
         return made[0]
 
     def kill() -> None:
-        while not (made and made[0]._table and made[0].finished > 500):
+        while not (made and made[0]._table and made[0].steps > 500):
             time.sleep(0.01)
         os.kill(pids(made[0])[1], signal.SIGKILL)
 
@@ -448,7 +448,7 @@ def test_cores_are_shared_out_in_slices() -> None:
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core cannot be shared out")
 def test_a_child_stays_on_its_cores(tmp_path: Path) -> None:
     places = find_slices(2, EngineOptions())
-    engine = Replicas(Make(tmp_path), places, None, window=WINDOW)
+    engine = Replicas(Make(tmp_path), places, window=WINDOW)
     try:
         first, second = (os.sched_getaffinity(pid) for pid in pids(engine))
         assert not first & second

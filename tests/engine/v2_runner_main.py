@@ -55,7 +55,7 @@ def main(
     started = time.monotonic()
     try:
         requests = make_requests(
-            rows, engine.layers, engine.vocab_size, max_tokens=(4, most_tokens), captures=True
+            rows, engine.info.layers, engine.info.vocab_size, max_tokens=(4, most_tokens), captures=True
         )
         found = compare(engine, reference, requests, make_vectors(reference))
         parallel = engine._llm.vllm_config.parallel_config

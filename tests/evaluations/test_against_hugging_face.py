@@ -37,7 +37,7 @@ def test_choice_probabilities_equal_transformers(tmp_path: Path) -> None:
     (tmp_path / "grid.yaml").write_text(GRID)
     (plan,) = make_plans(read_grid(tmp_path / "grid.yaml"))
     engine = ReferenceEngine(folder)
-    direction = np.random.default_rng(0).standard_normal(engine.hidden_size).astype(np.float32)
+    direction = np.random.default_rng(0).standard_normal(engine.info.hidden_size).astype(np.float32)
     (key,) = plan.vectors
     engine.load({key: {LAYER: direction}}, plan.steerings())
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()

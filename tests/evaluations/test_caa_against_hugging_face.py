@@ -132,7 +132,7 @@ def test_choice_probabilities_of_the_public_items_equal_transformers(tmp_path: P
     )
     try:
         rng = np.random.default_rng(0)
-        direction = rng.standard_normal(engine.hidden_size).astype(np.float32)
+        direction = rng.standard_normal(engine.info.hidden_size).astype(np.float32)
         (key,) = plan.vectors
         engine.load({key: {LAYER: direction}}, plan.steerings())
         found = list(records(engine, rows))

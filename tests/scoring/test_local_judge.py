@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from tests.store import makers
 from vsteer.cli import main
 from vsteer.models import resolve
-from vsteer.protocol import Request, Result
+from vsteer.protocol import Engine, EngineInfo, Request, Result, Steering, Vectors
 from vsteer.run import loading
 from vsteer.scoring.judge import Judged
 from vsteer.scoring.local_judge import judge_locally
@@ -27,8 +27,11 @@ WEIGHTS = {"sha256": "ab", "dtype": "float32"}
 ANSWER_TOKENS = 7
 
 
-class Engine:
+class JudgingEngine(Engine):
     """Answers by the text's number; refuses the numbers in `refuses`; batches, as a real engine has them."""
+
+    info = EngineInfo("fake", "float32", "llama", layers=1, hidden_size=1, vocab_size=1, max_model_len=1)
+    steps = 0
 
     def __init__(self, tokenizer: Any, refuses: frozenset[int] = frozenset(), dies_after: int | None = None):
         self.tokenizer, self.refuses, self.dies_after = tokenizer, refuses, dies_after
@@ -36,6 +39,9 @@ class Engine:
         self.prompts: list[str] = []
         self.prompt_tokens = 0
         self.closed = False
+
+    def load(self, vectors: Vectors, steerings: Iterable[Steering]) -> None:
+        raise AssertionError("a judge steers nothing")
 
     def run(self, requests: Iterable[Request]) -> Iterator[Result]:
         waiting = iter(requests)
@@ -90,8 +96,8 @@ def made_run(folder: Path, *numbers: int) -> Path:
     return folder
 
 
-def judge(run: Path, engine: Engine, budget: int | None = None) -> Judged:
-    def load() -> Engine:
+def judge(run: Path, engine: JudgingEngine, budget: int | None = None) -> Judged:
+    def load() -> JudgingEngine:
         return engine
 
     return judge_locally(run, RUBRIC, "tiny-llama", WEIGHTS, engine.tokenizer, load, budget)
@@ -105,7 +111,7 @@ def verdicts(run: Path) -> list[float | None]:
 
 
 def test_every_text_has_a_verdict_or_a_counted_failure(tmp_path: Path, tokenizer: Any) -> None:
-    run, engine = made_run(tmp_path / "run", *range(14)), Engine(tokenizer)
+    run, engine = made_run(tmp_path / "run", *range(14)), JudgingEngine(tokenizer)
     done = judge(run, engine)
     assert (done.texts, done.scored, done.unreadable, done.open) == (14, 13, 1, 0)
     assert verdicts(run) == [None if n == 6 else n % 11 for n in range(14)]
@@ -118,7 +124,7 @@ def test_every_text_has_a_verdict_or_a_counted_failure(tmp_path: Path, tokenizer
     )
     assert asked in engine.prompts
 
-    def nothing() -> Engine:
+    def nothing() -> JudgingEngine:
         raise AssertionError("a model was loaded for nothing")
 
     again = judge_locally(run, RUBRIC, "tiny-llama", WEIGHTS, tokenizer, nothing)
@@ -126,7 +132,7 @@ def test_every_text_has_a_verdict_or_a_counted_failure(tmp_path: Path, tokenizer
 
 
 def test_equal_texts_are_asked_about_once(tmp_path: Path, tokenizer: Any) -> None:
-    run, engine = made_run(tmp_path / "run", *[4] * 12, 5), Engine(tokenizer)
+    run, engine = made_run(tmp_path / "run", *[4] * 12, 5), JudgingEngine(tokenizer)
     assert judge(run, engine).scored == 13
     assert sorted(engine.asked) == [4, 5]
 
@@ -134,8 +140,8 @@ def test_equal_texts_are_asked_about_once(tmp_path: Path, tokenizer: Any) -> Non
 def test_cut_short_it_asks_nothing_twice(tmp_path: Path, tokenizer: Any) -> None:
     run, first, second = (
         made_run(tmp_path / "run", *range(14)),
-        Engine(tokenizer, dies_after=5),
-        Engine(tokenizer),
+        JudgingEngine(tokenizer, dies_after=5),
+        JudgingEngine(tokenizer),
     )
     with pytest.raises(KeyboardInterrupt):
         judge(run, first)
@@ -145,23 +151,23 @@ def test_cut_short_it_asks_nothing_twice(tmp_path: Path, tokenizer: Any) -> None
 
 
 def test_another_judge_is_asked_anew(tmp_path: Path, tokenizer: Any) -> None:
-    run, engine = made_run(tmp_path / "run", 1, 2), Engine(tokenizer)
+    run, engine = made_run(tmp_path / "run", 1, 2), JudgingEngine(tokenizer)
     judge(run, engine)
     other = {**WEIGHTS, "dtype": "bfloat16"}
     assert judge_locally(run, RUBRIC, "tiny-llama", other, tokenizer, lambda: engine).asked == 2
 
 
 def test_what_the_engine_refuses_stays_open(tmp_path: Path, tokenizer: Any) -> None:
-    run, engine = made_run(tmp_path / "run", *range(5)), Engine(tokenizer, refuses=frozenset({3}))
+    run, engine = made_run(tmp_path / "run", *range(5)), JudgingEngine(tokenizer, refuses=frozenset({3}))
     done = judge(run, engine)
     assert (done.scored, done.unanswered, done.open) == (4, 1, 1)
     assert done.last_fault == "the local engine: too long"
-    assert judge(run, Engine(tokenizer)).open == 0
+    assert judge(run, JudgingEngine(tokenizer)).open == 0
 
 
 def test_the_budget_is_kept_and_used(tmp_path: Path, tokenizer: Any) -> None:
-    run, engine = made_run(tmp_path / "run", *range(10, 24)), Engine(tokenizer)
-    each = judge(made_run(tmp_path / "one", 10), Engine(tokenizer)).tokens
+    run, engine = made_run(tmp_path / "run", *range(10, 24)), JudgingEngine(tokenizer)
+    each = judge(made_run(tmp_path / "one", 10), JudgingEngine(tokenizer)).tokens
     # what five cost and a sixth may cost at most; more than that at once is never under way
     budget = 5 * each + (each - ANSWER_TOKENS + 120)
     done = judge(run, engine, budget)
@@ -178,10 +184,10 @@ def test_the_command_judges_here_without_an_address(
 ) -> None:
     run, made = made_run(tmp_path / "run", *range(5)), []
 
-    def load(folder: Path, *how: Any) -> Engine:
+    def load(folder: Path, *how: Any) -> JudgingEngine:
         assert folder == Path(resolve("tiny-llama").model)
         assert how == ("float32", 1, 512, True)
-        made.append(Engine(tokenizer))
+        made.append(JudgingEngine(tokenizer))
         return made[0]
 
     monkeypatch.setattr(loading, "load_named", load)

@@ -113,7 +113,7 @@ def _decode(
             if start == size.starts - 1:
                 ours = engines[0]
                 assert isinstance(ours, VllmEngine)
-                many = _configurations(MANY, ours.layers)
+                many = _configurations(MANY, ours.info.layers)
                 distinct, same = rates_in_turn(
                     size.rounds,
                     _decode_rate(ours, MANY, many, size),
@@ -150,8 +150,8 @@ def _decode_rates(engines: Sequence[VllmEngine | StockEngine], size: Size) -> li
     for engine in engines:
         steering = None
         if isinstance(engine, VllmEngine):
-            steering = _steering(0, engine.layers)
-            engine.load(_vectors(engine), _configurations(MANY, engine.layers))
+            steering = _steering(0, engine.info.layers)
+            engine.load(_vectors(engine), _configurations(MANY, engine.info.layers))
         measures.append(_decode_rate(engine, size.decode_requests, [steering], size))
     return [rates[1:] for rates in rates_in_turn(DECODE_ROUNDS + 1, *measures)]
 
@@ -172,7 +172,7 @@ def _decode_rate(
 
 
 def _vectors(engine: VllmEngine) -> Vectors:
-    directions = np.random.default_rng(0).standard_normal((engine.layers, engine.hidden_size))
+    directions = np.random.default_rng(0).standard_normal((engine.info.layers, engine.info.hidden_size))
     return {VECTOR: dict(enumerate(directions.astype(np.float32)))}
 
 
@@ -210,7 +210,7 @@ def _shared(
     size: Size,
 ) -> list[Figure]:
     """Evaluations a second: ours, without sharing, and one by one through Hugging Face."""
-    steerings = _configurations(CONFIGURATIONS, ours.layers, scenario.positions)
+    steerings = _configurations(CONFIGURATIONS, ours.info.layers, scenario.positions)
     ours.load(vectors, steerings)
     unshared.load(vectors, steerings)
     everywhere = scenario.positions == "all"

@@ -79,7 +79,7 @@ def bench_extract(model: str, path: Path, quick: bool, on_progress: Callable[[st
 def _warm_up(ours: VllmEngine, loop: HuggingFaceProcess) -> None:
     rng = np.random.default_rng(0)
     texts = [
-        (Prompt.plain(int(t) for t in rng.integers(0, ours.vocab_size, length)), length - 1)
+        (Prompt.plain(int(t) for t in rng.integers(0, ours.info.vocab_size, length)), length - 1)
         for length in (100, 150, 200)
     ]
     for _ in ours.run(
@@ -91,7 +91,7 @@ def _warm_up(ours: VllmEngine, loop: HuggingFaceProcess) -> None:
 
 def _seconds_of(reference: ReferenceEngine, texts: list[tuple[Prompt, int]]) -> float:
     start = time.perf_counter()
-    total = np.zeros((reference.layers, reference.hidden_size))
+    total = np.zeros((reference.info.layers, reference.info.hidden_size))
     for prompt, position in texts:
         total += reference.streams(prompt.token_ids)[:, position]
     return time.perf_counter() - start

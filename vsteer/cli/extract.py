@@ -127,7 +127,7 @@ def extract(
             extraction = run_extract(
                 engine, tokenizer, contrast, chosen, system, progress=lambda: bar.advance(task)
             )
-        made_in, template = engine.dtype, "chat" if is_chat(tokenizer) else "plain"
+        made_in, template = engine.info.dtype, "chat" if is_chat(tokenizer) else "plain"
     finally:
         engine.close()
     with extraction:
@@ -144,8 +144,8 @@ def extract(
             system=system or "",
             dtype=made_in,
             pairs=extraction.pairs,
-            model_type=engine.model_type,
-            model_layers=engine.layers,
+            model_type=engine.info.model_type,
+            model_layers=engine.info.layers,
         )
         vector = with_norm(extraction.vector(name, method, origin), norm)
         found = diagnose.tables(extraction, vector)

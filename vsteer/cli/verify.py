@@ -51,7 +51,7 @@ def verify(
     click.echo("... starting vLLM (float32) and its canary", err=True)
     options = EngineOptions(
         dtype="float32",
-        max_model_len=min(512, reference.max_model_len),
+        max_model_len=min(512, reference.info.max_model_len),
         max_num_seqs=64,
         tensor_parallel_size=tensor_parallel_size,
         enforce_eager=eager,
@@ -61,12 +61,12 @@ def verify(
         source.model,
         revision=source.revision,
         options=options,
-        capacity=Capacity.for_grid(rows, len(VECTOR_NAMES) * reference.layers, terms=3, captures=16),
+        capacity=Capacity.for_grid(rows, len(VECTOR_NAMES) * reference.info.layers, terms=3, captures=16),
     )
     try:
         click.echo(f"... comparing {rows} rows", err=True)
         vectors = make_vectors(reference)
-        requests = make_requests(rows, engine.layers, engine.vocab_size, captures=True)
+        requests = make_requests(rows, engine.info.layers, engine.info.vocab_size, captures=True)
         found = compare(
             engine,
             reference,

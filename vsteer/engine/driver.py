@@ -29,6 +29,8 @@ from vsteer.engine.worker.capture import CaptureSpec
 from vsteer.engine.worker.step import NOT_SEEN, CellSpan
 from vsteer.errors import EngineError, SteeringFault, UsageError
 from vsteer.protocol import (
+    Engine,
+    EngineInfo,
     Request,
     Result,
     Steering,
@@ -41,10 +43,8 @@ COLLECT_SECONDS = 0.2
 COLLECT_RESULTS = 1024
 
 
-class VllmEngine:
-    """Stock vLLM with the vsteer plugin, behind `load` and `run`."""
-
-    kind = "vllm"
+class VllmEngine(Engine):
+    """Stock vLLM with the vsteer plugin."""
 
     def __init__(
         self,
@@ -89,14 +89,16 @@ class VllmEngine:
                     "max_num_seqs, or another kv_cache_gib",
                 ) from error
         self.tokenizer: Any = self._llm.get_tokenizer()
-        self.layers: int = config.model_config.hf_text_config.num_hidden_layers
-        self.hidden_size: int = config.model_config.get_hidden_size()
-        self.vocab_size: int = config.model_config.get_vocab_size()
-        self.max_model_len: int = config.model_config.max_model_len
-        self.model_type: str = config.model_config.hf_text_config.model_type
-        self.dtype: str = str(config.model_config.dtype).removeprefix("torch.")
-        self.block_size: int = config.cache_config.block_size
-        self.prefix_caching: bool = bool(config.cache_config.enable_prefix_caching)
+        self.info = EngineInfo(
+            kind="vllm",
+            dtype=str(config.model_config.dtype).removeprefix("torch."),
+            model_type=config.model_config.hf_text_config.model_type,
+            layers=config.model_config.hf_text_config.num_hidden_layers,
+            hidden_size=config.model_config.get_hidden_size(),
+            vocab_size=config.model_config.get_vocab_size(),
+            max_model_len=config.model_config.max_model_len,
+            cache_block=config.cache_config.block_size if config.cache_config.enable_prefix_caching else 0,
+        )
         self.v2_runner: bool = bool(config.use_v2_model_runner)
         self._max_in_flight = 2 * options.max_num_seqs + 64
         self._table: SteeringTable | None = None
@@ -104,13 +106,10 @@ class VllmEngine:
         self._closed = threading.Event()
         threading.Thread(target=self._fail_what_waits, name="vsteer-engine", daemon=True).start()
         self._captures_under_way = 0
-        # how many requests have come to an end since the start
-        self.finished = 0
-        # and how many steps have returned: an engine that hangs returns none
         self.steps = 0
         self._numbers = itertools.count(1)
         try:
-            prove_steering(self)
+            prove_steering(self, self.capacity)
         except BaseException:
             self.close()
             raise
@@ -118,7 +117,8 @@ class VllmEngine:
     def load(self, vectors: Vectors, steerings: Iterable[Steering]) -> None:
         if self._in_flight:
             raise SteeringFault("load() was called while requests are under way")
-        table = SteeringTable.build(vectors, steerings, self.layers, self.hidden_size, self.capacity)
+        layers = self.info.layers
+        table = SteeringTable.build(vectors, steerings, layers, self.info.hidden_size, self.capacity)
         with tempfile.TemporaryDirectory(prefix="vsteer-") as folder:
             path = Path(folder, "table.safetensors")
             table.save(path)
@@ -126,8 +126,8 @@ class VllmEngine:
         if len({answer["sha256"] for answer in answers}) != 1:
             raise SteeringFault("the workers hold different steering tables")
         held = {layer for answer in answers for layer in answer["layers"]}
-        if held != set(range(self.layers)):
-            raise SteeringFault(f"no worker steers layers {sorted(set(range(self.layers)) - held)}")
+        if held != set(range(layers)):
+            raise SteeringFault(f"no worker steers layers {sorted(set(range(layers)) - held)}")
         self._table = table
 
     def run(self, requests: Iterable[Request]) -> Iterator[Result]:
@@ -175,16 +175,13 @@ class VllmEngine:
         return max(counts)
 
     def under_way(self) -> list[str]:
-        """The names of the requests that were handed to vLLM and have not come back."""
         return list(self._in_flight)
 
     def kill(self) -> None:
-        """End an engine that hangs, from another thread: the step under way then fails."""
         for process in self._processes():
             process.kill()
 
     def exit_codes(self) -> list[int | None]:
-        """How the engine's processes ended, None where one runs; -9: killed, as when memory is out."""
         return [process.exitcode for process in self._processes()]
 
     def _processes(self) -> list[Any]:
@@ -202,7 +199,7 @@ class VllmEngine:
         from vllm.inputs import TokensPrompt
         from vllm.sampling_params import RequestOutputKind
 
-        reason = request.invalid_because(self.vocab_size, self.max_model_len)
+        reason = request.invalid_because(self.info.vocab_size, self.info.max_model_len)
         if reason:
             return Result(request.id, "error", error=reason)
         if len(request.capture) > self.capacity.captures:
@@ -274,7 +271,6 @@ class VllmEngine:
             for output in outputs
             if output.finished
         ]
-        self.finished += len(finished)
         self._captures_under_way -= sum(len(flight.request.capture) for flight, _ in finished)
         return finished
 
@@ -300,14 +296,18 @@ class VllmEngine:
         if not specs:
             return {}
         streams = {
-            spec.key: np.full((len(spec.positions), self.layers, self.hidden_size), np.nan, np.float32)
+            spec.key: np.full(
+                (len(spec.positions), self.info.layers, self.info.hidden_size), np.nan, np.float32
+            )
             for spec in specs
         }
         for answer in self._rpc("vsteer_captured", [spec.key for spec in specs]):
             layers = answer["layers"]
             if not layers:
                 continue
-            rows = np.frombuffer(answer["streams"], np.float32).reshape(-1, len(layers), self.hidden_size)
+            rows = np.frombuffer(answer["streams"], np.float32).reshape(
+                -1, len(layers), self.info.hidden_size
+            )
             at = 0
             for spec, positions in zip(specs, answer["positions"], strict=True):
                 if tuple(positions) != spec.positions:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from transformers import AutoTokenizer
 
 from vsteer.errors import EngineError
-from vsteer.protocol import Request, Result, Steering, Vectors, expected_steered_tokens
+from vsteer.protocol import Engine, EngineInfo, Request, Result, Steering, Vectors, expected_steered_tokens
 
 
 def number(*content: object) -> float:
@@ -25,13 +25,8 @@ def number(*content: object) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-class FakeEngine:
+class FakeEngine(Engine):
     """`dies_after`: how many results it gives before it is gone; `pace`: seconds for 24 of them."""
-
-    kind = "stand-in"
-    dtype = "float32"
-    model_type = "llama"
-    max_model_len = 4096
 
     def __init__(
         self,
@@ -42,9 +37,17 @@ class FakeEngine:
         dies_after: int | None = None,
         pace: float = 0.0,
     ) -> None:
-        self.layers, self.hidden_size = layers, hidden_size
         self.tokenizer: Any = AutoTokenizer.from_pretrained(model)
-        self.finished = 0
+        self.info = EngineInfo(
+            kind="stand-in",
+            dtype="float32",
+            model_type="llama",
+            layers=layers,
+            hidden_size=hidden_size,
+            vocab_size=len(self.tokenizer),
+            max_model_len=4096,
+        )
+        self.steps = 0
         self.closed = False
         self._dies_after, self._pace = dies_after, pace
         self._vectors: Vectors = {}
@@ -63,14 +66,14 @@ class FakeEngine:
                 self._under_way.append(request)
             if not self._under_way:
                 return
-            if self._dies_after is not None and self.finished >= self._dies_after:
+            if self._dies_after is not None and self.steps >= self._dies_after:
                 raise EngineError("the engine died: by order", hint="a test wants it so")
             self._under_way.sort(key=lambda one: number("order", one.id))
             now, self._under_way = self._under_way[:24], self._under_way[24:]
             if self._pace:
                 time.sleep(self._pace)
             for request in now:
-                self.finished += 1
+                self.steps += 1
                 yield self._answer(request)
 
     def _answer(self, request: Request) -> Result:
@@ -110,7 +113,7 @@ class FakeEngine:
 
     def _captured(self, request: Request) -> NDArray[np.float32]:
         rng = np.random.default_rng(int(2**32 * number(request.prompt.token_ids)))
-        shape = (len(request.capture), self.layers, self.hidden_size)
+        shape = (len(request.capture), self.info.layers, self.info.hidden_size)
         return rng.standard_normal(shape).astype(np.float32)
 
     def under_way(self) -> list[str]:

@@ -61,22 +61,6 @@ class Stop:
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What an engine says of itself, once it is up; that of every replica is the same."""
-
-    kind: str
-    dtype: str
-    model_type: str
-    layers: int
-    hidden_size: int
-    max_model_len: int
-
-    @classmethod
-    def of(cls, engine: Any) -> Facts:
-        return cls(**{name: getattr(engine, name) for name in cls.__dataclass_fields__})
-
-
-@dataclass(frozen=True)
 class Loaded:
     pass
 
@@ -104,10 +88,10 @@ def serve(connection: Connection[Any, Any], parent: int, place: DeviceSlice) -> 
     os.setsid()
     threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
     place.occupy()
-    engine: Any = None
     try:
-        engine = connection.recv()()
-        connection.send(Facts.of(engine))
+        make: MakeEngine = connection.recv()
+        engine = make()
+        connection.send(engine.info)
     except BaseException as error:
         connection.send(Failed(portable(error)))
         return
@@ -128,7 +112,7 @@ def portable(error: BaseException) -> BaseException:
 class _Serving:
     """The engine in the main thread, a thread that reads the pipe and one that writes it."""
 
-    def __init__(self, connection: Connection[Any, Any], engine: Any) -> None:
+    def __init__(self, connection: Connection[Any, Any], engine: Engine) -> None:
         self.engine = engine
         self.inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self.put_back: Message | None = None
@@ -173,7 +157,7 @@ class _Serving:
                 self._outbox.put(Answers(asked.run, (result,)))
 
     def _exit_codes(self) -> tuple[int | None, ...]:
-        return tuple(getattr(self.engine, "exit_codes", list)())
+        return tuple(self.engine.exit_codes())
 
     def _death(self, error: BaseException) -> BaseException:
         """An engine whose process is gone fails in many ways, and they are all this one."""

@@ -18,9 +18,9 @@ from multiprocessing.connection import wait
 from typing import Any, Protocol
 
 from vsteer.engine.device_slices import DeviceSlice
-from vsteer.engine.replica import Abandon, Answers, Ask, Facts, Failed, Load, Loaded, MakeEngine, Stop, serve
+from vsteer.engine.replica import Abandon, Answers, Ask, Failed, Load, Loaded, MakeEngine, Stop, serve
 from vsteer.errors import EngineError, SteeringFault
-from vsteer.protocol import Request, Result, Steering, Vectors
+from vsteer.protocol import Engine, EngineInfo, Request, Result, Steering, Vectors
 
 # How often one replica is started again.
 RESTARTS = 3
@@ -48,31 +48,22 @@ def window(max_num_seqs: int) -> int:
     return 2 * (2 * max_num_seqs + 64) + 256
 
 
-class Replicas:
+class Replicas(Engine):
     """An engine made of engines: `make` runs once in each replica's process, and can be pickled."""
-
-    kind: str
-    dtype: str
-    model_type: str
-    layers: int
-    hidden_size: int
-    max_model_len: int
 
     def __init__(
         self,
         make: MakeEngine,
         places: Sequence[DeviceSlice],
-        tokenizer: Any,
         *,
         window: int,
         one_first: bool = False,
         tell: Tell = nobody,
     ) -> None:
         """`one_first`: the others start when the first is up, and find what it compiled."""
-        self.tokenizer = tokenizer
-        self.finished = 0
+        self.steps = 0
         self._tell, self._window = tell, window
-        self._facts: Facts | None = None
+        self._info: EngineInfo | None = None
         self._table: Load | None = None
         self._run = 0
         self._dealt: set[str] = set()  # handed out and not answered
@@ -90,8 +81,8 @@ class Replicas:
         except BaseException:
             self.close()
             raise
-        assert self._facts is not None
-        vars(self).update(vars(self._facts))
+        assert self._info is not None
+        self.info: EngineInfo = self._info
 
     def load(self, vectors: Vectors, steerings: Iterable[Steering]) -> None:
         if self._dealt:
@@ -118,13 +109,11 @@ class Replicas:
         return list(self._dealt)
 
     def kill(self) -> None:
-        """End all of them, from another thread: the run under way then fails."""
         self._killed = True
         for replica in self._replicas:
             replica.kill()
 
     def exit_codes(self) -> list[int | None]:
-        """How processes ended, engines' own among them; None for each that runs."""
         return [*self._codes, *(None for replica in self._replicas if replica.alive)]
 
     def close(self) -> None:
@@ -206,10 +195,10 @@ class Replicas:
         match message:
             case Answers(run, results):
                 return [self._answered(replica, result) for result in results if run == self._run]
-            case Facts():
-                if self._facts not in (None, message):
-                    raise SteeringFault(f"replicas differ: {self._facts} and {message}")
-                self._facts = message
+            case EngineInfo():
+                if self._info not in (None, message):
+                    raise SteeringFault(f"replicas differ: {self._info} and {message}")
+                self._info = message
                 self._tell("replica_start", replica=replica.number, seconds=replica.seconds)
                 if self._table is not None:
                     replica.load(self._table)
@@ -229,7 +218,7 @@ class Replicas:
         if replica.asked.pop(result.id, None) is None:
             raise SteeringFault(f"a replica answered {result.id!r}, which it was not asked")
         self._dealt.remove(result.id)
-        self.finished += 1
+        self.steps += 1
         return result
 
     def _bury(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import date
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from vsteer import models
 from vsteer.errors import EngineError, StoreError, VsteerError
@@ -24,11 +24,12 @@ from vsteer.packages import vllm_version
 from vsteer.plan.budget import budget
 from vsteer.plan.plan import Plan, make_plans
 from vsteer.plan.rates import Meter, keep
+from vsteer.protocol import Engine
 from vsteer.run.folder import changes, put_aside, run_day, run_folder, vector_hashes, write_plan
 from vsteer.run.loading import engine_options, fetched
 from vsteer.run.loop import Counts, Provenance, rows_to_do, run_rows
 from vsteer.run.progress import RunProgress, duration
-from vsteer.run.vectors import MadeVectors, RunVectors, SupplyingEngine, member_total
+from vsteer.run.vectors import MadeVectors, RunVectors, member_total
 from vsteer.scoring.perplexity_file import CoherenceFile
 from vsteer.store.ids import RowIds
 from vsteer.store.shards import ROWS_FOLDER, Done
@@ -53,19 +54,8 @@ class Outcome:
     exit_code: int
 
 
-class RunEngine(SupplyingEngine, Protocol):
-    """What a run needs of an engine so that it can be watched, ended and started again."""
-
-    kind: str  # as rows name it: vllm
-    finished: int  # how many requests have come to an end
-
-    def under_way(self) -> list[str]: ...
-    def kill(self) -> None: ...
-    def exit_codes(self) -> list[int | None]: ...
-
-
 # a plan, how its engine runs, and whether vectors are to be extracted through it
-Load = Callable[[Plan, EngineSpec, bool], RunEngine]
+Load = Callable[[Plan, EngineSpec, bool], Engine]
 
 
 class Interrupt:
@@ -216,7 +206,7 @@ class ModelRun:
         self.supplier.check()
         spec, restarts = self.spec, 0
         while not self.start.interrupt.asked:
-            engine: RunEngine | None = None
+            engine: Engine | None = None
             try:
                 engine = self._load(spec)
                 with _watched(engine, self._stalled):
@@ -242,7 +232,7 @@ class ModelRun:
                 if engine:
                     engine.close()
 
-    def _load(self, spec: EngineSpec) -> RunEngine:
+    def _load(self, spec: EngineSpec) -> Engine:
         name = self.plan.facts.name
         self.progress.phase(
             f"{name}: loading it into vLLM"
@@ -259,7 +249,7 @@ class ModelRun:
         )
         return engine
 
-    def _with_engine(self, engine: RunEngine) -> None:
+    def _with_engine(self, engine: Engine) -> None:
         for source in self.supplier.to_extract:
             self.progress.counting(f"extracting the vector {source.name}", member_total(source))
             warning = self.supplier.extract(engine, source, self.progress.step)
@@ -282,18 +272,21 @@ class ModelRun:
             self._to_do(),
             self.store,
             Provenance(
-                engine.kind, vllm_version() if engine.kind == "vllm" else "", self.store.session, supply
+                engine.info.kind,
+                vllm_version() if engine.info.kind == "vllm" else "",
+                self.store.session,
+                supply,
             ),
             self.start.counts,
             self.progress.rows,
             lambda: self.start.interrupt.asked,
             meter.add,
         )
-        if engine.kind == "vllm":
+        if engine.info.kind == "vllm":
             keep(self.plan, meter)
         self._coherence(engine)
 
-    def _coherence(self, engine: RunEngine) -> None:
+    def _coherence(self, engine: Engine) -> None:
         """The perplexity of each text, while the model is there; later too, so that no run fails for it."""
         if not self._coherent or self.start.interrupt.asked:
             return
@@ -337,7 +330,7 @@ class ModelRun:
     def _to_do(self) -> Iterator[Any]:
         return rows_to_do(self.plan, self.store.done(), self.start.retry)
 
-    def _stalled(self, engine: RunEngine) -> None:
+    def _stalled(self, engine: Engine) -> None:
         """Say what hangs, and end the engine: the step under way fails, and it is started again."""
         under_way = engine.under_way()
         self._hung = True
@@ -350,19 +343,15 @@ class ModelRun:
 
 
 @contextlib.contextmanager
-def _watched(engine: RunEngine, stalled: Callable[[RunEngine], None]) -> Iterator[None]:
+def _watched(engine: Engine, stalled: Callable[[Engine], None]) -> Iterator[None]:
     """Call `stalled` once when nothing moves for a long time."""
     over = threading.Event()
 
     def watch() -> None:
-        def moves() -> tuple[int, int]:
-            # replicas do not tell of steps
-            return engine.finished, getattr(engine, "steps", 0)
-
-        seen, since = moves(), time.monotonic()
+        seen, since = engine.steps, time.monotonic()
         while not over.wait(5):
-            if moves() != seen or not engine.under_way():
-                seen, since = moves(), time.monotonic()
+            if engine.steps != seen or not engine.under_way():
+                seen, since = engine.steps, time.monotonic()
             elif time.monotonic() - since > STALL_SECONDS:
                 stalled(engine)
                 return
@@ -387,7 +376,7 @@ def fetch_models(grid: Grid) -> None:
 
 def load_vllm(
     plan: Plan, spec: EngineSpec, extracts: bool, tell: Callable[..., None] = lambda event, **fields: None
-) -> RunEngine:
+) -> Engine:
     """One engine, or several as one; `tell` hears of those that die."""
     from vsteer.engine.device_slices import find_slices
     from vsteer.engine.driver import VllmEngine
@@ -406,7 +395,6 @@ def load_vllm(
     return Replicas(
         make,
         find_slices(spec.replicas, options),
-        plan.tokenizer,
         window=window(spec.max_num_seqs),
         one_first=not spec.enforce_eager,
         tell=tell,

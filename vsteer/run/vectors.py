@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -32,13 +32,6 @@ from vsteer.vectors.vector import Origin, SteeringVector
 FOLDER = "vectors"
 # Raise whenever the same recipe comes to give other numbers.
 EXTRACTION_VERSION = 1
-
-
-class SupplyingEngine(Engine, Protocol):
-    """What extraction needs of an engine besides running requests."""
-
-    dtype: str
-    model_type: str
 
 
 @dataclass(frozen=True)
@@ -78,9 +71,7 @@ class RunVectors:
             for _ in members(self.plan.tokenizer, contrast, parse_token(source.token), source.system):
                 pass
 
-    def extract(
-        self, engine: SupplyingEngine, source: VectorSource, progress: Callable[[], None]
-    ) -> str | None:
+    def extract(self, engine: Engine, source: VectorSource, progress: Callable[[], None]) -> str | None:
         """Make a source's raw vector, its shuffled-label vectors and its diagnostics, in one pass.
 
         Returns what there is to be warned of.
@@ -109,7 +100,7 @@ class RunVectors:
         # last: where it is, the others are; and once rows were made with it, it stays what it is
         if not raw.exists():
             save(vector, raw)
-        return warning(source.name, tables["layers"], engine.dtype)
+        return warning(source.name, tables["layers"], engine.info.dtype)
 
     def supply(self) -> MadeVectors:
         """Every vector, once everything was extracted."""
@@ -189,7 +180,7 @@ class RunVectors:
             "recipe": dict(recipe),
         }
 
-    def _origin(self, engine: SupplyingEngine, source: VectorSource, pairs: int) -> Origin:
+    def _origin(self, engine: Engine, source: VectorSource, pairs: int) -> Origin:
         facts: ModelFacts = self.plan.facts
         weights = facts.weights or {}
         return Origin(
@@ -202,10 +193,10 @@ class RunVectors:
             token=source.token,
             template=template_name(self.plan.tokenizer),
             system=source.system or "",
-            dtype=engine.dtype,
+            dtype=engine.info.dtype,
             pairs=pairs,
-            model_type=engine.model_type,
-            model_layers=engine.layers,
+            model_type=engine.info.model_type,
+            model_layers=engine.info.layers,
         )
 
 

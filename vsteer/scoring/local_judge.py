@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from vsteer.prompts.answers import render
-from vsteer.protocol import Request, Result
+from vsteer.protocol import Engine, Request, Result
 from vsteer.scoring.judge import MAX_TOKENS, Judged, JudgeLedger, identity, open_ledger
 from vsteer.scoring.judge_answers import Answer
 from vsteer.scoring.rubrics import Rubric
 from vsteer.scoring.score_file import Output
-
-
-class Engine(Protocol):
-    def run(self, requests: Iterable[Request]) -> Iterator[Result]: ...
 
 
 def judge_locally(

@@ -124,7 +124,7 @@ def extract(
 ) -> Extraction:
     """Run every member through `engine` and keep the stream of all layers at its token."""
     labels: list[Label] = []
-    activations = Activations(engine.layers, member_count(data), engine.hidden_size)
+    activations = Activations(engine.info.layers, member_count(data), engine.info.hidden_size)
     try:
         requests = _requests(members(tokenizer, data, token, system), labels)
         for result in engine.run(requests):

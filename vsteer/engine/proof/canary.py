@@ -7,17 +7,13 @@ It runs on the engine itself, on the user's own model, before the first row.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
+from vsteer.engine.table import Capacity
 from vsteer.errors import EngineError
-from vsteer.protocol import Operation, Prompt, Request, Result, Steering, Term
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from vsteer.engine.driver import VllmEngine
+from vsteer.protocol import Engine, Operation, Prompt, Request, Result, Steering, Term
 
 NAME = "canary"
 # Far above any stream's norm, so that a layer which steers cannot be mistaken for rounding.
@@ -31,19 +27,19 @@ MARGIN = 10.0
 CAPTURE_TOLERANCE = 0.05
 
 
-def prove_steering(engine: VllmEngine) -> None:
+def prove_steering(engine: Engine, capacity: Capacity) -> None:
     """Raise unless steering acts at every layer and nowhere else."""
-    direction = np.random.default_rng(0).standard_normal(engine.hidden_size).astype(np.float32)
-    steerings = [Steering((Term(NAME, layer, STRENGTH),)) for layer in range(engine.layers)]
-    engine.load({NAME: dict.fromkeys(range(engine.layers), direction)}, steerings)
-    prompt = Prompt.plain(int(t) for t in np.random.default_rng(1).integers(0, engine.vocab_size, 8))
+    direction = np.random.default_rng(0).standard_normal(engine.info.hidden_size).astype(np.float32)
+    steerings = [Steering((Term(NAME, layer, STRENGTH),)) for layer in range(engine.info.layers)]
+    engine.load({NAME: dict.fromkeys(range(engine.info.layers), direction)}, steerings)
+    prompt = Prompt.plain(int(t) for t in np.random.default_rng(1).integers(0, engine.info.vocab_size, 8))
     probes = _probes(engine)
 
     def request(name: str, steering: Steering | None) -> Request:
         return Request(name, prompt, steering, logprob_token_ids=probes)
 
     alone = next(iter(engine.run([request("alone", None)])))
-    names = [f"layer {layer}" for layer in range(engine.layers)]
+    names = [f"layer {layer}" for layer in range(engine.info.layers)]
     batch = [request("mate", None), *map(request, names, steerings)]
     together = {result.id: result for result in engine.run(batch)}
     untouched = _distance(together["mate"], alone)
@@ -55,12 +51,12 @@ def prove_steering(engine: VllmEngine) -> None:
             f"{', '.join(dead) or 'a layer'} by no more than {MARGIN:g} times that when steered",
             hint="this engine does not steer as it should; `vsteer verify` tells more",
         )
-    if engine.capacity.ablates:
+    if capacity.ablates:
         _prove_ablation(engine, prompt, direction, changes)
-        engine.load({NAME: dict.fromkeys(range(engine.layers), direction)}, steerings)
-    if engine.prefix_caching:
+        engine.load({NAME: dict.fromkeys(range(engine.info.layers), direction)}, steerings)
+    if engine.info.cache_block:
         _prove_cache_identity(engine, steerings)
-    if engine.capacity.captures > 1:
+    if capacity.captures > 1:
         _prove_capture(engine, prompt, steerings, STRENGTH * direction)
 
 
@@ -70,17 +66,17 @@ def _distance(a: Result, b: Result) -> float:
 
 
 def _prove_ablation(
-    engine: VllmEngine, prompt: Prompt, direction: NDArray[np.float32], changes: Mapping[str, float]
+    engine: Engine, prompt: Prompt, direction: NDArray[np.float32], changes: Mapping[str, float]
 ) -> None:
     """Whatever is added along a direction must be gone where that is ablated, at a layer or everywhere."""
     steerings: dict[str, Steering] = {}
-    for layer in range(engine.layers):
+    for layer in range(engine.info.layers):
         for operation in ABLATIONS:
             ablation = Term(NAME, layer, operation=operation)
             name = f"{operation} layer {layer}"
             steerings[name] = Steering((ablation,))
             steerings[f"{name}, added"] = Steering((Term(NAME, layer, STRENGTH), ablation))
-    engine.load({NAME: dict.fromkeys(range(engine.layers), direction)}, steerings.values())
+    engine.load({NAME: dict.fromkeys(range(engine.info.layers), direction)}, steerings.values())
     asked = [Request(name, prompt, s, logprob_token_ids=_probes(engine)) for name, s in steerings.items()]
     found = {result.id: result for result in engine.run(asked)}
     left = {
@@ -96,12 +92,12 @@ def _prove_ablation(
         )
 
 
-def _probes(engine: VllmEngine) -> tuple[int, ...]:
-    return tuple(range(min(PROBES, engine.vocab_size)))
+def _probes(engine: Engine) -> tuple[int, ...]:
+    return tuple(range(min(PROBES, engine.info.vocab_size)))
 
 
 def _prove_capture(
-    engine: VllmEngine, prompt: Prompt, steerings: list[Steering], added: NDArray[np.float32]
+    engine: Engine, prompt: Prompt, steerings: list[Steering], added: NDArray[np.float32]
 ) -> None:
     """What is added to one token at one layer must be captured there, and not before, neither in depth nor
     in the prompt."""
@@ -113,7 +109,7 @@ def _prove_capture(
     streams = {result.id: result.captured for result in engine.run(requests)}
     plain = streams["alone"]
     wrong = []
-    for layer in range(engine.layers):
+    for layer in range(engine.info.layers):
         steered = streams[str(layer)]
         if steered is None or plain is None:
             raise EngineError("the canary failed: nothing was captured", hint="`vsteer verify` tells more")
@@ -132,21 +128,21 @@ def _prove_capture(
         )
 
 
-def _prove_cache_identity(engine: VllmEngine, steerings: list[Steering]) -> None:
-    tokens = np.random.default_rng(2).integers(0, engine.vocab_size, 2 * engine.block_size + 1)
-    if len(tokens) >= engine.max_model_len:
+def _prove_cache_identity(engine: Engine, steerings: list[Steering]) -> None:
+    tokens = np.random.default_rng(2).integers(0, engine.info.vocab_size, 2 * engine.info.cache_block + 1)
+    if len(tokens) >= engine.info.max_model_len:
         return
     prompt = Prompt.plain(int(t) for t in tokens)
-    other = Steering(steerings[0].terms, (engine.block_size, 2 * engine.block_size))
+    other = Steering(steerings[0].terms, (engine.info.cache_block, 2 * engine.info.cache_block))
     cached = [
         next(iter(engine.run([Request("cache", prompt, steering)]))).cached_tokens
         for steering in (steerings[0], steerings[-1], other, None, steerings[0])
     ]
-    shared = 2 * engine.block_size
+    shared = 2 * engine.info.cache_block
     # unsteered blocks are found again up to a span's start, and a steering's own blocks as a whole
-    if len(steerings) > 1 and cached != [0, 0, 0, engine.block_size, shared]:
+    if len(steerings) > 1 and cached != [0, 0, 0, engine.info.cache_block, shared]:
         raise EngineError(
             f"the canary failed: prefix-cache hits of {cached} tokens instead of "
-            f"{[0, 0, 0, engine.block_size, shared]}: blocks of different steerings are not told apart",
+            f"{[0, 0, 0, engine.info.cache_block, shared]}: blocks of different steerings are not told apart",
             hint="is the vsteer plugin loaded in vLLM's engine core process (VLLM_PLUGINS)?",
         )

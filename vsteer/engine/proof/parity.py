@@ -76,11 +76,11 @@ def make_vectors(reference: ReferenceEngine, relative: float = 0.5, seed: int = 
     median, since many models make their first token some hundred times longer than the others.
     """
     rng = np.random.default_rng(seed)
-    probe = [int(token) for token in rng.integers(0, reference.vocab_size, 64)]
+    probe = [int(token) for token in rng.integers(0, reference.info.vocab_size, 64)]
     lengths = relative * np.median(np.linalg.norm(reference.streams(probe), axis=2), axis=1)
     vectors: dict[str, dict[int, NDArray[np.float32]]] = {}
     for name in VECTOR_NAMES:
-        raw = rng.standard_normal((reference.layers, reference.hidden_size))
+        raw = rng.standard_normal((reference.info.layers, reference.info.hidden_size))
         raw *= (lengths / np.linalg.norm(raw, axis=1))[:, None]
         vectors[name] = dict(enumerate(raw.astype(np.float32)))
     return vectors
@@ -248,7 +248,7 @@ def compare_row(
         fail(f"{result.steered_tokens} tokens are recorded as steered, {expected} lie in the span")
     if not slips:
         return
-    named = dict(_slips(request, reference.layers))
+    named = dict(_slips(request, reference.info.layers))
     scores = reference.score_together(list(named.values()), result.token_ids)
     for name, score in zip(named, scores, strict=True):
         shown = _distance(result, score)

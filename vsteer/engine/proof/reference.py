@@ -1,6 +1,6 @@
 """The reference engine: Hugging Face in eager mode with plain hooks, one request at a time.
 
-The oracle of the tests and the fallback where vLLM can't run. It is written to be read: the stream
+The oracle of the tests and of `vsteer verify`; no run uses it. It is written to be read: the stream
 after block L gets m times the direction of layer L, at every position in the span; what is ablated is
 taken out after that, and where it is ablated everywhere, out of all that is ever added to the stream.
 """
@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from vsteer.engine.support import check_family
 from vsteer.engine.table import check_direction
 from vsteer.errors import SteeringFault
-from vsteer.protocol import Request, Result, Steering, Vectors, expected_steered_tokens
+from vsteer.protocol import Engine, EngineInfo, Request, Result, Steering, Vectors, expected_steered_tokens
 
 
-class ReferenceEngine:
+class ReferenceEngine(Engine):
     def __init__(
         self,
         model: str,
@@ -46,10 +46,16 @@ class ReferenceEngine:
             .eval()
         )
         self.tokenizer: Any = AutoTokenizer.from_pretrained(model, revision=revision)
-        self.layers: int = config.num_hidden_layers
-        self.hidden_size: int = config.hidden_size
-        self.vocab_size: int = config.vocab_size
-        self.max_model_len: int = min(max_model_len or 2**31, config.max_position_embeddings)
+        self.info = EngineInfo(
+            kind="reference",
+            dtype=str(self.model.dtype).removeprefix("torch."),
+            model_type=config.model_type,
+            layers=config.num_hidden_layers,
+            hidden_size=config.hidden_size,
+            vocab_size=config.vocab_size,
+            max_model_len=min(max_model_len or 2**31, config.max_position_embeddings),
+        )
+        self.steps = 0
         eos = self.model.generation_config.eos_token_id
         self.eos: set[int] = set(eos if isinstance(eos, list) else [eos]) - {None}
         self._vectors: Vectors = {}
@@ -57,16 +63,15 @@ class ReferenceEngine:
     def load(self, vectors: Vectors, steerings: Iterable[Steering]) -> None:
         for steering in steerings:
             for term in steering.acting_terms:
-                check_direction(term.vector, term.layer, vectors[term.vector][term.layer], self.hidden_size)
+                direction = vectors[term.vector][term.layer]
+                check_direction(term.vector, term.layer, direction, self.info.hidden_size)
         self._vectors = vectors
 
     def run(self, requests: Iterable[Request]) -> Iterator[Result]:
         for request in requests:
-            reason = request.invalid_because(self.vocab_size, self.max_model_len)
+            reason = request.invalid_because(self.info.vocab_size, self.info.max_model_len)
+            self.steps += 1
             yield Result(request.id, "error", error=reason) if reason else self._generate(request)
-
-    def close(self) -> None:
-        return None
 
     def score(self, request: Request, token_ids: Iterable[int]) -> torch.Tensor:
         """Log-probabilities over the vocabulary before each of `token_ids`, forced after the prompt."""
@@ -177,7 +182,7 @@ class ReferenceEngine:
             for request, steering in zip(requests, steerings, strict=True)
         ]
         for layer in {term.layer for steering in steerings for term in steering.acting_terms}:
-            added = np.zeros((len(requests), self.hidden_size), np.float32)
+            added = np.zeros((len(requests), self.info.hidden_size), np.float32)
             for row, steering in enumerate(steerings):
                 for term in steering.acting_terms:
                     if term.layer == layer and not term.ablates:
