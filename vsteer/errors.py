@@ -1,7 +1,7 @@
-"""Every error of the user's own making: one message, one hint, and the exit code it ends with.
+"""Every error that a user can do something about: one message, one hint, and the exit code it ends with.
 
-The command line shows them as two short lines without a traceback (`vsteer/cli/__init__.py`). Anything that
-isn't a `VsteerError` is a bug in vsteer or beneath it, and stays loud.
+The command line shows them as two short lines without a traceback (`vsteer/cli/__init__.py`). An exception
+that isn't a `VsteerError` is a bug in vsteer or beneath it, and keeps its traceback.
 """
 
 
@@ -11,7 +11,7 @@ class VsteerError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, hint: str) -> None:
-        # Both go to Exception too, so that the error survives pickling on its way out of a worker process.
+        # Exception gets both too, so that the error survives pickling on its way out of a worker process.
         super().__init__(message, hint)
         self.message = message
         self.hint = hint
@@ -39,11 +39,11 @@ class ModelError(VsteerError):
 
 
 class EngineError(VsteerError):
-    """The engine can't do what it was asked: a full table, an unknown cell, a refused request."""
+    """The engine can't do what is wanted of it: a full table, an unknown cell, a refused request."""
 
 
 class UnsupportedError(VsteerError):
-    """A model family or an option that vsteer has not been proven to steer; the message lists what works."""
+    """A model family or an option that no proof covers; the message lists what works."""
 
 
 class StoreError(VsteerError):
@@ -51,4 +51,4 @@ class StoreError(VsteerError):
 
 
 class SteeringFault(RuntimeError):
-    """A row might not have been steered as it says: our bug or one beneath us, so it keeps its traceback."""
+    """A row might not have been steered as it says: a bug here or beneath, so it keeps its traceback."""

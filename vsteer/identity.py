@@ -1,7 +1,7 @@
 """What makes two rows the same row: hashes of everything that changes an output, and of nothing else.
 
 Every identity is a plain value, written as canonical JSON and hashed. Raise VERSION whenever the same value
-comes to stand for another output, so that no row of before is taken for one of after.
+comes to stand for another output, so that an old row is never taken for a new one.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ def row_id(config_id: str, item_id: str, order: str, sample: int) -> str:
 
 
 def derived_seed(*content: object) -> int:
-    """A seed for one thing that is drawn at random, from the run's seed and the thing's content."""
+    """A seed for one random draw, made from the run's seed and from what is drawn."""
     digest = hashlib.sha256(f"vsteer-seed|{canonical(list(content))}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1  # vLLM takes a signed 64-bit integer
 
 
 def sampling_seed(run_seed: int, item_id: str, order: str, sample: int) -> int:
-    """Equal for every configuration, so that what differs between two of them isn't the dice."""
+    """It is equal for every configuration, so that a difference between two of them isn't chance."""
     return derived_seed(run_seed, item_id, order, sample)

@@ -60,13 +60,13 @@ def test_the_group_lists_every_verb_with_its_line() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "code"), [(ModelError("it broke", "mend it"), 1), (UsageError("it broke", "mend it"), 2)]
+    ("error", "code"), [(ModelError("it broke", "fix it"), 1), (UsageError("it broke", "fix it"), 2)]
 )
 def test_our_errors_are_two_lines_on_stderr(
     error: Exception, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done = run_verb_that_raises(error, monkeypatch)
-    assert (done.exit_code, done.stdout, done.stderr) == (code, "", "error: it broke\nhint: mend it\n")
+    assert (done.exit_code, done.stdout, done.stderr) == (code, "", "error: it broke\nhint: fix it\n")
 
 
 def test_ctrl_c_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:

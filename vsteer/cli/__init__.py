@@ -1,6 +1,6 @@
 """The command line: one file a verb, loaded only when it is called.
 
-`vsteer --help` must not pay for torch or vllm, so the group knows its verbs by name and help line alone.
+`vsteer --help` must not import torch or vllm, so the group knows each verb by its name and help line alone.
 """
 
 import importlib
@@ -16,17 +16,20 @@ from vsteer.errors import VsteerError
 
 VERBS = {
     "run": ("vsteer.cli.run:run", "Run a grid into Parquet, or go on with it."),
-    "status": ("vsteer.cli.status:status", "Say where a run stands."),
+    "status": ("vsteer.cli.status:status", "Show where a run stands."),
     "check": ("vsteer.cli.status:check", "Prove a run whole against its plan."),
-    "sql": ("vsteer.cli.sql:sql", "Ask of one run or many what papers ask, in SQL."),
+    "sql": ("vsteer.cli.sql:sql", "Answer what papers ask of one run or many, in SQL."),
     "report": ("vsteer.cli.report:report", "Draw a run, or several, as one HTML page."),
-    "show": ("vsteer.cli.show:show", "Show what was said to one prompt over the multipliers."),
+    "show": ("vsteer.cli.show:show", "Show the answers to one prompt over the multipliers."),
     "export": ("vsteer.cli.export:export", "Write the rows of a run as CSV or JSON Lines."),
     "score": ("vsteer.cli.score:score", "Score the texts and items of a run, without generating."),
-    "plan": ("vsteer.cli.plan:plan", "Say what a grid comes to, before it is run."),
-    "verify": ("vsteer.cli.verify:verify", "Hold vLLM's steering of a model against Hugging Face's."),
-    "doctor": ("vsteer.cli.doctor:doctor", "Say what a run would meet on this machine, and what mends it."),
-    "vectors": ("vsteer.cli.vectors:vectors", "Look at steering vectors, compare them, make others of them."),
+    "plan": ("vsteer.cli.plan:plan", "Show what a grid comes to, before it is run."),
+    "verify": ("vsteer.cli.verify:verify", "Compare vLLM's steering of a model with Hugging Face's."),
+    "doctor": ("vsteer.cli.doctor:doctor", "Show what a run would meet on this machine, and how to fix it."),
+    "vectors": (
+        "vsteer.cli.vectors:vectors",
+        "Look at steering vectors, compare them, derive others.",
+    ),
     "bench": ("vsteer.cli.bench:bench", "Measure vsteer on this machine."),
     "models": ("vsteer.cli.models:models", "List, fetch and locate the named models that need no hub."),
 }
@@ -34,11 +37,11 @@ VERBS = {
 
 
 class Failure(click.ClickException):
-    """A `VsteerError` on its way to the terminal: two lines on stderr and the error's own exit code."""
+    """A `VsteerError` as the terminal shows it: two lines on stderr and the error's own exit code."""
 
     def __init__(self, error: VsteerError) -> None:
         super().__init__(f"{error.message}\nhint: {error.hint}")
-        # click reads the code from the exception that it shows, and declares it for the whole class.
+        # click reads the code from the exception that it shows, and its type declares it for the whole class.
         self.__dict__["exit_code"] = error.exit_code
 
     def show(self, file: Any = None) -> None:
@@ -46,7 +49,7 @@ class Failure(click.ClickException):
 
 
 class VerbGroup(click.Group):
-    """A click group that imports a verb's module when the verb is asked for, not before."""
+    """A click group that imports a verb's module when the verb is called, not before."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(VERBS)
@@ -65,7 +68,7 @@ class VerbGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         if threading.current_thread() is threading.main_thread():
-            # so that an engine is closed by whoever started it; a run has its own way to stop
+            # SIGTERM becomes an exit, so that whoever started an engine closes it; a run has its own handler.
             signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
         try:
             return super().invoke(ctx)

@@ -1,1 +1,1 @@
-"""grid.yaml as a checked `Grid`: its settings, its axes, and where in the file a problem stands."""
+"""A grid, from grid.yaml or from Python: its settings, its axes, and where in it a problem stands."""

@@ -1,6 +1,6 @@
 """The axes of a grid as they are written, and what they stand for: layers, multipliers, positions, norms.
 
-A parser takes the YAML value and raises what pydantic reports with the value's line; `resolve` turns a
+A parser takes the plain value and raises what pydantic reports with the value's place; `resolve` turns a
 choice of layers into the layers of a model.
 """
 
@@ -31,19 +31,19 @@ _NORM_FORMS = "write raw, unit, caa, {residual: 0.1}, or a list of them"
 
 @dataclass(frozen=True)
 class Layers:
-    """A choice of layers. `written` is what the file said, for the manifest."""
+    """A choice of layers. `written` is how the grid has it, for the manifest."""
 
     groups: tuple[Group, ...] | None  # None: every layer within `depth`
     depth: tuple[float, float]
     written: Any
 
     def resolve(self, layers: int | None) -> tuple[Group, ...]:
-        """The groups on a model of that many layers. ValueError: what is wrong with them."""
+        """The groups on a model of so many layers. A ValueError says what is wrong with them."""
         if self.groups is None:
             if layers is None:
                 raise ValueError("the number of layers is not known")
             low, high = self.depth
-            # a hair's breadth of slack, so that 0.4 of 30 layers takes layer 11, whose depth is 12/30
+            # A little slack lets 0.4 of 30 layers take layer 11, whose depth is 12/30.
             chosen = [n for n in range(layers) if low - 1e-9 <= (n + 1) / layers <= high + 1e-9]
             if not chosen:
                 raise ValueError(f"no layer of {layers} has a depth from {low:g} to {high:g}")
@@ -108,10 +108,10 @@ def parse_multipliers(value: Any) -> tuple[float, ...]:
 
 def _multiplier(value: Any) -> float:
     number = _number(value, _MULTIPLIER_FORMS)
-    # The device multiplies in float32: what overflows or vanishes there is not what was asked for.
+    # The device multiplies in float32, where such a number would become infinite or 0.
     if number and not float(np.finfo(np.float32).tiny) <= abs(number) <= float(np.finfo(np.float32).max):
         raise wrong(f"the multiplier {number} is no float32 number", "papers use -2 to 2")
-    # the shortest number of the same float32, so that one multiplier is not two by its 9th digit; -0.0 is 0
+    # Numbers that are one float32 become its shortest decimal, and so one multiplier; -0.0 becomes 0.
     return float(str(np.float32(number))) + 0.0
 
 
@@ -122,7 +122,7 @@ def _multiplier_range(value: dict[str, Any]) -> tuple[float, ...]:
     if step <= 0 or start > end or (end - start) / step > MOST_VALUES:
         raise wrong(f"expected from, to and a step between them, found {shown(value)}", _MULTIPLIER_FORMS)
     count = math.floor((end - start) / step + 1e-9) + 1
-    # 0.1 is no binary number: the sum of three of them is written 0.3, as the user would
+    # 0.1 has no exact binary form: rounding makes the sum of three of them 0.3, as the user would write it.
     return tuple(dict.fromkeys(_multiplier(round(start + n * step, 10)) for n in range(count)))
 
 

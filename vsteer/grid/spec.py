@@ -1,7 +1,7 @@
-"""grid.yaml as it is checked and held: what to steer, with what, where, and what to ask.
+"""A grid as it is checked and held: what to steer, with what, where, and what to ask.
 
-`read_grid` refuses every unknown key, and each of its errors names the file and the line. It reads the grid
-alone: data files, vector files and the model are looked at when the grid is planned (`vsteer/plan/plan.py`).
+It comes from a YAML file or from Python, and every unknown key is refused. Data files, vector files and the
+model are looked at only when the grid is planned (`vsteer/plan/plan.py`).
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ from vsteer.validation import (
     wrong,
 )
 
-# vLLM's options that say how a model runs and not what it answers, rounding apart. What changes its outputs
-# is said of the model, where it becomes a part of every row's identity; what isn't listed may do so too.
+# vLLM's options that decide how a model runs and not what it answers, rounding apart. An option that changes
+# outputs is a setting of the model, and so a part of every row's identity; those not listed here may do so.
 _IN_VLLM = {
     "async_scheduling", "attention_backend", "compilation_config", "cpu_offload_gb",
     "cudagraph_capture_sizes", "disable_cascade_attn", "disable_custom_all_reduce",
@@ -86,7 +86,7 @@ class EngineSpec(Strict):
             raise wrong("load_format: dummy makes random weights", "leave it out", "load_format")
         for option in self.vllm:
             if option not in _IN_VLLM:
-                hint = "say it of the model, or by the engine's own setting; some options are never proven"
+                hint = "set it of the model, or by the engine's own setting; some options are never proven"
                 raise wrong(f"the option {option!r} can't be passed to vLLM here", hint, "vllm", option)
         return self
 
@@ -163,7 +163,7 @@ class Controls(Strict):
 
 
 class Exclude(Strict):
-    """What to leave out: the configurations that agree with everything said here."""
+    """The configurations to leave out: those that agree with everything named here."""
 
     model: Texts | None = None
     vector: Names | None = None
@@ -182,7 +182,7 @@ class Exclude(Strict):
 
 
 def _kind_of_vector(value: Any) -> str:
-    """Tags that no key could be: pydantic puts them into the path by which an error's line is found."""
+    """The tag is no possible key, since pydantic puts it into the location of an error."""
     in_a_file = "file" in value if isinstance(value, dict) else isinstance(value, FileVector)
     return "<file>" if in_a_file else "<data>"
 
@@ -244,7 +244,7 @@ class Grid(Strict):
         return self._source.at(loc)
 
     def engine_for(self, model: Model) -> EngineSpec:
-        """The grid's engine settings, with what this model says differently."""
+        """The grid's engine settings, with those that this model has of its own."""
         if model.engine is None:
             return self.engine
         differs = {name: getattr(model.engine, name) for name in model.engine.model_fields_set}

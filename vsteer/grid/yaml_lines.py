@@ -1,7 +1,7 @@
-"""YAML with the line of every value: what a file says, and where it says it.
+"""YAML with the line of every value: what a file holds, and where.
 
-PyYAML's own loader forgets where a value stood and lets the second of two equal keys win without a word.
-Here a file is composed into nodes, which know their places, and read from those: safe tags only.
+PyYAML's own loader forgets where a value stood and silently lets the second of two equal keys win. Here a
+file is composed into nodes, which know their places, and read from those; only safe tags are taken.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from vsteer.grid.problems import GridError, Loc, Source
 
-# An alias stands for a whole tree, so a few nested ones can ask for more values than memory holds.
+# An alias stands for a whole tree, so a few nested ones can make more values than memory holds.
 MOST_VALUES = 100_000
 _PREFIX = "tag:yaml.org,2002:"
 _MERGE = _PREFIX + "merge"
@@ -29,16 +29,20 @@ def read_yaml(path: str | Path) -> Source:
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         message = f"expected UTF-8 text, found byte 0x{error.object[error.start]:02x}"
-        raise GridError(f"{path}, line {line}: {message}", "save the file as UTF-8") from None
+        raise _error(path, line, message, "save the file as UTF-8") from None
     reader = _Reader(path)
     node = reader.compose(text)
     if node is None:
-        raise GridError(f"{path}, line 1: expected a grid, found an empty file", "is it the file you meant?")
+        raise _error(path, 1, "expected a grid, found an empty file", "is it the file you meant?")
     try:
         value = reader.value(node, (), node)
     except RecursionError:
         reader.fail(node, "the values are nested too deeply", "a grid is a few levels deep")
     return Source(value, path.parent, path, reader.lines)
+
+
+def _error(path: Path, line: int, message: str, hint: str) -> GridError:
+    return GridError(f"{path}, line {line}: {message}", hint)
 
 
 class _Reader:
@@ -55,22 +59,18 @@ class _Reader:
             mark = error.problem_mark or error.context_mark
             line = mark.line + 1 if mark else 1
             reason = " ".join(part for part in (error.context, error.problem) if part)
-            raise GridError(
-                f"{self.path}, line {line}: not valid YAML: {reason}",
-                "look at the indentation and the quotes",
-            ) from None
+            hint = "look at the indentation and the quotes"
+            raise _error(self.path, line, f"not valid YAML: {reason}", hint) from None
         except yaml.reader.ReaderError as error:
             line = text.count("\n", 0, error.position) + 1
             message = f"a character that YAML forbids: {error.character!r}"
-            raise GridError(f"{self.path}, line {line}: {message}", "take it out") from None
+            raise _error(self.path, line, message, "take it out") from None
         except RecursionError:
-            raise GridError(
-                f"{self.path}, line 1: the values are nested too deeply", "a grid is a few levels deep"
-            ) from None
+            message = "the values are nested too deeply"
+            raise _error(self.path, 1, message, "a grid is a few levels deep") from None
         except (ValueError, IndexError, OverflowError) as error:  # such as the escape "\U7fffffff"
-            raise GridError(
-                f"{self.path}, line 1: not valid YAML: {error}", "look at escapes such as \\U in quoted texts"
-            ) from None
+            hint = "look at escapes such as \\U in quoted texts"
+            raise _error(self.path, 1, f"not valid YAML: {error}", hint) from None
         return node
 
     def value(self, node: Node, loc: Loc, key: Node) -> object:
@@ -115,7 +115,7 @@ class _Reader:
         return value
 
     def _merge(self, node: Node, loc: Loc, key: Node, value: dict[str, object]) -> None:
-        """`<<: *other`: what the other mapping says and this one does not."""
+        """`<<: *other` takes what the other mapping has and this one lacks."""
         others = node.value if isinstance(node, SequenceNode) else [node]
         for other in others:
             if not isinstance(other, MappingNode) or id(other) in self._open:
@@ -138,9 +138,11 @@ class _Reader:
         kind = node.tag.removeprefix(_PREFIX)
         # Half a surrogate pair can't be hashed or printed, and a zero byte can't stand in a path.
         if any(character == "\0" or "\ud800" <= character <= "\udfff" for character in node.value):
-            self.fail(node, "expected Unicode text, found an escape that stands for no character", "mend it")
+            self.fail(
+                node, "expected Unicode text, found an escape that stands for no character", "replace it"
+            )
         if kind in ("str", "timestamp", "value", "merge"):
-            return node.value  # a date is a text here
+            return node.value  # A date stays a text.
         if kind not in ("null", "bool", "int", "float"):
             self.fail(node, f"the tag {node.tag} is not known here", "leave the tag out")
         try:
@@ -150,7 +152,7 @@ class _Reader:
         return value
 
     def fail(self, node: Node, message: str, hint: str) -> NoReturn:
-        raise GridError(f"{self.path}, line {node.start_mark.line + 1}: {message}", hint)
+        raise _error(self.path, node.start_mark.line + 1, message, hint)
 
 
 _KINDS = {"null": "nothing", "bool": "true or false", "int": "a whole number", "float": "a number"}
