@@ -57,7 +57,7 @@ def _score(folder: Path, rows: int) -> tuple[float, float]:
     began = time.perf_counter()
     for scorer in PLAIN.values():
         done = score_texts(folder, scorer)
-        assert (done.new, done.open) == (rows, 0)
+        assert (done.scored, done.open) == (rows, 0)
     seconds = time.perf_counter() - began
     # getrusage's peak would be that of the process that started this one, where that was larger.
     peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())

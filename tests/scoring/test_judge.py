@@ -16,7 +16,8 @@ import pytest
 
 from tests.store import makers
 from vsteer.scoring.endpoint import Endpoint, JudgeError
-from vsteer.scoring.judge import Judged, judge_texts
+from vsteer.scoring.endpoint_judge import judge_texts
+from vsteer.scoring.judge import Judged
 from vsteer.scoring.rubrics import Rubric, load_rubric
 from vsteer.store.store import open_store
 from vsteer.store.views import connect
@@ -135,7 +136,7 @@ def test_faults_lose_no_text_and_score_none_wrongly(tmp_path: Path, server: Serv
         8: "7-8",
     }
     done = judge(run, server)
-    assert (done.texts, done.scored, done.unreadable, done.open) == (60, 56, 4, 0)
+    assert (done.texts, done.scored, done.failed, done.open) == (60, 56, 4, 0)
     wanted = {n: float(n % 11) for n in range(60)} | {3: 10, 4: 7} | dict.fromkeys((5, 6, 7, 8))
     assert {n: value for n, (value, _) in verdicts(run).items()} == wanted
     assert all(verdicts(run)[n][1] for n in (5, 6, 7, 8))

@@ -113,7 +113,7 @@ def verdicts(run: Path) -> list[float | None]:
 def test_every_text_has_a_verdict_or_a_counted_failure(tmp_path: Path, tokenizer: Any) -> None:
     run, engine = made_run(tmp_path / "run", *range(14)), JudgingEngine(tokenizer)
     done = judge(run, engine)
-    assert (done.texts, done.scored, done.unreadable, done.open) == (14, 13, 1, 0)
+    assert (done.texts, done.scored, done.failed, done.open) == (14, 13, 1, 0)
     assert verdicts(run) == [None if n == 6 else n % 11 for n in range(14)]
     assert done.tokens == engine.prompt_tokens + 14 * ANSWER_TOKENS
     # the rubric's own words, in the model's template
@@ -146,7 +146,7 @@ def test_cut_short_it_asks_nothing_twice(tmp_path: Path, tokenizer: Any) -> None
     with pytest.raises(KeyboardInterrupt):
         judge(run, first)
     done = judge(run, second)
-    assert (done.standing, done.scored + done.unreadable, done.open) == (5, 9, 0)
+    assert (done.standing, done.scored + done.failed, done.open) == (5, 9, 0)
     assert sorted(first.asked + second.asked) == list(range(14))
 
 

@@ -20,12 +20,11 @@ from vsteer.engine.fake import FakeEngine
 from vsteer.errors import ModelError, SteeringFault, StoreError
 from vsteer.grid.spec import EngineSpec, read_grid
 from vsteer.plan.plan import Plan, make_plans
-from vsteer.protocol import Request, Result
+from vsteer.protocol import Engine, EngineInfo, Request, Result, Steering, Vectors
 from vsteer.run import loading
 from vsteer.run.start import run_grid
-from vsteer.scoring.perplexity import coherence_request, read_coherence
-from vsteer.scoring.perplexity_file import Coherence, CoherenceFile
-from vsteer.scoring.score_file import ScoreFile
+from vsteer.scoring.perplexity import CoherenceFile, coherence_request, read_coherence
+from vsteer.scoring.score_file import Scored, ScoreFile
 from vsteer.store.store import open_store
 from vsteer.store.views import connect
 
@@ -67,7 +66,7 @@ def test_perplexity_is_the_inverse_geometric_mean_of_the_probabilities() -> None
     assert certain["perplexity"][0] == 1
 
 
-def test_what_is_no_number_is_told() -> None:
+def test_what_is_no_number_is_reported() -> None:
     value, note = read_coherence((7, 9), answer(math.nan, last=-1.0))["perplexity"]
     assert value is None
     assert note is not None
@@ -80,12 +79,18 @@ def test_what_is_no_number_is_told() -> None:
         read_coherence((7, 8, 9), answer(-1.0, last=-1.0))
 
 
-class Counting:
-    """An engine for which the token t has the probability 1 / (t + 1), and that says what it was asked."""
+class Counting(Engine):
+    """An engine for which the token t has the probability 1 / (t + 1), and that keeps what it was asked."""
+
+    info = EngineInfo("fake", "float32", "llama", layers=1, hidden_size=1, vocab_size=99, max_model_len=99)
+    steps = 0
 
     def __init__(self, dies_after: int | None = None) -> None:
         self.asked: list[Request] = []
         self._dies_after = dies_after
+
+    def load(self, vectors: Vectors, steerings: Iterable[Steering]) -> None:
+        raise AssertionError("perplexity is unsteered")
 
     def run(self, requests: Iterable[Request]) -> Iterator[Result]:
         for request in requests:
@@ -99,9 +104,6 @@ class Counting:
                 logprobs=({token: -math.log(token + 1) for token in request.logprob_token_ids},),
                 prompt_logprobs=() if first is None else tuple(-math.log(t + 1) for t in ids[first:]),
             )
-
-    def close(self) -> None:
-        pass
 
 
 WEIGHTS = {"sha256": "ab", "dtype": "float32"}
@@ -118,7 +120,7 @@ def made_run(folder: Path, texts: int = 6, **changes: Any) -> Path:
     return folder
 
 
-def score(run: Path, engine: Counting, weights: dict[str, str] = WEIGHTS, **which: Any) -> Coherence:
+def score(run: Path, engine: Counting, weights: dict[str, str] = WEIGHTS, **which: Any) -> Scored:
     with CoherenceFile(run, "tiny-llama", weights, **which) as file:
         return file.score(engine)
 
@@ -168,7 +170,7 @@ def test_scores_of_other_evaluations_are_left_alone(tmp_path: Path) -> None:
     assert len(perplexities(run)) == 6
 
 
-def test_a_text_whose_prompt_is_gone_is_told(tmp_path: Path) -> None:
+def test_a_text_whose_prompt_is_gone_is_reported(tmp_path: Path) -> None:
     run = made_run(tmp_path / "run", prompt_id="nowhere")
     with pytest.raises(StoreError, match=r"is not in .*prompts\.parquet"):
         score(run, Counting())
@@ -291,7 +293,7 @@ def test_another_model_in_the_same_place_is_refused(grid: Path) -> None:
         )
 
 
-def test_a_manifest_that_does_not_say_how_models_ran_is_told(tmp_path: Path) -> None:
+def test_a_manifest_that_does_not_say_how_models_ran_is_reported(tmp_path: Path) -> None:
     done = vsteer_score(str(made_run(tmp_path / "run")), "--scorer", "perplexity")
     assert done.exit_code == 1
     assert "doesn't say how its models were loaded" in done.stderr

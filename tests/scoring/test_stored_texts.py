@@ -45,7 +45,7 @@ def expected(*numbers: int) -> dict[str, float]:
 
 def score(folder: Path) -> tuple[int, int, int]:
     done = score_texts(folder, PLAIN["length"])
-    return done.texts, done.standing, done.new
+    return done.texts, done.standing, done.scored
 
 
 def test_only_new_rows_are_scored(tmp_path: Path) -> None:
@@ -113,9 +113,7 @@ def slowly(folder: Path) -> None:
     with ScoreFile(folder, one.name, one.hash, one.identity) as file:
         file.save_seconds = 0.0
         for output in file.unscored("token_ids"):
-            for name, (value, note) in one.score(output.text, output.token_ids).items():
-                file.add(output, name, value, note)
-            file.end_row()
+            file.add(output, one.score(output.text, output.token_ids))
             time.sleep(0.002)
 
 
@@ -163,7 +161,7 @@ def test_the_command_scores_with_the_plain_scorers_and_says_so(tmp_path: Path) -
     ("arguments", "message"),
     [
         (["--scorer", "lenght"], "no scorer is called 'lenght'"),
-        (["--scorer", "judge"], "a judge needs to know"),
+        (["--scorer", "judge"], "a judge needs a rubric and a model"),
         (
             ["--scorer", "judge", "--rubric", "no-such", "--base-url", "http://x/v1", "--judge-model", "m"],
             "no rubric",
@@ -183,19 +181,19 @@ def test_the_command_scores_with_the_plain_scorers_and_says_so(tmp_path: Path) -
         ),
     ],
 )
-def test_mistakes_are_told(tmp_path: Path, arguments: list[str], message: str) -> None:
+def test_mistakes_are_reported(tmp_path: Path, arguments: list[str], message: str) -> None:
     done = vsteer(str(add_texts(tmp_path / "run", 1)), *arguments)
     assert done.exit_code in (1, 2)
     assert done.stderr.startswith(f"error: {message}")
     assert "pw" not in done.stderr.replace("password", "")
 
 
-def test_a_folder_that_is_no_run_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_is_no_run_is_reported(tmp_path: Path) -> None:
     done = vsteer(str(tmp_path))
     assert (done.exit_code, done.stderr.splitlines()[0]) == (1, f"error: {tmp_path} is not a run's folder")
 
 
-def test_a_damaged_file_of_scores_is_told(tmp_path: Path) -> None:
+def test_a_damaged_file_of_scores_is_reported(tmp_path: Path) -> None:
     run = add_texts(tmp_path / "run", 1)
     score(run)
     (file,) = run.glob("scores/*.parquet")

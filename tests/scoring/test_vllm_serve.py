@@ -24,7 +24,8 @@ from vsteer.models import resolve
 from vsteer.prompts.template import load_tokenizer
 from vsteer.run.loading import load_named
 from vsteer.scoring.endpoint import Endpoint
-from vsteer.scoring.judge import MAX_TOKENS, Judged, judge_texts
+from vsteer.scoring.endpoint_judge import judge_texts
+from vsteer.scoring.judge import MAX_TOKENS, Judged
 from vsteer.scoring.judge_answers import ANSWERS
 from vsteer.scoring.local_judge import judge_locally
 from vsteer.scoring.rubrics import load_rubric
@@ -165,7 +166,7 @@ def test_every_text_is_scored_or_a_counted_failure(
     assert KEY not in server.log.read_text()
     for path in run.rglob("*"):
         assert path.is_dir() or KEY.encode() not in path.read_bytes(), path
-    print(f"{done.scored} scored, {done.unreadable} unreadable, {done.tokens} tokens")
+    print(f"{done.scored} scored, {done.failed} unreadable, {done.tokens} tokens")
 
 
 def test_a_wrong_key_is_refused(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,7 +178,7 @@ def test_a_wrong_key_is_refused(tmp_path: Path, server: Server, monkeypatch: pyt
         check=False,
     )
     assert done.returncode == 1
-    assert "doesn't let us in (401)" in done.stderr
+    assert "refuses the key (401)" in done.stderr
     assert "sk-another" not in done.stdout + done.stderr
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +14,9 @@ import click
 if TYPE_CHECKING:
     from vsteer.engine.driver import VllmEngine
     from vsteer.scoring.judge import Judged
-    from vsteer.scoring.perplexity_file import Coherence
+    from vsteer.scoring.score_file import Scored
 
+Entry = dict[str, Any]
 INCOMPLETE = 3
 
 
@@ -38,22 +41,31 @@ INCOMPLETE = 3
     "--budget", type=click.IntRange(min=1), help="judge: spend no more tokens on this run than this."
 )
 @click.option(
-    "--concurrency", type=click.IntRange(1, 256), default=8, show_default=True, help="judge: asked at once."
+    "--concurrency",
+    type=click.IntRange(1, 256),
+    default=8,
+    show_default=True,
+    help="judge: how many questions at once.",
 )
 @click.option(
     "--timeout",
     type=click.FloatRange(min=0.1),
     default=120.0,
     show_default=True,
-    help="judge: seconds a try.",
+    help="judge: seconds that one try may take.",
 )
-@click.option("--revision", help="judge here: revision of a hub model.")
+@click.option("--revision", help="judge here: the revision of a hub model.")
 @click.option(
     "--dtype", default="bfloat16", show_default=True, help="judge here: bfloat16, float16, float32."
 )
-@click.option("--tensor-parallel-size", default=1, show_default=True, help="judge here: on so many GPUs.")
+@click.option(
+    "--tensor-parallel-size",
+    default=1,
+    show_default=True,
+    help="judge here: over how many GPUs.",
+)
 @click.option("--max-model-len", type=int, help="judge here: the longest prompt and answer, in tokens.")
-@click.option("--eager", is_flag=True, help="judge here: without compilation, a quicker start.")
+@click.option("--eager", is_flag=True, help="judge here: start sooner, without compilation.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON array instead of text.")
 def score(
     run: Path,
@@ -96,10 +108,10 @@ def score(
         raise UsageError(f"no scorer is called {unknown[0]!r}", f"there are {', '.join(known)}")
     if "judge" in chosen and not (rubric and judge_model):
         raise UsageError(
-            "a judge needs to know what to judge by, and whom to ask",
-            "give --rubric and --judge-model, and --base-url where it is asked at an endpoint",
+            "a judge needs a rubric and a model",
+            "give --rubric and --judge-model, and --base-url for a judge at an endpoint",
         )
-    said: list[dict[str, Any]] = []
+    entries = []
     left_open = 0
     for name in chosen:
         if name == "judge":
@@ -108,95 +120,80 @@ def score(
             if base_url:
                 judged = _judge(run, rubric, base_url, judge_model, budget, concurrency, timeout)
             else:
-                here = (revision, dtype, tensor_parallel_size, max_model_len, eager)
-                judged = _judge_here(run, rubric, judge_model, budget, *here)
-            found = _judged(judged, rubric, judge_model, as_json)
-            left_open += found["open"]
+                how = (dtype, tensor_parallel_size, max_model_len, eager)
+                judged = _judge_here(run, rubric, judge_model, budget, revision, *how)
+            left_open += judged.open
+            scored = iter([_judged(judged, rubric, judge_model)])
         elif name == PERPLEXITY:
-            said += _perplexity(run, as_json)
-            continue
+            scored = _perplexity(run)
         elif name == STEERABILITY:
-            found = _steerability(run, as_json)
+            scored = iter([_steerability(run)])
         elif name == STATISTICS:
-            found = _statistics(run, as_json)
+            scored = iter([_statistics(run)])
         else:
-            found = _plain(run, name, as_json)
-        said.append(found)
+            scored = iter([_plain(run, name)])
+        for entry, text in scored:
+            entries.append(entry)
+            if not as_json:
+                click.echo(text)
     if as_json:
-        click.echo(json.dumps(said, indent=2))
+        click.echo(json.dumps(entries, indent=2))
     if left_open:
         raise click.exceptions.Exit(INCOMPLETE)
 
 
-def _plain(run: Path, name: str, quiet: bool) -> dict[str, Any]:
+def _entry(scorer: str, done: Scored, **more: Any) -> Entry:
+    return {
+        "scorer": scorer, "hash": done.scorer_hash, "texts": done.texts, "standing": done.standing,
+        "scored": done.scored, "file": str(done.path), **more,
+    }  # fmt: skip
+
+
+def _plain(run: Path, name: str) -> tuple[Entry, str]:
     from vsteer.scoring.scorers import PLAIN
     from vsteer.scoring.stored_texts import score_texts
 
     done = score_texts(run, PLAIN[name])
-    if not quiet:
-        click.echo(
-            f"{name}: {done.new:,} of {done.texts:,} texts scored, {done.standing:,} were: {done.path}"
-        )
-    return {
-        "scorer": name, "hash": done.scorer_hash, "texts": done.texts, "standing": done.standing,
-        "scored": done.new, "file": str(done.path),
-    }  # fmt: skip
+    count = done.scored + done.failed
+    text = f"{name}: {count:,} of {done.texts:,} texts scored, {done.standing:,} were: {done.path}"
+    return _entry(name, done, scored=count), text
 
 
-def _steerability(run: Path, quiet: bool) -> dict[str, Any]:
+def _steerability(run: Path) -> tuple[Entry, str]:
     from vsteer.analysis.steerability import HASH, write_steerability
 
     path, lines = write_steerability(run)
-    if not quiet:
-        click.echo(f"steerability: {lines:,} lines, one an item, letter order and steering: {path}")
-    return {"scorer": "steerability", "hash": HASH, "lines": lines, "file": str(path)}
+    text = f"steerability: {lines:,} lines, one an item, letter order and steering: {path}"
+    return {"scorer": "steerability", "hash": HASH, "lines": lines, "file": str(path)}, text
 
 
-def _statistics(run: Path, quiet: bool) -> dict[str, Any]:
+def _statistics(run: Path) -> tuple[Entry, str]:
     from vsteer.analysis.statistics import write_statistics
 
     done = write_statistics(run)
-    if not quiet:
-        rows = ", ".join(f"{count:,} {name}" for name, count in done.rows.items())
-        click.echo(f"statistics: {rows}: {done.folder}/")
-    return {"scorer": "statistics", "rows": dict(done.rows), "folder": str(done.folder)}
+    rows = ", ".join(f"{count:,} {name}" for name, count in done.rows.items())
+    entry = {"scorer": "statistics", "rows": dict(done.rows), "folder": str(done.folder)}
+    return entry, f"statistics: {rows}: {done.folder}/"
 
 
-def _perplexity(run: Path, quiet: bool) -> list[dict[str, Any]]:
-    """Of each of the run's models, one after another; one whose texts all have theirs is not loaded."""
+def _perplexity(run: Path) -> Iterator[tuple[Entry, str]]:
+    """Score under each of the run's models in turn; one whose texts all have a score is not loaded."""
     from vsteer.run.loading import load_stored, stored_models
-    from vsteer.scoring.perplexity_file import CoherenceFile
+    from vsteer.scoring.perplexity import CoherenceFile
 
-    said = []
-    told = _Told()
+    progress = _Progress()
     for facts, spec in stored_models(run):
         with CoherenceFile(run, facts.name, facts.identity()) as file:
             if file.result.open:
-                click.echo(f"... {facts.name}: loading it into vLLM (this takes a while)", err=True)
-                engine = load_stored(facts, spec)
-                try:
-                    file.score(engine, told)
-                finally:
-                    engine.close()
+                _loading(facts.name)
+                with closing(load_stored(facts, spec)) as engine:
+                    file.score(engine, progress)
         done = file.result
-        if not quiet:
-            click.echo(
-                f"perplexity under {done.model}: {done.scored:,} of {done.texts:,} texts scored, "
-                f"{done.standing:,} were, {done.failed:,} have none: {done.path}"
-            )
-        said.append(
-            {
-                "scorer": "perplexity",
-                "model": done.model,
-                "hash": done.scorer_hash,
-                "texts": done.texts,
-                "standing": done.standing,
-                "scored": done.scored,
-                "failed": done.failed,
-                "file": str(done.path),
-            }
+        text = (
+            f"perplexity under {facts.name}: {done.scored:,} of {done.texts:,} texts scored, "
+            f"{done.standing:,} were, {done.failed:,} have none: {done.path}"
         )
-    return said
+        yield _entry("perplexity", done, model=facts.name, failed=done.failed), text
 
 
 def _judge(
@@ -209,11 +206,12 @@ def _judge(
     timeout: float,
 ) -> Judged:
     from vsteer.scoring.endpoint import Endpoint
-    from vsteer.scoring.judge import MAX_TOKENS, judge_texts
+    from vsteer.scoring.endpoint_judge import judge_texts
+    from vsteer.scoring.judge import MAX_TOKENS
     from vsteer.scoring.rubrics import load_rubric
 
     endpoint = Endpoint(base_url, model, MAX_TOKENS, timeout=timeout)
-    return judge_texts(run, load_rubric(rubric), endpoint, budget, concurrency, _Told())
+    return judge_texts(run, load_rubric(rubric), endpoint, budget, concurrency, _Progress())
 
 
 def _judge_here(
@@ -225,36 +223,28 @@ def _judge_here(
     from vsteer.scoring.local_judge import judge_locally
     from vsteer.scoring.rubrics import load_rubric
 
-    asked = load_rubric(rubric)
+    judge_by = load_rubric(rubric)
     folder = fetched(model, revision)
-    with ExitStack() as closing:
+    with ExitStack() as stack:
 
         def load() -> VllmEngine:
-            click.echo(f"... {model}: loading it into vLLM (this takes a while)", err=True)
-            engine = load_named(folder, dtype, *how)
-            closing.callback(engine.close)
-            return engine
+            _loading(model)
+            return stack.enter_context(closing(load_named(folder, dtype, *how)))
 
         weights = {"sha256": model_sha256(folder), "dtype": dtype}
         tokenizer = load_tokenizer(str(folder))
-        return judge_locally(run, asked, model, weights, tokenizer, load, budget, _Told())
+        return judge_locally(run, judge_by, model, weights, tokenizer, load, budget, _Progress())
 
 
-def _judged(done: Judged, rubric: str, model: str, quiet: bool) -> dict[str, Any]:
-    if not quiet:
-        click.echo(_said(done, rubric))
-    return {
-        "scorer": "judge", "hash": done.scorer_hash, "rubric": rubric, "model": model, "texts": done.texts,
-        "standing": done.standing, "scored": done.scored, "unreadable": done.unreadable, "open": done.open,
-        "asked": done.asked, "tokens": done.tokens, "over_budget": done.over_budget, "file": str(done.path),
-    }  # fmt: skip
+def _loading(model: str) -> None:
+    click.echo(f"... {model}: loading it into vLLM (this takes a while)", err=True)
 
 
-def _said(done: Judged, rubric: str) -> str:
+def _judged(done: Judged, rubric: str, model: str) -> tuple[Entry, str]:
     lines = [
         f"judge ({rubric}): {done.scored:,} of {done.texts:,} texts scored, {done.standing:,} were",
         f"in {done.path}",
-        f"{done.unreadable:,} scored as failures: the judge's answer can't be read",
+        f"{done.failed:,} scored as failures: the judge's answer can't be read",
         f"asked {done.asked:,} questions; {done.tokens:,} tokens were spent on this judge in this run",
     ]
     if done.open:
@@ -265,18 +255,20 @@ def _said(done: Judged, rubric: str) -> str:
         lines.append("the endpoint gave no answer for so long that it was left alone")
     if done.last_fault:
         lines.append(f"last fault: {done.last_fault}")
-    return "\n".join(lines)
+    entry = _entry(
+        "judge", done, rubric=rubric, model=model, unreadable=done.failed, open=done.open, asked=done.asked,
+        tokens=done.tokens, over_budget=done.over_budget,
+    )  # fmt: skip
+    return entry, "\n".join(lines)
 
 
-class _Told:
-    """A line a minute on stderr."""
+class _Progress:
+    """Says on stderr, at most once a minute, how many texts have a score."""
 
     def __init__(self) -> None:
-        from time import monotonic
+        self._last = time.monotonic()
 
-        self._now, self._last = monotonic, monotonic()
-
-    def __call__(self, done: Judged | Coherence) -> None:
-        if self._now() - self._last > 60:
-            self._last = self._now()
+    def __call__(self, done: Scored) -> None:
+        if time.monotonic() - self._last > 60:
+            self._last = time.monotonic()
             click.echo(f"{done.texts - done.open:,} of {done.texts:,} have a score | {done.faults}", err=True)

@@ -30,7 +30,7 @@ from vsteer.run.loading import engine_options, fetched
 from vsteer.run.loop import Counts, Provenance, rows_to_do, run_rows
 from vsteer.run.progress import RunProgress, duration
 from vsteer.run.vectors import MadeVectors, RunVectors, member_total
-from vsteer.scoring.perplexity_file import CoherenceFile
+from vsteer.scoring.perplexity import CoherenceFile
 from vsteer.store.ids import RowIds
 from vsteer.store.shards import ROWS_FOLDER, Done
 from vsteer.store.store import Store, open_store

@@ -1,4 +1,4 @@
-"""One question to an OpenAI-compatible endpoint: tried again while that may help, and what came of it.
+"""One question to an OpenAI-compatible endpoint, tried again while that may help.
 
 The key comes from the environment (OPENAI_API_KEY) and goes nowhere but into the request's header: where a
 server repeats it, in an error or an answer, it is struck out before anybody else sees the text.
@@ -27,7 +27,7 @@ TEMPLATE_TOKENS = 64
 
 
 class JudgeError(VsteerError):
-    """A judge that can't be asked at all: the wrong key, address or model."""
+    """A judge that can't be asked at all: its key, address or model is wrong."""
 
 
 class Unanswered(Exception):
@@ -35,13 +35,13 @@ class Unanswered(Exception):
 
 
 class Stopped(Exception):
-    """We were told to stop while waiting for the next try."""
+    """The judging was stopped while this question waited for its next try."""
 
 
 @dataclass(frozen=True)
 class Paid:
     tokens: int
-    known: bool  # the server said so; otherwise the most that it can have been
+    known: bool  # the server reported it; otherwise it is the most that it can have been
 
 
 @dataclass
@@ -79,16 +79,16 @@ class Endpoint:
         return len(prompt.encode()) + TEMPLATE_TOKENS + self.max_tokens
 
     def ask(self, prompt: str, lost: Callable[[int], None]) -> tuple[Answer, Paid]:
-        """The answer. `lost` is told of what a try without an answer may have cost."""
-        said: tuple[Answer, Paid] | str = ""
+        """The answer. `lost` gets what a try without an answer may have cost."""
+        reply: tuple[Answer, Paid] | str = ""
         for number in range(self.tries):
             wait = min(LONGEST_WAIT, self.first_wait * 2**number) * random.uniform(0.5, 1)
-            said, asked_for = self._try(prompt, lost)
-            if isinstance(said, tuple):
-                return said
-            if number + 1 < self.tries and self.stop.wait(max(wait, asked_for)):
+            reply, wanted = self._try(prompt, lost)
+            if isinstance(reply, tuple):
+                return reply
+            if number + 1 < self.tries and self.stop.wait(max(wait, wanted)):
                 raise Stopped
-        raise Unanswered(said)
+        raise Unanswered(reply)
 
     def _try(self, prompt: str, lost: Callable[[int], None]) -> tuple[tuple[Answer, Paid] | str, float]:
         """An answer and its cost, or why there is none; and how long the server wants us to wait."""
@@ -112,12 +112,12 @@ class Endpoint:
                 raise Unanswered(f"{self.place} says {status}: {self._short(error)}") from None
             return f"{self.place} says {status}: {self._short(error)}", _retry_after(error.response)
         except openai.APIConnectionError as error:
-            # It may have been computed and paid for, though we never saw it.
+            # The answer may have been computed and paid for, though it never came.
             lost(self.most_tokens(prompt))
             return f"{self.place}: {self._short(error)}", 0.0
         except (openai.OpenAIError, ValueError, TypeError, AttributeError, LookupError) as error:
             lost(self.most_tokens(prompt))
-            return f"{self.place} answers what is no chat completion: {self._short(error)}", 0.0
+            return f"{self.place}'s answer is no chat completion: {self._short(error)}", 0.0
 
     def _read(self, reply: Any, prompt: str) -> tuple[Answer, Paid]:
         choice = reply.choices[0]
@@ -132,12 +132,12 @@ class Endpoint:
     def _refused(self, status: int) -> JudgeError:
         if status == 404:
             return JudgeError(
-                f"{self.place} knows no such address or no model {self.model!r} (404)",
-                hint="look at --base-url, which mostly ends in /v1, and --judge-model",
+                f"{self.place} has no such address or no model {self.model!r} (404)",
+                hint="check --base-url, which mostly ends in /v1, and --judge-model",
             )
         return JudgeError(
-            f"{self.place} doesn't let us in ({status})",
-            hint=f"set {KEY} in the environment to a key that holds",
+            f"{self.place} refuses the key ({status})",
+            hint=f"set {KEY} in the environment to a valid key",
         )
 
     def _short(self, error: Exception) -> str:

@@ -1,6 +1,6 @@
-"""What judges answered, and what it cost: scores/judge-answers.sqlite. None of these is asked for again.
+"""What judges answered, and what it cost: scores/judge-answers.sqlite. No question in it is asked again.
 
-Written as each answer comes, so that a kill loses none that was paid for.
+Each answer is written as it comes, so that a kill loses none that was paid for.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Answer:
 
 
 class Answers:
-    """For the process that holds the lock of scores/; any of its threads."""
+    """The answers, for the process that holds the lock of scores/ and any of its threads."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / SCORES_FOLDER / ANSWERS
@@ -62,7 +62,7 @@ class Answers:
             self._pay(judge, tokens, known)
 
     def pay(self, judge: str, tokens: int) -> None:
-        """For a request without an answer that may have cost so much."""
+        """Count what a request without an answer may have cost."""
         with self._errors(), self._database:
             self._pay(judge, tokens, False)
 

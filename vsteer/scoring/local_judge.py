@@ -1,4 +1,4 @@
-"""A judge in the local engine: the same questions, books and reading of answers as at an endpoint."""
+"""A judge in the local engine: the same questions, ledger and reading of answers as at an endpoint."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from typing import Any
 
 from vsteer.prompts.answers import render
 from vsteer.protocol import Engine, Request, Result
-from vsteer.scoring.judge import MAX_TOKENS, Judged, JudgeLedger, identity, open_ledger
+from vsteer.scoring.judge import MAX_TOKENS, Judged, JudgeLedger, OnProgress, identity, open_ledger
 from vsteer.scoring.judge_answers import Answer
 from vsteer.scoring.rubrics import Rubric
-from vsteer.scoring.score_file import Output
 
 
 def judge_locally(
@@ -23,26 +22,28 @@ def judge_locally(
     tokenizer: Any,
     load: Callable[[], Engine],
     budget: int | None = None,
-    told: Callable[[Judged], None] = lambda judged: None,
+    on_progress: OnProgress = lambda judged: None,
 ) -> Judged:
     """Judge every text of a run that has no verdict of this model, which is loaded once there is a question.
 
     `weights` says which model it really is, dtype included: verdicts of two never mix.
     """
     about = identity(rubric, model, MAX_TOKENS) | {"engine": "local", "weights": dict(weights)}
-    with open_ledger(folder, rubric, about, budget, told) as books:
-        _Asking(books, tokenizer).run(load)
-    return books.result
+    with open_ledger(folder, rubric, about, budget, on_progress) as ledger:
+        _Questions(ledger, tokenizer).run(load)
+    return ledger.result
 
 
-class _Asking:
-    def __init__(self, books: JudgeLedger, tokenizer: Any) -> None:
-        self.books, self.tokenizer = books, tokenizer
-        self._outputs = books.file.unscored("question")
+class _Questions:
+    """The questions as requests of an engine, as many at once as the budget allows."""
+
+    def __init__(self, ledger: JudgeLedger, tokenizer: Any) -> None:
+        self.ledger, self.tokenizer = ledger, tokenizer
+        self._outputs = ledger.file.unscored("question")
 
     def run(self, load: Callable[[], Engine]) -> None:
         engine: Engine | None = None
-        # A round ends where the budget may be too small for what is under way: that then comes to less.
+        # A round ends where the budget may be too small for what is under way: that then costs less.
         while first := next(requests := self._requests(), None):
             engine = engine or load()
             for result in engine.run(chain([first], requests)):
@@ -50,27 +51,24 @@ class _Asking:
 
     def _requests(self) -> Iterator[Request]:
         for output in self._outputs:
-            question = self.books.question(output)
+            question = self.ledger.question(output)
             if question is None:
                 continue
             prompt = render(self.tokenizer, question.prompt)
             most = len(prompt.token_ids) + MAX_TOKENS
-            if not self.books.affordable(most):
-                self._put_back(output)
-                self.books.result.over_budget = not self.books.under_way
+            if not self.ledger.affordable(most):
+                self._outputs = chain([output], self._outputs)
+                self.ledger.result.over_budget = not self.ledger.under_way
                 return
-            self.books.asked(question, output, most)
+            self.ledger.asked(question, output, most)
             yield Request(question.key, prompt, max_tokens=MAX_TOKENS)
-
-    def _put_back(self, output: Output) -> None:
-        self._outputs = chain([output], self._outputs)
 
     def _take(self, result: Result) -> None:
         if result.status != "ok":
-            self.books.unanswered(result.id, f"the local engine: {result.error}")
+            self.ledger.unanswered(result.id, f"the local engine: {result.error}")
         else:
             answer = Answer(result.text, result.finish_reason)
-            # prompt and answer, as an endpoint counts them
-            self.books.keep(result.id, answer, result.prompt_tokens + len(result.token_ids), True)
-            self.books.answered(result.id, answer)
-        self.books.told(self.books.result)
+            # Prompt and answer are paid for, as at an endpoint.
+            self.ledger.keep(result.id, answer, result.prompt_tokens + len(result.token_ids), True)
+            self.ledger.answered(result.id, answer)
+        self.ledger.report()

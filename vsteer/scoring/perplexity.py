@@ -3,32 +3,79 @@
 The perplexity of a text is exp of the mean of -log p(token | the prompt and the tokens before it), over the
 very tokens that were generated, the one that ends the answer included, forced after the row's own prompt. A
 text that falls apart has a high one; one that repeats itself has a low one.
+
+A model's texts have a score file of their own, named by the model's weights and dtypes. A run writes it as it
+ends with a model (`coherence: true` in its grid), `vsteer score --scorer perplexity` for any stored run.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from vsteer.errors import SteeringFault
-from vsteer.protocol import Prompt, Request, Result
-from vsteer.scoring.scorers import Scores
+from vsteer.errors import SteeringFault, StoreError
+from vsteer.protocol import Engine, Prompt, Request, Result
+from vsteer.scoring.score_file import Output, Scored, ScoreFile
+from vsteer.scoring.scorers import Scores, scorer_hash
 
 PERPLEXITY = "perplexity"
-# Raise it when what is asked or how it is read changes.
+# Raise it when the request or the reading of its result changes.
 VERSION = 1
 
 
-def identity(model: Mapping[str, Any]) -> dict[str, Any]:
-    """What changes the number: the model by its weights, its dtypes, and how we ask."""
-    return {"scorer": PERPLEXITY, "version": VERSION, "model": dict(model)}
+class CoherenceFile(ScoreFile):
+    """The perplexities of one model's texts in a run, of some evaluations or all."""
+
+    def __init__(
+        self,
+        folder: Path,
+        model: str,
+        weights: Mapping[str, Any],
+        evaluations: Sequence[str] | None = None,
+    ) -> None:
+        """`model` as rows name it; `weights` with its dtypes, as every configuration's identity has them."""
+        # What changes the number: the model by its weights, its dtypes, and how it is asked.
+        about = {"scorer": PERPLEXITY, "version": VERSION, "model": dict(weights)}
+        super().__init__(folder, PERPLEXITY, scorer_hash(about), about, model=model, evaluations=evaluations)
+
+    def score(
+        self,
+        engine: Engine,
+        on_progress: Callable[[Scored], None] = lambda so_far: None,
+        stopping: Callable[[], bool] = lambda: False,
+    ) -> Scored:
+        """Score every text without a score, through the engine. `stopping` ends the submission."""
+        waiting: dict[str, Output] = {}
+
+        def requests() -> Iterator[Request]:
+            for output in self.unscored("token_ids", "prompt_token_ids"):
+                if stopping():
+                    return
+                if not output.prompt_token_ids:
+                    raise StoreError(
+                        f"the prompt of row {output.row_id} is not in {self.folder}/prompts.parquet",
+                        hint="give the same `vsteer run` again: it writes the prompts anew",
+                    )
+                if not output.token_ids:
+                    self.add(output, _none("the text has no tokens"))
+                    continue
+                waiting[output.row_id] = output
+                yield coherence_request(output.row_id, output.prompt_token_ids, output.token_ids)
+
+        for result in engine.run(requests()):
+            output = waiting.pop(result.id)
+            self.add(output, read_coherence(output.token_ids, result))
+            on_progress(self.result)
+        return self.result
 
 
 def coherence_request(name: str, prompt: Sequence[int], text: Sequence[int]) -> Request:
     """The text behind its prompt, unsteered.
 
-    Its last token is asked about as the next one, so that a text which filled the model's window still fits.
+    The log-probability of its last token is read as that of the next token, so that a text which filled the
+    model's window still fits.
     """
     return Request(
         name,
@@ -40,7 +87,7 @@ def coherence_request(name: str, prompt: Sequence[int], text: Sequence[int]) -> 
 
 
 def read_coherence(text: Sequence[int], result: Result) -> Scores:
-    """perplexity, and over how many tokens; with a word on why there is none."""
+    """perplexity, and over how many tokens; where there is none, a note says why."""
     if result.status != "ok":
         return _none(f"the engine failed: {result.error}")
     if len(result.prompt_logprobs) != len(text) - 1 or not result.logprobs:
@@ -58,6 +105,3 @@ def read_coherence(text: Sequence[int], result: Result) -> Scores:
 
 def _none(why: str) -> Scores:
     return {PERPLEXITY: (None, why), "tokens": (None, why)}
-
-
-NO_TOKENS = _none("the text has no tokens")

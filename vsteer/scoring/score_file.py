@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vsteer.errors import StoreError
+from vsteer.scoring.scorers import Scores
 from vsteer.store import shards as sh
 from vsteer.store.files import TEMPORARY, disk_errors, parquet_writer, sync_folder
 from vsteer.store.lock import FolderLock
@@ -43,10 +44,30 @@ class Output:
     row_id: str
     finished_at: datetime
     text: str
-    # only where the scorer asks for them
+    # These are there where the scorer asks for them.
     token_ids: tuple[int, ...] = ()
     question: str = ""
     prompt_token_ids: tuple[int, ...] = ()
+
+
+@dataclass
+class Scored:
+    """What one call of a scorer came to, in texts."""
+
+    path: Path
+    scorer_hash: str
+    texts: int  # stored texts that can be scored
+    standing: int  # had scores before
+    scored: int = 0
+    failed: int = 0  # have no number, and a note that says why
+
+    @property
+    def open(self) -> int:
+        return self.texts - self.standing - self.scored - self.failed
+
+    @property
+    def faults(self) -> str:
+        return f"{self.failed:,} without a number"
 
 
 class WholeParquet:
@@ -98,7 +119,7 @@ class ScoreFile:
         model: str | None = None,
         evaluations: Sequence[str] | None = None,
     ) -> None:
-        """Of all models and evaluations, unless it is said which."""
+        """The scores of all models and evaluations, unless some are named."""
         self.folder, self.scorer, self.scorer_hash = folder, scorer, scorer_hash
         self.path = scores_path(folder, scorer, scorer_hash)
         self.save_seconds = SAVE_SECONDS
@@ -115,17 +136,14 @@ class ScoreFile:
             self._database.execute(
                 f"create view wanted as select * from outputs where {' and '.join(chosen)}"
             )
+            counts = self._database.execute(
+                "select count(*), count(d.row_id) from wanted o"
+                " left join done d on d.row_id = o.row_id and d.finished_at = o.finished_at"
+            ).fetchall()[0]
+            self.result = Scored(self.path, scorer_hash, *counts)
         except BaseException:
             self.release()
             raise
-
-    def counts(self) -> tuple[int, int]:
-        """How many texts there are, and how many of them have scores."""
-        found = self._database.execute(
-            "select count(*), count(d.row_id) from wanted o"
-            " left join done d on d.row_id = o.row_id and d.finished_at = o.finished_at"
-        ).fetchall()
-        return int(found[0][0]), int(found[0][1])
 
     def unscored(self, *also: Literal["token_ids", "question", "prompt_token_ids"]) -> Iterator[Output]:
         """Every good text without a score, once."""
@@ -140,11 +158,14 @@ class ScoreFile:
                 for values in zip(*(batch[name].to_pylist() for name in names), strict=True):
                     yield Output(**dict(zip(names, values, strict=True)))
 
-    def add(self, output: Output, name: str, value: float | None, note: str | None = None) -> None:
-        self._scores.append((output.row_id, output.finished_at, name, value, note))
-
-    def end_row(self) -> None:
-        """All scores of a row were added: they are saved together or not at all."""
+    def add(self, output: Output, scores: Scores) -> None:
+        """Take all scores of a row: they are saved together or not at all."""
+        for name, (value, note) in scores.items():
+            self._scores.append((output.row_id, output.finished_at, name, value, note))
+        if any(value is not None for value, _ in scores.values()):
+            self.result.scored += 1
+        else:
+            self.result.failed += 1
         if len(self._scores) >= SCORES_AT_ONCE:
             self._write()
         if time.monotonic() - self._saved_at > max(self.save_seconds, self._spent / SAVE_SHARE):
@@ -168,7 +189,7 @@ class ScoreFile:
         self._lock.release()
         shutil.rmtree(_scratch(self.folder), ignore_errors=True)
 
-    def __enter__(self) -> ScoreFile:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -204,7 +225,7 @@ class ScoreFile:
                 yield pa.Table.from_batches([batch]).cast(self._schema)
 
     def _drop_stale(self) -> None:
-        """Leave no score of a row that is gone or was computed again, and learn which rows have one."""
+        """Drop the scores of rows that are gone or were computed again, and note which rows have one."""
         source = f"read_parquet({quoted(exact(self.path))})"
         current = "semi join outputs o on o.row_id = s.row_id and o.finished_at = s.row_finished_at"
         with readable(self.folder):

@@ -1,7 +1,7 @@
-"""What can be said of a text without a model: plain functions of the text and its tokens, and their list.
+"""Plain scorers: what a text and its tokens show without a model.
 
-A scorer's hash is of its name, its version and its settings. Raise the version when a function comes to say
-something else of the same text: its scores then go to a file of their own, and the old ones stay what they
+A scorer's hash is made from its name, its version and its settings. Raise the version when a function comes
+to score the same text differently: its scores then go to a file of their own, and the old ones stay what they
 were."""
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vsteer.scoring import refusal_phrases as phrases
 
 HASH_DIGITS = 12
 
-# A number of a name, and a word on it where there is one.
+# By the number's name: the number, and a note on it where there is one.
 Scores = Mapping[str, tuple[float | None, str | None]]
 
 
@@ -46,7 +46,7 @@ def scorer_hash(identity: Mapping[str, Any]) -> str:
 
 
 def refusal(text: str, tokens: Sequence[int]) -> Scores:
-    """1 where the text refuses, otherwise 0; with the phrase."""
+    """1 where the text refuses, otherwise 0; with the phrase that refuses."""
     phrase = phrases.refusal_phrase(text)
     return {"refusal": (float(phrase is not None), phrase)}
 
@@ -55,9 +55,9 @@ def repetition(text: str, tokens: Sequence[int]) -> Scores:
     """distinct_n: different runs of n words over all of them. repetition: the share of runs of four tokens
     that came before; in tokens, so that "!!!!!!!!" has it too. None where the text has no such run.
     """
-    said = words(text)
+    spoken = words(text)
     found: dict[str, tuple[float | None, str | None]] = {
-        f"distinct_{n}": (distinct(said, n), None) for n in (1, 2, 3)
+        f"distinct_{n}": (distinct(spoken, n), None) for n in (1, 2, 3)
     }
     fresh = distinct(tokens, REPEATED)
     found["repetition"] = (None if fresh is None else 1 - fresh, None)

@@ -1,9 +1,9 @@
 """A judge's answer read strictly: a number from 0 to 10 at its beginning, and a reason. Never a guess.
 
-Read are `7`, `7.5`, `7/10`, `7 out of 10`, `Score: 7`, each followed by nothing or a reason; a bare
-number's reason comes after a mark or "because" (`3 sentences are rude` is no verdict). Markup and a leading
-<think> block don't count. Whatever leaves a doubt (`7-8`, `7 or 8`, `7,5`, `8/100`, 11, a second score that
-differs, an answer cut off beside its number) is unreadable, and the row's score says so."""
+It reads `7`, `7.5`, `7/10`, `7 out of 10`, `Score: 7`, each followed by nothing or a reason; a bare number's
+reason comes after a mark or "because" (`3 sentences are rude` is no verdict). Markup and a leading <think>
+block don't count. Whatever leaves a doubt (`7-8`, `7 or 8`, `7,5`, `8/100`, 11, a second score that differs,
+an answer cut off beside its number) is unreadable, and the row's note says so."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 
 LOWEST, HIGHEST = 0.0, 10.0
-# An answer that was cut off needs so many characters of a reason to show that its number was whole.
+# An answer that was cut off needs a reason of so many characters to show that its number was whole.
 REASON_IF_CUT = 20
 REASON_KEPT = 300
 
@@ -30,7 +30,7 @@ _NUMBER = re.compile(
     re.DOTALL | re.IGNORECASE,
 )
 _MARKED = re.compile(r"\s*(?:$|[.,;:|(\u2013\u2014-]|because\b)|[ \t]*\n", re.IGNORECASE)
-# What makes the number another one, or one of several.
+# What follows makes the number another one, or one of several.
 _DOUBTFUL = re.compile(
     r"\w|[%/]|[.,:]\d|\s*out\s+of\b|\s*of\s+\d|\s*\d|\s*(?:[-\u2010-\u2015~&+/,;]|\bto\b|\bor\b|\band\b)+\s*\d",
     re.IGNORECASE,
