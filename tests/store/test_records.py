@@ -153,7 +153,7 @@ def test_an_unknown_key_is_refused_by_name() -> None:
         (row(multiplier=None), "'add' needs a multiplier"),
         (row(multiplier=0.10000000149011612), r"wanted: 0\.1 "),
         (row(multiplier=1e60), "wanted: inf"),
-        (row(6, steered_tokens=3), "a baseline says that 3 tokens were steered"),
+        (row(6, steered_tokens=3), "a baseline has 3 steered tokens"),
         (row(error="but why"), "status ok has no error"),
         (row(status="error"), "says why"),
         (row(status="error", error=""), "says why"),

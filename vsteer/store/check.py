@@ -1,4 +1,4 @@
-"""Is a run whole: every planned row once, no other, every file readable, and all of one making?"""
+"""Whether a run is whole: every planned row once, no other, every file readable, all made alike."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ KEYS = {CONFIGS: "config_id", PROMPTS: "prompt_id"}
 
 @dataclass(frozen=True)
 class Finding:
-    """Something about a run that isn't as it should be, or that one should know."""
+    """Something about a run that isn't as it should be, or that its user should know."""
 
     what: str  # a word to sort findings by: missing, unplanned, errors, unreadable, ...
     count: int
@@ -39,7 +39,7 @@ class Finding:
 def check(folder: Path, planned: Iterable[str]) -> list[Finding]:
     """Hold a run's folder against its plan's row ids; usable while the run goes on.
 
-    Whole is a run without a fault among its findings.
+    A run without a fault among its findings is whole.
     """
     manifest = read_manifest(require_run(folder))
     ids = np.concatenate([np.empty(0, PACKED), *packed_in_chunks(planned)])
@@ -123,7 +123,7 @@ def _related(shards: Sequence[Path], tables: Sequence[Path]) -> list[Finding]:
     findings = []
     with duckdb.connect() as database:
         for table in tables:
-            # Rows whose configuration or prompt nobody can look up
+            # These are rows whose configuration or prompt nobody can look up.
             key, known = KEYS[table.name], f"read_parquet({file_list([table])})"
             query = f"select {key} from {rows} except select {key} from {known} order by {key}"
             if lost := _column(database, query):
@@ -132,7 +132,7 @@ def _related(shards: Sequence[Path], tables: Sequence[Path]) -> list[Finding]:
 
 
 def _mixed(database: duckdb.DuckDBPyConnection, rows: str) -> list[Finding]:
-    """Rows of one run that were made differently, as after an upgrade between two starts."""
+    """Findings of rows that were made differently, as after an upgrade between two starts."""
     findings = []
     engines = _column(
         database, f"select distinct trim(engine || ' ' || vllm_version) as e from {rows} order by e"

@@ -2,7 +2,7 @@
 
 The new file is written into rows.new/, and then the folders change places: rows/ becomes rows.old/ and
 rows.new/ becomes rows/. So `rows/*.parquet` holds the shards or the new file and never both, and whoever
-is killed anywhere leaves rows/ or rows.old/ complete. `recover` goes on from each of these.
+is killed anywhere leaves rows/ or rows.old/ complete. `recover` goes on from there.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from vsteer.store.schema import ROWS_SCHEMA
 from vsteer.store.views import BEST_FIRST, file_list, in_memory
 
 ORDER = "vector, layer nulls first, multiplier nulls first, prompt_id, row_id"
-# DuckDB works in vectors of 2048 rows, and a thread takes a row group: these are the groups it writes itself.
+# DuckDB works in vectors of 2048 rows, and a thread takes a row group; its own groups have this size.
 ROW_GROUP = 60 * 2048
-# What DuckDB hands out at once. It holds several, so whole row groups would take half a gigabyte more.
+# What DuckDB hands out at once. It holds several of them: whole row groups would take half a gigabyte more.
 BATCH = 10 * 2048
 ROW_GROUP_BYTES = 256 << 20
 MEMORY = "1GB"
@@ -41,14 +41,14 @@ class Compacted:
 
     file: Path
     rows: int
-    shards: int  # how many files it took the place of
+    shards: int  # how many files it replaced
     set_aside: list[sh.SetAside]
 
 
 def compact(folder: Path, number: int, without: RowIds | None = None) -> Compacted | None:
     """Compact what is in rows/ into a shard of that number; None where there is nothing to do.
 
-    Only for who holds the lock. Where it fails, rows/ is as it was. Rows `without` are left out.
+    Only the holder of the lock may call it. Where it fails, rows/ is as it was. Rows `without` are left out.
     """
     rows, new, old = _folders(folder)
     moved = recover(folder)
@@ -96,7 +96,7 @@ def rows_of(shards: Sequence[Path], ids: RowIds) -> pa.Table:
 
 
 def recover(folder: Path) -> list[sh.SetAside]:
-    """Finish or take back a compaction that was killed; only for who holds the lock."""
+    """Finish or undo a compaction that was killed; only the holder of the lock may call it."""
     rows, new, old = _folders(folder)
     with disk_errors(f"recovering {rows}"):
         if old.is_dir() and not rows.is_dir():
@@ -107,7 +107,7 @@ def recover(folder: Path) -> list[sh.SetAside]:
         if not old.is_dir():
             return []
         replaced = sh.list_shards(old)
-        # Swapped, but not dropped yet. What took their place must be there and whole.
+        # The folders were swapped, and the old one is still there. What replaced it must be whole.
         last = max(map(sh.number_of, replaced), default=0)
         heirs = [heir for heir in sh.list_shards(rows) if heir.name.startswith("compact-")]
         if not any(sh.number_of(heir) > last and sh.fault_of(heir) is None for heir in heirs):
@@ -123,7 +123,7 @@ def _folders(folder: Path) -> tuple[Path, Path, Path]:
 
 
 def _drop(folder: Path, old: Path, replaced: set[str]) -> list[sh.SetAside]:
-    """Delete the shards that were replaced, and nothing else that somebody may have put beside them."""
+    """Delete the shards that were replaced; whatever else somebody put beside them is set aside."""
     moved = []
     with disk_errors(f"clearing {old}"):
         for path in sorted(old.iterdir()):
@@ -147,7 +147,7 @@ def _refuse_damaged(shards: Sequence[Path]) -> None:
 
 @contextmanager
 def _room_needed() -> Iterator[None]:
-    """DuckDB has its own words for a disk without space."""
+    """Turn what DuckDB and Arrow raise on a disk without space into a StoreError."""
     try:
         yield
     except (duckdb.Error, pa.ArrowException, OSError) as error:
@@ -158,7 +158,7 @@ def _room_needed() -> Iterator[None]:
 
 
 def _write_sorted(shards: Sequence[Path], target: Path, left_out: RowIds, scratch: Path) -> int:
-    """Write each row once, in order; the number of rows. Memory is DuckDB's limit and a row group."""
+    """Write each row once, in order; return their number. Memory stays at DuckDB's limit and a row group."""
     limits: dict[str, str | int] = {
         "memory_limit": MEMORY,
         "threads": min(THREADS, os.cpu_count() or 1),
@@ -194,7 +194,7 @@ def _sorted(
 
 
 def _groups(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.Table]:
-    """Row groups of `size`, which is a multiple of the batches'."""
+    """Row groups of `size`, which is a multiple of the batches' size."""
     together: list[pa.RecordBatch] = []
     for batch in batches:
         together.append(batch)
@@ -206,7 +206,7 @@ def _groups(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.Table]:
 
 
 def _rows_a_group(shards: Sequence[Path]) -> int:
-    """Row groups as DuckDB likes them, smaller where the rows are so long that one would fill the memory."""
+    """DuckDB's size of a row group, or less where the rows are so long that one would fill the memory."""
     files = [pq.read_metadata(shard) for shard in shards]
     groups = [file.row_group(n) for file in files for n in range(file.num_row_groups)]
     a_row = sum(group.total_byte_size for group in groups) / max(1, sum(group.num_rows for group in groups))

@@ -36,7 +36,7 @@ def append_event(folder: Path, event: str, **fields: Any) -> Event:
 
 
 def read_events(folder: Path) -> list[Event]:
-    """Every event. A last line without an end is still being written or was cut by a kill: it is none."""
+    """Every event. A last line without an end doesn't count: it is being written, or a kill cut it."""
     path = folder / EVENTS
     with disk_errors(f"reading {path}"):
         try:

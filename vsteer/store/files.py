@@ -1,4 +1,4 @@
-"""Files that are whole or not there, whenever we are killed; every fault of the disk as one clear error."""
+"""Files that are whole or not there, whatever is killed when; a fault of the disk is one clear error."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from vsteer.errors import StoreError
 
-# Hidden, and without .parquet at the end: no glob of a reader's finds one.
+# Hidden, and without .parquet at the end: no reader's glob finds one.
 TEMPORARY = ".tmp"
 
 FULL = "free some space on that disk and give the same command again: what was written is kept"
@@ -30,13 +30,13 @@ HINTS = {
 
 @contextmanager
 def disk_errors(doing: str) -> Iterator[None]:
-    """Turn what the disk says into a StoreError that names what was being done."""
+    """Turn an OSError into a StoreError that names what was being done."""
     try:
         yield
     except OSError as error:
         raise StoreError(
             f"{doing} failed: {error.strerror or error}",
-            hint=HINTS.get(error.errno or 0, "look at that disk; what was written is kept"),
+            hint=HINTS.get(error.errno or 0, "check that disk; what was written is kept"),
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Sets of row ids, 16 bytes each: ten million take 160 MB, where a set of Python's would take a gigabyte."""
+"""Sets of row ids, 16 bytes each: ten million take 160 MB, where a Python set would take a gigabyte."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-# NumPy drops trailing zero bytes of these when it hands one out, but compares all 16 right.
+# NumPy drops trailing zero bytes when it hands one of these out, but compares all 16 rightly.
 PACKED = np.dtype("S16")
 Packed = NDArray[np.bytes_]
 

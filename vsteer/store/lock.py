@@ -1,4 +1,4 @@
-"""One run at a time on a folder: an exclusive flock, which ends with its process however that ends."""
+"""One run at a time on a folder, by an exclusive flock: it ends with its process, however that ends."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from vsteer.errors import StoreError
 from vsteer.store.files import disk_errors
 
 LOCK = "run.lock"
-# A reader that looks whether a run is live holds the lock for microseconds; a run outwaits that.
+# A reader that checks whether a run is live holds the lock for microseconds; a run waits longer than that.
 PATIENCE = 1.0
 
-# A forked child (an engine) would hold the lock beyond our death, so it closes these.
+# A forked child (an engine) would hold the lock after this process's death, so it closes these.
 _held: set[int] = set()
 
 
@@ -78,7 +78,7 @@ def _locked(handle: int) -> bool:
 
 
 def holder(folder: Path) -> Holder | None:
-    """Who runs on this folder now, or None. No run is ever refused because somebody asked."""
+    """Who runs on this folder now, or None. No run is ever refused because somebody looked."""
     path = folder / LOCK
     with disk_errors(f"reading {path}"):
         try:
@@ -97,7 +97,7 @@ def holder(folder: Path) -> Holder | None:
 def _read_holder(path: Path) -> Holder:
     try:
         return Holder(**json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError):  # it is just writing its name
+    except (OSError, ValueError, TypeError):  # it is being written
         return Holder(0, "unknown", "")
 
 

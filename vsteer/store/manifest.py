@@ -1,4 +1,4 @@
-"""manifest.json: what a run is and was made with, as its caller says, and how many rows it plans."""
+"""manifest.json: what a run is and was made with, as its caller gives it, and how many rows it plans."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Manifest = dict[str, Any]
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any], counts: Mapping[str, int]) -> Manifest:
-    """Write what the caller says, after the store's own keys: schema_version, written_at and the counts."""
+    """Write the caller's keys after the store's own: schema_version, written_at and the counts."""
     own = {
         "schema_version": SCHEMA_VERSION,
         "written_at": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -1,6 +1,6 @@
 """One record at a time, held against its columns: nothing unknown, missing, of a wrong type or contradictory.
 
-A wrong record is a bug of ours, so it is a `RecordError` with a traceback, not an error of the user's.
+A wrong record is a bug in vsteer, so it raises a `RecordError` with a traceback, not an error for the user.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ Record = Mapping[str, Any]
 
 
 class RecordError(ValueError):
-    """A record that the store refuses: whoever made it is wrong."""
+    """A record that the store refuses: the code that made it is wrong."""
 
 
 class RecordBuffer:
-    """Checked records, kept until they are written. A caller may go on with its record: values are copied."""
+    """Checked records, kept until they are written. Values are copied: a caller may reuse its record."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class RecordBuffer:
         for number, kept in self._lists:
             if values[number] is not None:
                 values[number] = kept(values[number])
-        # One step, so that an interrupt leaves a whole row or none.
+        # This is one step, so that an interrupt leaves a whole row or none.
         self._rows.append(values)
 
     def table(self) -> pa.Table:
@@ -134,7 +134,7 @@ CHECKS: dict[pa.DataType, Callable[[object], bool]] = {
     s.FLOATS: _good_list(_good_float),
 }
 
-# Lists are copied, so that a caller may go on with its own; ints as Arrow takes them, which is also smaller.
+# Lists are copied, so that a caller may reuse its own; ints as Arrow takes them, which is also smaller.
 KEPT: dict[pa.DataType, Callable[[Any], Any]] = {
     s.INTS: lambda value: np.array(value, np.int32),
     s.STRINGS: tuple,
@@ -168,7 +168,7 @@ def _wrong_value(column: s.Column, value: object) -> str:
 
 
 def axes_contradiction(record: Record) -> str | None:
-    """What is said of layers and multiplier must fit together; a baseline is multiplier 0 and no layer."""
+    """What contradicts itself in layers and multiplier; a baseline has multiplier 0 and no layer."""
     layers, layer, multiplier = record["layers"], record["layer"], record["multiplier"]
     if layer != (layers[0] if len(layers) == 1 else None):
         return f"layer is {layer}, but layers is {list(layers)}"
@@ -202,7 +202,7 @@ def row_contradiction(record: Record) -> str | None:
         if record[name] is None or record[name] < 0:
             return f"a row with status ok has a {name} of 0 or more"
     if not record["layers"] and record["steered_tokens"]:
-        return f"a baseline says that {record['steered_tokens']} tokens were steered"
+        return f"a baseline has {record['steered_tokens']} steered tokens"
     return _choice_contradiction(record) if record["kind"] == "choice" else _text_contradiction(record)
 
 

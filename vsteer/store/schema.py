@@ -1,7 +1,7 @@
-"""The columns of rows.parquet, configs.parquet and prompts.parquet, with a word on each.
+"""The columns of rows/*.parquet, configs.parquet and prompts.parquet, each with what it holds.
 
-The README's tables are made from these (`as_markdown`), and the files carry the same words as field metadata.
-Times are UTC without a zone: DuckDB's Python client needs pytz to hand out a zoned one.
+The documentation's tables are made from these (`as_markdown`), and the files carry the same words as field
+metadata. Times are UTC without a zone: DuckDB's Python client needs pytz to hand out a zoned one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 import pyarrow as pa
 
-# Of the columns and of the folder's layout. A folder from a newer one is refused.
+# The version of the columns and of the folder's layout. A folder with a newer one is refused.
 SCHEMA_VERSION = 1
 
 STRING, INT, LONG, FLOAT, TIME = pa.string(), pa.int32(), pa.int64(), pa.float64(), pa.timestamp("us")
@@ -30,17 +30,17 @@ class Column:
     name: str
     type: pa.DataType
     about: str
-    null: str = ""  # when it is null; "" is never
+    null: str = ""  # when it is null; empty: never
     values: tuple[str, ...] = ()  # the only ones it takes; empty: any
 
 
-# What a configuration varies. On rows as well, so that plain SQL needs no join.
+# What a configuration varies. Rows have these too, so that plain SQL needs no join.
 AXES = (
     Column("model", STRING, "the model, as the grid names it"),
     Column("vector", STRING, "the vector's name; empty for a baseline"),
     Column("vector_sha256", STRING, "the stored vector's hash, its norm applied; empty for a baseline"),
     Column("norm", STRING, "the norm that was applied: raw, unit, caa, residual:0.1; empty for a baseline"),
-    Column("control", STRING, "which control the configuration is; empty: none", values=CONTROLS),
+    Column("control", STRING, "which kind of control the configuration is; empty: none", values=CONTROLS),
     Column("control_index", INT, "which one of several controls of a kind", null="not one of several"),
     Column("layers", INTS, "the layers that are steered, from 0; empty for a baseline"),
     Column("layer", INT, "the layer that is steered, from 0", null="baseline, or several layers at once"),
@@ -54,7 +54,7 @@ AXES = (
     Column(
         "multiplier",
         FLOAT,
-        "what the stored vector is multiplied with, the shortest number of its float32; 0 is a baseline",
+        "what the stored vector is multiplied by, the shortest number of its float32; 0 is a baseline",
         null="an ablation, which has none",
     ),
     Column("positions", STRING, "which tokens are steered: all, after_prompt, ...; empty for a baseline"),
@@ -67,11 +67,16 @@ ROWS = (
     Column("item_id", STRING, "the question, by the hash of its content"),
     Column("prompt_id", STRING, "the rendered prompt, in prompts.parquet"),
     Column("evaluation", STRING, "the evaluation's name"),
-    Column("kind", STRING, "what was asked for: one of given answers, or a text", values=KINDS),
+    Column("kind", STRING, "what is asked for: one of given answers, or a text", values=KINDS),
     Column("sample", INT, "which sample of the same prompt, from 0"),
     Column("letter_order", STRING, "whether the answers' letters are swapped", values=LETTER_ORDERS),
     *AXES,
-    Column("status", STRING, "error: the row failed, and says why", values=("ok", "error")),
+    Column(
+        "status",
+        STRING,
+        "whether the row has a result or failed",
+        values=("ok", "error"),
+    ),
     Column("error", STRING, "why it failed", null="status is ok"),
     Column("text", STRING, "what was generated", null="failed, or a choice"),
     Column("token_ids", INTS, "what was generated, as tokens", null="failed, or a choice"),
@@ -105,7 +110,7 @@ ROWS = (
     Column("started_at", TIME, "when the row was handed to the engine, UTC"),
     Column("finished_at", TIME, "when its result came back, UTC"),
     Column("attempt", INT, "how many times this row was tried, this one included"),
-    Column("engine", STRING, "what computed it: vllm, reference"),
+    Column("engine", STRING, "what computed it: vllm"),
     Column("vllm_version", STRING, "vLLM's version; empty for another engine"),
     Column("vector_file_sha256", STRING, "the vector's file's hash; empty for a baseline"),
     Column("run_session", INT, "which start of the run wrote it, from 1; see events.jsonl"),
@@ -178,7 +183,7 @@ SQL_TYPES = {
 
 
 def as_markdown(columns: Sequence[Column]) -> str:
-    """The columns as a table for the README."""
+    """The columns as a table in Markdown."""
     lines = ["| column | type | what it is | null |", "| --- | --- | --- | --- |"]
     for column in columns:
         about = column.about
@@ -192,8 +197,8 @@ def as_markdown(columns: Sequence[Column]) -> str:
 def plain_multiplier(multiplier: float) -> float:
     """The shortest number whose nearest float32 is the multiplier's.
 
-    An engine multiplies by a float32. That one as a float64 is 0.10000000149011612, and
-    `where multiplier = 0.1` would find nothing; this one is 0.1.
+    An engine multiplies by a float32. The float32 of 0.1 is 0.10000000149011612 as a float64, and
+    `where multiplier = 0.1` would find nothing; here it is 0.1.
     """
     with np.errstate(over="ignore"):
         return float(str(np.float32(multiplier)))

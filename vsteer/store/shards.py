@@ -1,8 +1,8 @@
-"""The files in rows/: their names, whether one can be trusted, and what stands in them.
+"""The files in rows/: their names, whether one can be trusted, and which rows stand in them.
 
 `part-N-C.parquet` is what one flush wrote, `compact-N-C.parquet` every row of the files up to N, and C the
-CRC-32 of the file: Parquet's own checksums leave out its headers and statistics, and a damaged one of those
-can hide rows. A name is never used twice, so a reader that opens one finds what it listed or nothing.
+CRC-32 of the file: Parquet's own checksums leave out its headers and statistics, and a damaged header can
+hide rows. A name is never used twice, so a reader that opens one finds what it listed or nothing.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def number_of(shard: Path) -> int:
 
 
 def rows_folder(folder: Path) -> Path:
-    """Where the rows are: a kill in the middle of a compaction's swap leaves them under their old name."""
+    """Where the rows are: a kill in the middle of a compaction's swap leaves them in rows.old/."""
     rows, old = folder / ROWS_FOLDER, folder / OLD_ROWS_FOLDER
     return old if old.is_dir() and not rows.is_dir() else rows
 
@@ -91,7 +91,7 @@ def row_count(shards: Sequence[Path]) -> int:
 
 @dataclass(frozen=True)
 class SetAside:
-    """A file that was moved out of rows/, because nobody may read it for rows."""
+    """A file that was moved out of rows/, because it must not be read for rows."""
 
     name: str
     to: str  # where it is now, within the run folder
@@ -113,7 +113,7 @@ def set_aside(folder: Path, path: Path, why: str) -> SetAside:
 
 
 def tidy(folder: Path) -> list[SetAside]:
-    """Leave nothing in rows/ but shards that can be read; only for who holds the lock."""
+    """Leave nothing in rows/ but sound shards; only the holder of the lock may call it."""
     rows, moved = folder / ROWS_FOLDER, []
     with disk_errors(f"reading {rows}"):
         for path in sorted(rows.iterdir()):
@@ -128,7 +128,7 @@ def tidy(folder: Path) -> list[SetAside]:
 
 @dataclass(frozen=True)
 class Done:
-    """Which rows stand: with a good result, or with nothing but errors."""
+    """Which rows have a good result, and which have nothing but errors."""
 
     good: RowIds
     errors: RowIds
@@ -140,7 +140,7 @@ class Done:
         return len(self.good) + len(self.errors)
 
     def attempts(self, row_id: str) -> int:
-        """How many times a row was tried that never had a good result; 0 where it wasn't."""
+        """How many times a row without a good result was tried; 0 for any other row."""
         places, found = self.errors.places(pack([row_id]))
         return int(self.error_attempts[places[0]]) if found[0] else 0
 

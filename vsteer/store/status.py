@@ -1,4 +1,4 @@
-"""Where a run stands, from its folder alone and without disturbing it."""
+"""Where a run stands, by its folder alone and without disturbing it."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ def require_run(folder: Path) -> Path:
 
 
 def steadily(folder: Path, read: Callable[[Path], T]) -> T:
-    """Read rows/ again where a compaction took the files away in the middle."""
+    """Read rows/, again where a compaction took its files away in the middle."""
     for _ in range(20):
         with disk_errors(f"reading {folder}"), suppress(FileNotFoundError):
             return read(sh.rows_folder(folder))
-    raise StoreError(f"the files in {folder} change under every look", hint="try again in a minute")
+    raise StoreError(f"the files in {folder} change whenever they are read", hint="try again in a minute")

@@ -1,7 +1,7 @@
 """The one writer of a run folder: opened under a lock, fed row by row, killed at any moment.
 
 A row is safe once its shard is written: after `shard_rows` of them, or `shard_seconds` after the first,
-whichever comes sooner. Where a write fails, nothing is dropped: the same call goes on once that is mended.
+whichever comes sooner. Where a write fails, nothing is dropped: the same call goes on once the cause is gone.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SHARD_SECONDS = 20.0
 
 
 def open_store(folder: Path, *, shard_rows: int = SHARD_ROWS, shard_seconds: float = SHARD_SECONDS) -> Store:
-    """Open a run folder for writing, new or not, and put right what a kill or a bad disk left there."""
+    """Open a run folder for writing, new or not, and repair what a kill or a bad disk left there."""
     with disk_errors(f"making {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
     lock = FolderLock(folder)
@@ -54,7 +54,7 @@ class Store:
     def __init__(self, folder: Path, lock: FolderLock, shard_rows: int, shard_seconds: float) -> None:
         self.folder = folder
         self.manifest: Manifest | None = read_manifest(folder)
-        # What was moved out of rows/ so far: each an event and a warning too.
+        # What was moved out of rows/ so far; each file is an event and a warning too.
         self.set_aside: list[sh.SetAside] = []
         self._lock = lock
         self._rows_folder = folder / sh.ROWS_FOLDER
@@ -94,7 +94,7 @@ class Store:
         prompts: Iterable[Record],
         rows: int,
     ) -> None:
-        """Say what the run is, before its first row and again after each resume; `rows` are planned."""
+        """Write what the run is, before its first row and again after each resume; `rows` are planned."""
         counts = {"rows": rows}
         for name, buffer, records in (
             (CONFIGS, config_buffer(), configs),
@@ -104,11 +104,11 @@ class Store:
                 buffer.add(record)
             write_file(self.folder / name, as_parquet(buffer.table()))
             counts[Path(name).stem] = len(buffer)
-        # Last: a folder with a manifest has the rest.
+        # It is written last, so that a folder with a manifest has the rest.
         self.manifest = write_manifest(self.folder, manifest, counts)
 
     def done(self) -> sh.Done:
-        """Which rows stand, those that are still in memory apart."""
+        """Which rows stand on disk; those that are still in memory are not among them."""
         with self._mutex, disk_errors(f"reading {self._rows_folder}"):
             return sh.read_done(sh.list_shards(self._rows_folder))
 
@@ -131,12 +131,12 @@ class Store:
                 self._buffer.clear()
 
     def event(self, event: str, **fields: Any) -> None:
-        """Note something in events.jsonl: an engine's restart, a stop."""
+        """Write a line into events.jsonl, such as an engine's restart."""
         with self._mutex:
             append_event(self.folder, event, session=self.session, **fields)
 
     def compact(self) -> Compacted | None:
-        """Flush, and put every row into one sorted file, each once; None where that is so already."""
+        """Flush, and put each row once into one sorted file; None where that is so already."""
         with self._mutex:
             self.flush()
             started = time.monotonic()
@@ -149,7 +149,7 @@ class Store:
             return made
 
     def put_aside_unplanned(self, planned: RowIds) -> int:
-        """Move rows that no plan has any more out of rows/, into a file in set-aside/; how many they are.
+        """Move rows that no plan has any more out of rows/, into a file in set-aside/; return their number.
 
         Another vector of the same name may have made them, and a query would mix the two.
         """
@@ -170,10 +170,10 @@ class Store:
             return len(unplanned)
 
     def take_back(self, planned: RowIds) -> int:
-        """Put good rows that were moved aside and are planned again back into rows/; how many they are.
+        """Put good rows that were moved aside and are planned again back into rows/; return their number.
 
         Their ids say that they are the same rows. The files in set-aside/ stay as they are; one that can't be
-        read is passed over, and its rows are computed anew.
+        read is skipped, and its rows are computed anew.
         """
         with self._mutex:
             self.flush()
@@ -234,11 +234,11 @@ class Store:
         self._next += 1
 
     def _flush_in_time(self) -> None:
-        """Write rows that wait too long while none comes after them, as when an engine is slow."""
+        """Write rows that have waited long while no row came after them, as when an engine is slow."""
         while not self._closing.wait(min(1.0, self._shard_seconds / 2)):
             with self._mutex:
                 if self._due() and not self._closing.is_set():
-                    # The rows stay in the buffer, and the next call of the caller's meets the same fault.
+                    # The rows stay in the buffer, and the caller's next call meets the same fault.
                     with suppress(StoreError):
                         self.flush()
 
