@@ -339,7 +339,7 @@ evaluations: [{kind: choice, data: sentiment, limit: 6}]
 
 def test_a_run_ends_with_its_statistics(tmp_path: Path) -> None:
     (tmp_path / "grid.yaml").write_text(GRID)
-    folder = run_grid(tmp_path / "grid.yaml", load=fake.load()).folder
+    folder = run_grid(tmp_path / "grid.yaml", derive=bring_up_to_date, load=fake.load()).folder
     assert statistics_are_current(folder)
     assert len(read(folder, "peaks")) == 4
 

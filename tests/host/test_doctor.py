@@ -29,7 +29,7 @@ from vsteer.host.doctor import (
 )
 from vsteer.host.machine import Gpu, Machine, _quota, this_machine
 from vsteer.plan.plan import make_plans
-from vsteer.run.start import load_vllm
+from vsteer.run.loading import load_vllm
 
 GIB = 2**30
 MACHINE = Machine(

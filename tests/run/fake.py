@@ -5,7 +5,7 @@ from __future__ import annotations
 from vsteer.engine.fake import FakeEngine
 from vsteer.grid.spec import EngineSpec
 from vsteer.plan.plan import Plan
-from vsteer.run.start import Load
+from vsteer.run.loading import Load
 
 
 def fake_engine(

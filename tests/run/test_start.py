@@ -60,8 +60,15 @@ def written(folder: Path, *replaced: str) -> Path:
     return path
 
 
-def run(grid: Path, dies_after: int | None = None, pace: float = 0.0, **options: bool) -> Outcome:
-    return run_grid(grid, load=fake.load(dies_after, pace), **options)
+def run(
+    grid: Path,
+    dies_after: int | None = None,
+    pace: float = 0.0,
+    *,
+    fresh: bool = False,
+    retry_errors: bool = False,
+) -> Outcome:
+    return run_grid(grid, fresh=fresh, retry_errors=retry_errors, load=fake.load(dies_after, pace))
 
 
 def planned(grid: Path) -> list[str]:
@@ -216,7 +223,7 @@ def test_rows_that_no_plan_has_any_more_are_moved_aside(
     assert {row[0] for row in aside} == before - set(ids)
     said = capsys.readouterr().err
     assert "the grid changed since the last start: vectors.v.token" in said
-    assert f"{len(aside):,} rows of before are in the plan no more" in said.replace("\n", " ")
+    assert f"{len(aside):,} earlier rows are no longer in the plan" in said.replace("\n", " ")
 
 
 def test_a_grid_that_was_narrowed_and_is_put_back_computes_nothing_anew(

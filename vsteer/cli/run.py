@@ -1,4 +1,4 @@
-"""`vsteer run grid.yaml`: everything that a grid asks, overnight, into Parquet."""
+"""`vsteer run grid.yaml`: everything that a grid asks for, overnight, into Parquet."""
 
 from pathlib import Path
 
@@ -7,15 +7,15 @@ import click
 
 @click.command()
 @click.argument("grid", type=click.Path(path_type=Path))
-@click.option("--fresh", is_flag=True, help="Begin anew; what stands is moved aside, not deleted.")
-@click.option("--retry-errors", is_flag=True, help="Try rows again that failed.")
-@click.option("--dry-run", is_flag=True, help="Only say what it comes to, as `vsteer plan` does.")
+@click.option("--fresh", is_flag=True, help="Begin anew; existing rows are moved aside, not deleted.")
+@click.option("--retry-errors", is_flag=True, help="Try failed rows again.")
+@click.option("--dry-run", is_flag=True, help="Only show what it comes to, as `vsteer plan` does.")
 def run(grid: Path, fresh: bool, retry_errors: bool, dry_run: bool) -> None:
     """Run the file GRID into the folder runs/<its name> beside it, or go on with it.
 
     The same command finishes what was interrupted or killed: a row that stands is never computed again.
-    Ctrl-C once finishes what is under way and writes it, twice stops at once. Exit codes: 0 complete,
-    3 incomplete (rows failed, or the engine died for good), 130 interrupted.
+    Pressing Ctrl-C once finishes what is under way and writes it, pressing it twice stops at once. Exit
+    codes: 0 complete, 3 incomplete (rows failed, or the engine died for good), 130 interrupted.
 
     \b
     Example:
@@ -30,7 +30,7 @@ def run(grid: Path, fresh: bool, retry_errors: bool, dry_run: bool) -> None:
     from vsteer.cli.layer_curve import layer_curves
     from vsteer.run.start import COMPLETE, INTERRUPTED, run_grid
 
-    outcome = run_grid(grid, fresh=fresh, retry_errors=retry_errors)
+    outcome = run_grid(grid, fresh=fresh, retry_errors=retry_errors, derive=_statistics)
     if outcome.good:
         click.echo(layer_curves(outcome.folder))
     click.echo(f"{outcome.good:,} of {outcome.planned:,} rows are good, {outcome.errors:,} failed")
@@ -40,3 +40,9 @@ def run(grid: Path, fresh: bool, retry_errors: bool, dry_run: bool) -> None:
         again = " --retry-errors" if outcome.errors and outcome.exit_code != INTERRUPTED else ""
         click.echo(f"next       vsteer run {grid}{again}", err=True)
         raise click.exceptions.Exit(outcome.exit_code)
+
+
+def _statistics(folder: Path) -> str | None:
+    from vsteer.analysis.statistics import bring_up_to_date  # scipy takes a second to import
+
+    return bring_up_to_date(folder)

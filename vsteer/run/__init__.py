@@ -1,1 +1,1 @@
-"""One start of a run: its loop over rows, its vectors, its folder and what a person sees of it."""
+"""One start of a run: its models and their engines, its loop over rows, its vectors, folder and progress."""

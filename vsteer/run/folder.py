@@ -1,4 +1,4 @@
-"""A run's folder: where it lies, and what is written into it of what the run is and was made with."""
+"""A run's folder: where it lies, and the manifest, configurations and prompts that are written into it."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def run_folder(grid: Grid) -> Path:
 
 
 def run_day(folder: Path) -> date:
-    """The day that a run's chat templates are told: its first start's, so that going on asks the same."""
+    """The day that chat templates get: that of the run's first start, so that going on asks the same."""
     first = (read_manifest(folder) or {}).get("day")
     return date.fromisoformat(first) if first else date.today()
 
 
 def put_aside(folder: Path) -> None:
-    """`--fresh` begins anew and deletes nothing. A run that goes on is not taken its folder away."""
+    """`--fresh` begins anew and deletes nothing. A run under way keeps its folder: the lock refuses."""
     lock = FolderLock(folder)
     try:
         stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
@@ -63,11 +63,13 @@ def write_plan(
     store: Store,
     plans: Sequence[Plan],
     hashes: Mapping[tuple[int, str], str],
-    of_rows: Mapping[str, str] | None = None,
+    row_hashes: Mapping[str, str] | None = None,
 ) -> None:
-    """The manifest, configurations and prompts. `hashes` of vectors are known once these are made, those that
-    rows were made with by the rows."""
-    known = {**_known_hashes(store.folder), **(of_rows or {})}
+    """Write the manifest, configurations and prompts.
+
+    The vectors' `hashes` are known once the vectors are made; `row_hashes` are those that rows have.
+    """
+    known = {**_known_hashes(store.folder), **(row_hashes or {})}
 
     def configs() -> Iterator[dict[str, Any]]:
         for plan in plans:
@@ -94,7 +96,7 @@ def _known_hashes(folder: Path) -> dict[str, str]:
     try:
         return vector_hashes(path)
     except (OSError, pa.ArrowException):
-        # torn: it is written anew
+        # The file is torn, and is written anew.
         return {}
 
 
@@ -105,7 +107,7 @@ def vector_hashes(path: Path) -> dict[str, str]:
 
 
 def manifest(grid: Grid, plans: Sequence[Plan]) -> dict[str, Any]:
-    """What a run is and was made with."""
+    """What a run is, and what it was made with."""
     return {
         "name": grid.name,
         "vsteer_version": __version__,
@@ -123,16 +125,16 @@ def manifest(grid: Grid, plans: Sequence[Plan]) -> dict[str, Any]:
             for name, source in plan.sources.items()
         },
         "grid": grid.model_dump(mode="json"),
-        # what `run_day` reads
+        # `run_day` reads it.
         "day": plans[0].today.isoformat(),
         "planned_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
 def _git_commit(folder: Path) -> str:
-    """The commit of the repository that the grid lies in, with + where it has changes; empty outside."""
+    """The commit of the repository that the grid lies in, with + if it has changes; empty outside of one."""
     try:
-        said = subprocess.run(
+        found = subprocess.run(
             ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty=+"],
             capture_output=True,
             text=True,
@@ -140,7 +142,7 @@ def _git_commit(folder: Path) -> str:
         )
     except OSError:
         return ""
-    return said.stdout.strip() if said.returncode == 0 else ""
+    return found.stdout.strip() if found.returncode == 0 else ""
 
 
 def _hardware() -> dict[str, Any]:

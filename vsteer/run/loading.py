@@ -1,16 +1,21 @@
-"""A model into vLLM: with a grid's settings, as a stored run had it, or by its name alone."""
+"""A model into vLLM: fetched, and loaded with a grid's settings, as a stored run had it, or by name alone."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vsteer import models
 from vsteer.errors import ModelError, StoreError
-from vsteer.grid.spec import EngineSpec
+from vsteer.grid.spec import EngineSpec, Grid
 from vsteer.models.identity import cached_snapshot, model_sha256
+from vsteer.plan.budget import budget
 from vsteer.plan.model_facts import ModelFacts
+from vsteer.plan.plan import Plan
+from vsteer.protocol import Engine
 from vsteer.store.manifest import read_manifest
 from vsteer.store.status import require_run
 
@@ -18,10 +23,15 @@ if TYPE_CHECKING:
     from vsteer.engine.driver import VllmEngine
     from vsteer.engine.start import EngineOptions
 
-# What a model is made of; never weights in pickle.
+# The files that make a model; weights in pickle are never fetched.
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-# Of a CPU's memory, where no grid says how much of it the KV cache may have.
+# The KV cache's part of a CPU's memory, where no grid sets it.
 CPU_KV_GIB = 1.0
+# Tokens of a step that can be captured, where a vector is to be extracted.
+CAPTURES = 64
+
+# A plan, how its engine runs, and whether vectors are to be extracted through it.
+Load = Callable[[Plan, EngineSpec, bool], Engine]
 
 
 def fetched(name: str, revision: str | None = None) -> Path:
@@ -40,6 +50,45 @@ def fetched(name: str, revision: str | None = None) -> Path:
         ) from error
 
 
+def fetch_models(grid: Grid) -> None:
+    """Make or fetch the models that the grid names and this machine lacks."""
+    for model in grid.model:
+        if model.id in models.NAMED:
+            models.resolve(model.id)
+        elif not Path(model.id).expanduser().exists() and not (grid.folder / model.id).exists():
+            fetched(model.id, model.revision)
+
+
+def load_vllm(
+    plan: Plan,
+    spec: EngineSpec,
+    extracts: bool,
+    on_event: Callable[..., None] = lambda event, **fields: None,
+) -> Engine:
+    """One engine, or several as one; `on_event` is called for each that dies."""
+    from vsteer.engine.device_slices import find_slices
+    from vsteer.engine.driver import VllmEngine
+    from vsteer.engine.replicas import Replicas, window
+    from vsteer.engine.table import Capacity
+    from vsteer.engine.vllm_compat import may_pass, unknown_seams
+
+    if may_pass() and (unknown := unknown_seams()):
+        on_event("unknown_seams", seams=unknown)
+    size, options = budget(plan), engine_options(plan.facts, spec)
+    captures = CAPTURES if extracts else 0
+    capacity = Capacity.for_grid(size.cells, size.vector_rows, size.terms, captures, size.ablates)
+    make = partial(VllmEngine, str(plan.facts.folder), options=options, capacity=capacity)
+    if spec.replicas == 1:
+        return make()
+    return Replicas(
+        make,
+        find_slices(spec.replicas, options),
+        window=window(spec.max_num_seqs),
+        one_first=not spec.enforce_eager,
+        tell=on_event,
+    )
+
+
 def engine_options(facts: ModelFacts, spec: EngineSpec) -> EngineOptions:
     from vsteer.engine.start import EngineOptions
 
@@ -52,7 +101,7 @@ def engine_options(facts: ModelFacts, spec: EngineSpec) -> EngineOptions:
 
 
 def as_stored(facts: ModelFacts, spec: EngineSpec) -> dict[str, Any]:
-    """A model in a run's manifest: what `stored_models` reads."""
+    """A model as a run's manifest has it, for `stored_models`."""
     return {
         "name": facts.name,
         **facts.identity(),
@@ -118,7 +167,7 @@ def _same_model(facts: ModelFacts) -> Path:
 def load_named(
     folder: Path, dtype: str, tensor_parallel_size: int, max_model_len: int | None, eager: bool
 ) -> VllmEngine:
-    """A model that no grid says anything of."""
+    """One engine of a model that no grid describes."""
     from vsteer.engine.driver import VllmEngine
     from vsteer.engine.start import EngineOptions
     from vsteer.engine.support import has_gpu

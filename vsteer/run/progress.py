@@ -1,11 +1,12 @@
 """What a person sees of a run for hours: the phase, rows, speed, prefix hits, failures, time left.
 
-In a terminal two lines that are redrawn; elsewhere a plain line a minute.
+A terminal shows a line that is redrawn; a file gets a plain line a minute.
 """
 
 from __future__ import annotations
 
 import time
+import warnings
 from collections import deque
 from dataclasses import dataclass
 from types import TracebackType
@@ -27,7 +28,7 @@ class _Moment:
 
 
 class RunProgress:
-    """Told of phases and rows; draws on stderr."""
+    """Draws phases and rows on stderr, or on another console; one that is quiet gets warnings alone."""
 
     def __init__(self, total: int, standing: int, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
@@ -49,6 +50,12 @@ class RunProgress:
     def phase(self, text: str) -> None:
         self._end_bar()
         self.say(f"... {text}")
+
+    def warn(self, text: str) -> None:
+        if self.console.quiet:
+            warnings.warn(text, stacklevel=2)
+        else:
+            self.say(f"warning: {text}")
 
     def say(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
@@ -73,7 +80,7 @@ class RunProgress:
             self._bar.advance(self._task)
 
     def rows_begin(self, counts: Counts) -> None:
-        """The engine is there; what is told from now on counts for the speed."""
+        """The engine is there: rows from now on count for the speed."""
         self._end_bar()
         self._rows_before = counts.rows
         self._began = self._printed = time.monotonic()
@@ -98,7 +105,7 @@ class RunProgress:
             self.say(self.line(counts, waiting, now))
 
     def line(self, counts: Counts, waiting: int, now: float) -> str:
-        """One line of everything, such as `1,200 of 9,000 rows (13%) | 61 rows/s | ...`."""
+        """Everything in one line, such as `1,200 of 9,000 rows (13%) | 61 rows/s | ...`."""
         standing = self._standing + counts.rows
         left = self._total - standing
         first = self._recent[0]
@@ -129,7 +136,7 @@ class RunProgress:
 
 
 def duration(seconds: float) -> str:
-    """As a person says it: 40 s, 12 min, 3.5 h."""
+    """A time as a person would give it: 40 s, 12 min, 3.5 h."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     if seconds < 100 * 60:

@@ -1,0 +1,198 @@
+"""One model's part of a run: its engine, its vectors, its rows, and the perplexity of its texts.
+
+An engine that dies or hangs is started again, three times for a model; what was written stays.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from vsteer.errors import EngineError, StoreError
+from vsteer.evaluations.open_ended import OpenEndedSpec
+from vsteer.grid.spec import EngineSpec
+from vsteer.packages import vllm_version
+from vsteer.plan.plan import Plan
+from vsteer.plan.rates import Meter, keep
+from vsteer.plan.rows import Row
+from vsteer.protocol import Engine
+from vsteer.run.interrupt import Interrupt
+from vsteer.run.loading import Load
+from vsteer.run.loop import Counts, Provenance, rows_to_do, run_rows
+from vsteer.run.progress import RunProgress, duration
+from vsteer.run.stalls import STALL_SECONDS, watched
+from vsteer.run.vectors import MadeVectors, RunVectors, member_total
+from vsteer.scoring.perplexity import CoherenceFile
+from vsteer.store.ids import RowIds
+from vsteer.store.shards import Done
+from vsteer.store.store import Store
+from vsteer.vectors.run_norms import write_vector_norms
+
+RESTARTS = 3
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What the models of one start share."""
+
+    store: Store
+    progress: RunProgress
+    interrupt: Interrupt
+    counts: Counts
+    done: Done  # the rows that stood when the run started
+    retry_errors: bool  # whether those of them that failed are tried again, each once a start
+    on_vectors: Callable[[Plan, MadeVectors], None]  # called once a model's vectors are there
+    load: Load
+
+
+class ModelRun:
+    """The rows of one plan, `ids`, through as many engines as it takes."""
+
+    def __init__(self, plan: Plan, ids: RowIds, context: RunContext) -> None:
+        self.plan, self.ids, self.context = plan, ids, context
+        self.store, self.progress = context.store, context.progress
+        self.vectors = RunVectors(plan, context.store.folder)
+        self.spec = plan.grid.engine_for(plan.grid.model[plan.model])
+        self._hung = False
+
+    def run(self) -> None:
+        done = self.context.done
+        open_rows = self.ids - done.good
+        if not self.context.retry_errors:
+            open_rows -= done.errors
+        if not len(open_rows) and not self._texts_open():
+            return
+        self.vectors.check()
+        spec, restarts = self.spec, 0
+        while not self.context.interrupt.stopping:
+            engine: Engine | None = None
+            try:
+                engine = self._load(spec)
+                with watched(engine, self._stalled):
+                    self._with_engine(engine, done)
+                return
+            except EngineError as error:
+                self.store.flush()
+                done = self.store.done()
+                restarts += 1
+                codes = engine.exit_codes() if engine else []
+                self.store.event("engine_died", error=error.message, exit_codes=codes, restart=restarts)
+                if restarts > RESTARTS:
+                    raise
+                # An engine that isn't ended by us has mostly run out of memory.
+                if self._hung:
+                    self._hung = False
+                else:
+                    spec = spec.model_copy(update={"max_num_seqs": max(1, spec.max_num_seqs // 2)})
+                self.progress.phase(
+                    f"the engine died ({error.message}); starting it with {spec.max_num_seqs} sequences, "
+                    f"{restarts} of {RESTARTS}"
+                )
+            finally:
+                if engine:
+                    engine.close()
+
+    def _load(self, spec: EngineSpec) -> Engine:
+        name = self.plan.facts.name
+        self.progress.phase(
+            f"{name}: loading it into vLLM"
+            + (f" {spec.replicas} times" if spec.replicas > 1 else "")
+            + ("" if spec.enforce_eager else " and compiling")
+            + ", and proving that it steers (this takes a while)"
+        )
+        began = time.monotonic()
+        engine = self.context.load(self.plan, spec, bool(self.vectors.to_extract))
+        seconds = time.monotonic() - began
+        self.progress.phase(f"{name} is ready after {duration(seconds)}")
+        self.store.event(
+            "engine_start", model=name, seconds=round(seconds, 1), max_num_seqs=spec.max_num_seqs
+        )
+        return engine
+
+    def _with_engine(self, engine: Engine, done: Done) -> None:
+        for source in self.vectors.to_extract:
+            self.progress.counting(f"extracting the vector {source.name}", member_total(source))
+            warning = self.vectors.extract(engine, source, self.progress.step)
+            self.store.event("extract", vector=source.name, warning=warning)
+            if warning:
+                self.progress.warn(f"{warning}; better: vsteer vectors extract --dtype float32, then `file:`")
+            if self._stopping():
+                return
+        self.progress.phase(f"{len(self.plan.vectors):,} vectors, controls included")
+        made = self.vectors.supply()
+        self.context.on_vectors(self.plan, made)
+        write_vector_norms(self.store.folder)
+        engine.load(made.vectors, self.plan.steerings())
+        self.progress.rows_begin(self.context.counts)
+        meter = Meter()
+        version = vllm_version() if engine.info.kind == "vllm" else ""
+        run_rows(
+            engine,
+            self._rows_to_do(done),
+            self.store,
+            Provenance(engine.info.kind, version, self.store.session, made),
+            self.context.counts,
+            self.progress.rows,
+            self._stopping,
+            meter.add,
+        )
+        if engine.info.kind == "vllm":
+            keep(self.plan, meter)
+        self._coherence(engine)
+
+    def _coherence(self, engine: Engine) -> None:
+        """Each text's perplexity, while the model is there. `vsteer score` can do it later."""
+        if not self._coherent or self._stopping():
+            return
+        self.store.flush()
+        try:
+            with self._coherence_file() as file:
+                left = file.result.open
+                if not left:
+                    return
+                self.progress.counting("perplexity of the texts under the unsteered model", left)
+                found = file.score(engine, lambda _: self.progress.step(), self._stopping)
+        except StoreError as error:
+            self.progress.warn(f"no perplexities: {error.message}; later: vsteer score --scorer perplexity")
+        else:
+            self.store.event("coherence", scored=found.scored, failed=found.failed, open=found.open)
+
+    @property
+    def _coherent(self) -> list[str]:
+        """The evaluations whose texts want a perplexity."""
+        return [
+            name
+            for name, _, place in self.plan.grid.named_evaluations()
+            if isinstance(spec := self.plan.grid.evaluations[place], OpenEndedSpec) and spec.coherence
+        ]
+
+    def _coherence_file(self) -> CoherenceFile:
+        facts = self.plan.facts
+        return CoherenceFile(self.store.folder, facts.name, facts.identity(), self._coherent)
+
+    def _texts_open(self) -> bool:
+        if not self._coherent:
+            return False
+        try:
+            with self._coherence_file() as file:
+                return file.result.open > 0
+        except StoreError:
+            return False
+
+    def _rows_to_do(self, done: Done) -> Iterator[tuple[Row, int]]:
+        return rows_to_do(self.plan, done, self.context.done if self.context.retry_errors else None)
+
+    def _stopping(self) -> bool:
+        return self.context.interrupt.stopping
+
+    def _stalled(self, engine: Engine) -> None:
+        """Name what hangs, and end the engine: the step under way fails, and the engine is started again."""
+        under_way = engine.under_way()
+        self._hung = True
+        engine.kill()
+        self.progress.say(
+            f"no row finished for {duration(STALL_SECONDS)}; {len(under_way)} requests are under way, first "
+            f"{', '.join(under_way[:3])}: the engine was ended"
+        )
+        self.store.event("stall", under_way=under_way[:100], count=len(under_way))
