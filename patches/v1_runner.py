@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
-from vsteer.engine.worker.model import steered_model
+from vsteer.engine.worker.worker_table import worker_table
 
 MARK = "replaced_by_vsteer"
 
@@ -29,10 +29,10 @@ def apply() -> None:
         self: Any, scheduler_output: Any, num_scheduled_tokens: NDArray[np.int32], *args: Any, **kwargs: Any
     ) -> Any:
         prepared = original(self, scheduler_output, num_scheduled_tokens, *args, **kwargs)
-        model = steered_model(self.get_model())
-        if model is not None:
+        table = worker_table(self.get_model())
+        if table is not None:
             batch = self.input_batch
-            model.fill_v1_step(
+            table.fill_v1_step(
                 batch.req_ids[: batch.num_reqs],
                 self.requests,
                 batch.num_computed_tokens_cpu[: batch.num_reqs],

@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vsteer.errors import UsageError
+from vsteer.operations import OPERATIONS
 
 # Past every position a request can reach, and still an int32.
 OPEN_END = 2**31 - 1
 
-Operation = Literal["add", "ablate", "ablate_everywhere"]
 Direction = NDArray[np.float32]
 # vector name -> layer -> direction
 Vectors = Mapping[str, Mapping[int, Direction]]
@@ -29,24 +29,20 @@ POSITION_WORDS = ("all", "after_prompt", "after_user_turn", "last_prompt_token",
 
 @dataclass(frozen=True)
 class Term:
-    """What is done with the vector's direction of `layer`, of length 1 as r.
+    """What is done with the vector's direction of `layer`; vsteer/operations.py says what there is to do.
 
-    add                at that layer, add `multiplier` times the direction
-    ablate             at that layer, take the stream's component along it away: x - (x.r)r
-    ablate_everywhere  the same at every layer, behind the attention as well as behind the MLP, and of the
-                       embedding. `layer` only says whose direction it is.
-
-    At each place adds come first, so that nothing of an ablated direction is left there.
+    At each place what is added comes first, so that nothing of an ablated direction is left there.
     """
 
     vector: str
     layer: int
     multiplier: float = 1.0
-    operation: Operation = "add"
+    operation: str = "add"
 
     @property
-    def ablates(self) -> bool:
-        return self.operation != "add"
+    def is_added(self) -> bool:
+        """Whether it is summed with others; otherwise its operation has a module of its own in the graph."""
+        return OPERATIONS[self.operation].module is None
 
 
 @dataclass(frozen=True)

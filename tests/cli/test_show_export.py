@@ -158,7 +158,10 @@ def test_columns_fit_the_terminal() -> None:
 
 def test_what_a_terminal_would_obey_is_shown() -> None:
     assert safe("a\x07b\nc\u202ed") == "a\\x07b\nc\\u202ed"
-    assert choices([{"multiplier": None, "status": "error", "error": "x\x1b"}]) == "ablated: failed: x\\x1b"
+    assert (
+        choices([{"multiplier": None, "operation": "ablate", "status": "error", "error": "x\x1b"}])
+        == "ablated: failed: x\\x1b"
+    )
 
 
 def test_csv_has_every_row_as_it_stands(run: Path, tmp_path: Path) -> None:

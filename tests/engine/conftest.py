@@ -17,6 +17,7 @@ from vsteer.engine.driver import VllmEngine
 from vsteer.engine.proof.reference import ReferenceEngine
 from vsteer.engine.start import EngineOptions
 from vsteer.engine.table import Capacity
+from vsteer.operations import OPERATIONS, graph_modules
 
 # The smallest on a CPU; prefixes are shared in whole blocks.
 BLOCK = 32
@@ -27,6 +28,7 @@ BATCHED_TOKENS = 64
 # Of 32 tokens each, one of which vLLM keeps for itself: a dozen running requests fill them, so that growing
 # ones preempt each other.
 KV_BLOCKS = 20
+WITHOUT_MULTIPLIER = [name for name, operation in OPERATIONS.items() if not operation.has_multiplier]
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,11 @@ class Setup:
                 vllm={"num_gpu_blocks_override": self.kv_blocks},
             ),
             # so that both graphs are tried, with capture and without
-            capacity=Capacity(terms=3, captures=CAPTURES if self.caching else 0, ablates=self.ablates),
+            capacity=Capacity(
+                terms=3,
+                captures=CAPTURES if self.caching else 0,
+                modules=graph_modules(WITHOUT_MULTIPLIER if self.ablates else ()),
+            ),
         )
 
 

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
 
-from tests.engine.conftest import BATCHED_TOKENS, Setup
+from tests.engine.conftest import BATCHED_TOKENS, WITHOUT_MULTIPLIER, Setup
 from vsteer import models
 from vsteer.engine.driver import VllmEngine
 from vsteer.engine.proof.parity import (
-    ABLATION_SLIP_FACTOR,
     SLIP_FACTOR,
     TOLERANCE,
+    WITHOUT_MULTIPLIER_SLIP_FACTOR,
     compare,
     make_requests,
     make_vectors,
@@ -43,7 +43,7 @@ def check(
     seed: int = 0,
     prompt_tokens: tuple[int, int] = (6, 80),
     max_tokens: tuple[int, int] = (4, 40),
-    ablations: bool = False,
+    operations: Sequence[str] = (),
     relative: float = 0.5,
     exact: Callable[[], ReferenceEngine] | None = None,
 ) -> None:
@@ -54,7 +54,7 @@ def check(
         seed=seed,
         prompt_tokens=prompt_tokens,
         max_tokens=max_tokens,
-        ablations=ablations,
+        operations=operations,
     )
     steerings = {request.steering for request in requests if request.steering}
     # no step can take these prompts whole
@@ -70,10 +70,11 @@ def check(
     assert not found.failures
     assert found.rows == rows
     assert found.steered_rows >= 0.85 * rows
-    assert len(steerings) > (0.5 if ablations else 0.8) * rows
+    assert len(steerings) > (0.5 if operations else 0.8) * rows
     assert found.largest_difference <= TOLERANCE or found.rounding_rows
     assert found.rounding_rows <= rows // 20
-    assert found.least_slip >= (ABLATION_SLIP_FACTOR if ablations else SLIP_FACTOR) * TOLERANCE
+    factor = WITHOUT_MULTIPLIER_SLIP_FACTOR if operations else SLIP_FACTOR
+    assert found.least_slip >= factor * TOLERANCE
     assert engine.recomputed_tokens() > 0, "no request was preempted"
     assert (found.cached_tokens > 0) == bool(engine.info.cache_block)
 
@@ -151,4 +152,4 @@ ABLATING = [
     ids=str,
 )
 def test_parity_with_ablation(engine: VllmEngine, reference: ReferenceEngine) -> None:
-    check(engine, reference, ablations=True, seed=5)
+    check(engine, reference, operations=WITHOUT_MULTIPLIER, seed=5)

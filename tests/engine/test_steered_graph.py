@@ -64,7 +64,7 @@ def steered(*, ablates: bool = False, captures: int = 0) -> nn.Module:
     steer_layer(
         layer,
         Steering(bank, cells, CAPACITY),
-        Ablation(bank, cells, CAPACITY) if ablates else None,
+        [Ablation(bank, cells, CAPACITY)] if ablates else [],
         Capture(torch.zeros(captures, dtype=torch.int32), HIDDEN) if captures else None,
     )
     return layer

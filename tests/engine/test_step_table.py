@@ -22,6 +22,7 @@ from vsteer.engine.table import Capacity, SteeringTable
 from vsteer.engine.worker.model import SteeredModel
 from vsteer.engine.worker.model_state import SteeredModelState
 from vsteer.engine.worker.step import EXTRA_ARG, NOT_SEEN, CellSpan, StepTable
+from vsteer.engine.worker.worker_table import WorkerTable
 from vsteer.errors import SteeringFault
 from vsteer.protocol import OPEN_END, Steering, Term
 
@@ -41,6 +42,11 @@ class Plain(nn.Module):
 class Model(SteeredModel, Plain):
     def __init__(self, max_tokens: int) -> None:
         super().__init__(vllm_config=_config(max_tokens))
+
+    @property
+    def table(self) -> WorkerTable:
+        assert self.vsteer_table is not None
+        return self.vsteer_table
 
 
 @dataclass
@@ -97,7 +103,7 @@ class V1Runner:
     def step(self, batch: list[Request], computed: list[int], scheduled: list[int]) -> None:
         ids = [request.id for request in batch]
         numbers = np.array(computed, np.int32), np.array(scheduled)
-        self.model.fill_v1_step(ids, self.requests, *numbers, self.resumed)
+        self.model.table.fill_v1_step(ids, self.requests, *numbers, self.resumed)
         self.resumed = set()
 
 
@@ -143,7 +149,7 @@ class Schedule:
     def __init__(self, seed: int, model: Model, runner: Runner, prints: tuple[str, ...]) -> None:
         self.rng = np.random.default_rng(seed)
         self.model, self.runner, self.prints = model, runner, prints
-        self.budget = len(model._token_cell) - 3  # some padding behind every step
+        self.budget = len(model.table.token_cell) - 3  # some padding behind every step
         self.made = 0
         self.alive: list[Request] = []
         # ended, in the runner until the next step at least; with a step ahead they are scheduled once more
@@ -206,8 +212,8 @@ class Schedule:
             for request, lo, tokens in zip(batch, computed, scheduled, strict=True)
             for position in range(lo, lo + tokens)
         ]
-        expected += [0] * (len(self.model._token_cell) - len(expected))
-        assert self.model._token_cell.tolist() == expected
+        expected += [0] * (len(self.model.table.token_cell) - len(expected))
+        assert self.model.table.token_cell.tolist() == expected
 
     def advance(self, request: Request, lo: int, tokens: int) -> None:
         if not request.positions:
@@ -231,8 +237,7 @@ class Schedule:
         asked = [request for request in self.uncollected if self.chance(0.6)]
         self.uncollected = [request for request in self.uncollected if request not in asked]
         steered = [request for request in asked if request.span]
-        assert self.model.step_table is not None
-        found = self.model.step_table.collect([request.span.key for request in steered if request.span])
+        found = self.model.table.step_table.collect([request.span.key for request in steered if request.span])
         assert found == [request.record() for request in steered]
 
     def chance(self, of: float) -> bool:
@@ -271,7 +276,7 @@ def test_every_token_gets_its_own_requests_cell(
     table = _table()
     table.save(tmp_path / "table.safetensors")
     model = Model(max_tokens=4 * crowd)
-    model.load_table(tmp_path / "table.safetensors")
+    model.table.load(tmp_path / "table.safetensors")
     schedule = Schedule(seed, model, runner(model), table.fingerprints)
     for _ in range(steps):
         while len(schedule.alive) < crowd and schedule.chance(0.7 if crowd < 10 else 0.99):
@@ -284,27 +289,25 @@ def test_every_token_gets_its_own_requests_cell(
         schedule.step()
         schedule.collect()
     assert schedule.made > 2 * crowd  # so that slots were used again
-    filled = model.step_table
-    assert filled is not None
+    filled = model.table.step_table
     assert filled.open_keys == 0
     # no slot is lost, and whoever has left is forgotten in the end
     assert 1 + len(filled._free) + len(filled._leaving) == len(filled._cell)
     assert len(filled) <= crowd
-    model.load_table(tmp_path / "table.safetensors")
+    model.table.load(tmp_path / "table.safetensors")
 
 
 def test_no_table_is_replaced_under_a_steered_request(tmp_path: Path) -> None:
     table = _table()
     table.save(tmp_path / "table.safetensors")
     model = Model(max_tokens=8)
-    model.load_table(tmp_path / "table.safetensors")
-    assert model.step_table is not None
-    model.step_table.add("r", CellSpan(1, 2, table.fingerprints[2], 0, 5).as_extra_args())
+    model.table.load(tmp_path / "table.safetensors")
+    model.table.step_table.add("r", CellSpan(1, 2, table.fingerprints[2], 0, 5).as_extra_args())
     with pytest.raises(SteeringFault, match="under way"):
-        model.load_table(tmp_path / "table.safetensors")
-    model.step_table.collect([1])
+        model.table.load(tmp_path / "table.safetensors")
+    model.table.step_table.collect([1])
     assert torch.equal(model.model.layers[0].steering.scale[:, 0], torch.arange(CELLS + 1.0))
-    assert model.load_table(tmp_path / "table.safetensors")["layers"] == [0]
+    assert model.table.load(tmp_path / "table.safetensors")["layers"] == [0]
 
 
 PRINTS = ("", "a" * 64, "b" * 64)

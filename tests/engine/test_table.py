@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import pytest
 
 from vsteer.engine.table import Capacity, SteeringTable, direction_sha, read_table_file
 from vsteer.errors import EngineError, SteeringFault, UsageError, VectorError
-from vsteer.protocol import Direction, Operation, Steering, Term, Vectors
+from vsteer.operations import OPERATIONS
+from vsteer.protocol import Direction, Steering, Term, Vectors
 
 LAYERS, WIDTH = 3, 4
 ROOM = Capacity(cells=8, rows=8, terms=2)
-ROOM_TO_ABLATE = Capacity(cells=8, rows=8, terms=2, ablates=True)
+ABLATION = "vsteer.engine.worker.modules:Ablation"
+ROOM_TO_ABLATE = Capacity(cells=8, rows=8, terms=2, modules=(ABLATION,))
 
 
 def direction(*values: float) -> Direction:
@@ -128,13 +129,16 @@ def test_direction_sha_is_of_the_bytes_as_little_endian_float32() -> None:
 
 
 def test_a_saved_table_is_what_a_worker_reads(tmp_path: Path) -> None:
-    table = build(Steering((add("joy", 1, 2.0),)), Steering((add("calm", 1, 1.0), add("joy", 2, 1.0))))
+    ablates = Steering((Term("joy", 1, operation="ablate"),))
+    adds = Steering((add("joy", 1, 2.0),)), Steering((add("calm", 1, 1.0), add("joy", 2, 1.0)))
+    table = build(*adds, ablates, capacity=ROOM_TO_ABLATE)
     path = tmp_path / "table.safetensors"
     table.save(path)
     arrays, prints, sha = read_table_file(path)
-    assert arrays.keys() == {"bank", "row", "scale", "ablated"}
-    for name in arrays:
+    assert arrays.keys() == {"bank", "row", "scale", ABLATION}
+    for name in ("bank", "row", "scale"):
         np.testing.assert_array_equal(arrays[name], getattr(table, name))
+    np.testing.assert_array_equal(arrays[ABLATION], table.placed[ABLATION])
     assert tuple(prints) == table.fingerprints
     again = tmp_path / "again.safetensors"
     table.save(again)
@@ -174,20 +178,20 @@ def test_ablations_by_hand() -> None:
     np.testing.assert_array_equal(table.bank, [[0, 0, 0, 0], [0, 0, 0, 1], [0, 0, 0, 2], [0, 0, 1, 0]])
     # [layer, (embedding, attention, layer), cell]
     behind_layer_1 = [[0, 0, 3], [0, 0, 3], [0, 1, 3]]
-    np.testing.assert_array_equal(table.ablated, [[[0, 0, 3]] * 3, behind_layer_1, [[0, 0, 3]] * 3])
+    np.testing.assert_array_equal(table.placed[ABLATION], [[[0, 0, 3]] * 3, behind_layer_1, [[0, 0, 3]] * 3])
     np.testing.assert_array_equal(table.row[1], [[0, 0], [2, 0], [0, 0]])
     np.testing.assert_array_equal(table.scale[1], [[0, 0], [3, 0], [0, 0]])
 
 
 def test_an_ablation_is_another_cell_than_an_addition() -> None:
-    terms = [Term("joy", 1, 1.0, operation) for operation in get_args(Operation)]
+    terms = [Term("joy", 1, 1.0, operation) for operation in OPERATIONS]
     table = build(*(Steering((term,)) for term in terms), capacity=ROOM_TO_ABLATE)
     assert len(set(table.fingerprints)) == 4
 
 
 def test_a_direction_that_is_ablated_alone_takes_no_slot() -> None:
     both = Steering((Term("joy", 1, operation="ablate"), add("calm", 1, 1.0)))
-    build(both, capacity=Capacity(cells=8, rows=8, terms=1, ablates=True))
+    build(both, capacity=Capacity(cells=8, rows=8, terms=1, modules=(ABLATION,)))
 
 
 def test_ablations_that_cannot_be() -> None:
@@ -218,7 +222,7 @@ def test_a_cell_that_was_not_loaded() -> None:
         (add("joy", 1, float("nan")), UsageError, "multiplier nan is not a finite", "plain number"),
         (add("joy", 1, float("-inf")), UsageError, "multiplier -inf is not a finite", "plain number"),
         (add("joy", 1, 1e39), UsageError, "multiplier 1e+39 is not a finite", "plain number"),
-        (Term("joy", 1, 1.0, "erase"), UsageError, "unknown operation 'erase'", "ablate"),  # type: ignore[arg-type]
+        (Term("joy", 1, 1.0, "erase"), UsageError, "unknown operation 'erase'", "ablate"),
         (Term("joy", 1, 2.0, "ablate"), UsageError, "no multiplier, and this one has 2.0", "leave it out"),
         (Term("nothing", 0, operation="ablate"), VectorError, "'nothing' at layer 0 is zero", "leave"),
     ],

@@ -256,5 +256,9 @@ def test_an_ablation_is_one_configuration_of_any_norm_and_no_multiplier(plan: Ca
     assert [records[c.config_id]["multiplier"] for c in found] == [None] * 4
     size = budget(one)
     # the unit vector of layers 1 and 4 is added and ablated, those of 2 and 3 ablated alone
-    assert (size.ablates, size.terms, size.vector_rows) == (True, 1, 4 + 4)
-    assert not budget(plan()).ablates
+    assert (size.modules, size.terms, size.vector_rows) == (
+        ("vsteer.engine.worker.modules:Ablation",),
+        1,
+        4 + 4,
+    )
+    assert not budget(plan()).modules

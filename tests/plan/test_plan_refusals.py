@@ -37,7 +37,7 @@ REFUSED = [
     (("after_prompt]", "[4000, 4001]]"), 13, "positions (4000, 4001) (line 11) cannot act on what choice"),
     (("multipliers: [-1, 0, 1]", "operation: add"), 8, "multipliers is missing"),
     (("layers: [1, 4]", "operation: ablate"), 8, "layers"),
-    (("layers: [1, 4]", "layers: 1\n    operation: ablate"), 11, "an ablation has no multipliers"),
+    (("layers: [1, 4]", "layers: 1\n    operation: ablate"), 11, "the operation ablate has no multipliers"),
     (
         ("layers: [1, 4]\n    multipliers: [-1, 0, 1]", "layers: [[1, 4]]\n    operation: ablate_everywhere"),
         9,

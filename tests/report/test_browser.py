@@ -302,8 +302,8 @@ def test_ablations_are_drawn_over_layers(page: Page, tmp_path: Path) -> None:
     drawn = page.js("return figures.find((figure) => figure.name === 'layers').given.data.rows")
     assert [(point["layer"], point["y"]) for point in drawn] == [(1, -1), (2, -2), (3, -3)]
     assert page.js("return document.querySelector('#figure-layers svg').textContent").count("ablated") == 1
-    assert found["layers"]["title"].endswith("an ablation injects nothing")
-    assert found["dose"]["why"] == "an ablation has no multiplier, so there is no dose curve"
+    assert found["layers"]["title"].endswith("; ablation injects nothing")
+    assert found["dose"]["why"] == "ablation has no multiplier, so there is no dose curve"
     page.js("chooseFamily(FAMILIES.find((family) => family.vector === 'warm'))")
     page.settle()
     words = page.js("return document.querySelector('#figure-layers svg').textContent")

@@ -24,6 +24,7 @@ from vsteer.engine.proof.reference import ReferenceEngine
 from vsteer.engine.start import EngineOptions
 from vsteer.engine.stock import StockEngine
 from vsteer.engine.table import Capacity
+from vsteer.operations import graph_modules
 from vsteer.protocol import Positions, Prompt, Request, Steering, Term, Vectors
 
 VECTOR = "random"
@@ -91,9 +92,10 @@ def _decode(
     model: str, options: EngineOptions, capacity: Capacity, size: Size, on_progress: Callable[[str], None]
 ) -> list[Figure]:
     """Throughput of generated tokens: steered over stock, unused ablation over none, many over one."""
+    ablating = replace(capacity, modules=graph_modules(["ablate"]))
     starters: list[Callable[[], VllmEngine | StockEngine]] = [
         lambda: VllmEngine(model, options=options, capacity=capacity),
-        lambda: VllmEngine(model, options=options, capacity=replace(capacity, ablates=True)),
+        lambda: VllmEngine(model, options=options, capacity=ablating),
         lambda: StockEngine(model, replace(options, prefix_caching=False)),
     ]
     rates: list[list[list[float]]] = []

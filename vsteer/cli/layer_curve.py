@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vsteer.cli.plain_table import plain_table
+from vsteer.operations import OPERATIONS
 from vsteer.results.views import connect_runs
 
 # `setting` is all that a baseline shares with what is measured against it: see effects.sql.
@@ -39,7 +40,7 @@ ENOUGH_CONTROLS = 19
 @dataclass(frozen=True)
 class Effect:
     layer: int
-    multiplier: float | None  # None: an ablation
+    multiplier: float | None  # None: an operation that has none
     effect: float
     mass: float
     prompts: int
@@ -84,10 +85,16 @@ def _curve(
     margin, mass, questions = baseline
     counts = sorted({one.prompts for one in found})
     # one operation has multipliers, or none
+    done = OPERATIONS[operation].done
     multipliers = sorted({one.multiplier for one in found}, key=lambda m: m or 0)
     by_place = {(one.layer, one.multiplier): one for one in found}
     layers = sorted({one.layer for one in found})
-    header = ["LAYER", *map(_multiplier, multipliers), "MASS", *(["CONTROLS"] if controls else [])]
+    header = [
+        "LAYER",
+        *(f"{m:+g}" if m is not None else done.upper() for m in multipliers),
+        "MASS",
+        *(["CONTROLS"] if controls else []),
+    ]
     rows = []
     for layer in layers:
         here = [by_place.get((layer, m)) for m in multipliers]
@@ -103,27 +110,19 @@ def _curve(
     with_system = f" under the system prompt {system!r}" if system else ""
     prompts = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     unsteered = f"mean of {prompts} prompts, less the unsteered {margin:+.2f} of {questions}"
-    what = {
-        "add": f"{vector} (norm {norm})",
-        "ablate": f"ablating {vector} at each layer",
-        "ablate_everywhere": f"ablating each layer's direction of {vector} everywhere",
-    }[operation]
+    what = OPERATIONS[operation].heading.format(vector=vector, norm=norm)
     head = [
         f"{evaluation}{with_system}: effect of {what} at {positions} in {model}",
         f"log p(matching) - log p(not matching), {unsteered}",
         f"MASS: what all answers have together (unsteered {mass:.3f}), the least over the multipliers",
     ]
-    return "\n".join([*head, plain_table(header, rows), _verdict(found, controls)])
+    return "\n".join([*head, plain_table(header, rows), _verdict(found, controls, done)])
 
 
-def _multiplier(multiplier: float | None) -> str:
-    return "ABLATED" if multiplier is None else f"{multiplier:+g}"
-
-
-def _verdict(found: Sequence[Effect], controls: Controls) -> str:
+def _verdict(found: Sequence[Effect], controls: Controls, done: str = "") -> str:
     """The peak, and whether it stands outside the controls; said only with enough of them."""
     peak = max(found, key=lambda one: abs(one.effect))
-    how = "ablated" if peak.multiplier is None else f"multiplier {peak.multiplier:+g}"
+    how = done if peak.multiplier is None else f"multiplier {peak.multiplier:+g}"
     said = [f"largest effect: {peak.effect:+.2f} at layer {peak.layer}, {how}"]
     if not controls:
         said.append(

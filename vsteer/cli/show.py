@@ -12,6 +12,7 @@ import click
 
 from vsteer.cli.plain_table import number, plain_table
 from vsteer.errors import UsageError
+from vsteer.operations import OPERATIONS
 
 if TYPE_CHECKING:
     import duckdb
@@ -196,7 +197,7 @@ def side_by_side(rows: Sequence[Row], width: int) -> str:
 def label(row: Row) -> str:
     multiplier = row["multiplier"]
     if multiplier is None:
-        return "ablated"
+        return OPERATIONS[row["operation"]].done
     return f"{multiplier:+g}" if multiplier else "unsteered"
 
 

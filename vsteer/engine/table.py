@@ -2,9 +2,9 @@
 
 Pure numpy. A cell is a list of terms without its span. `row[layer, cell, slot]` names a direction
 in `bank`, `scale[layer, cell, slot]` is its multiplier; cell 0 and bank row 0 are unsteered. The
-multipliers of one direction share its row. `ablated[layer, place, cell]` names the direction, of
-length 1, that is taken out of the stream there. Each cell has a fingerprint, the hash of what it does,
-by which prefix-cache blocks and workers know it.
+multipliers of one direction share its row. For an operation with a module of its own,
+`placed[module][layer, place, cell]` names the direction, of length 1, that it has there. Each cell has a
+fingerprint, the hash of what it does, by which prefix-cache blocks and workers know it.
 """
 
 from __future__ import annotations
@@ -13,18 +13,15 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from vsteer.errors import EngineError, SteeringFault, UsageError, VectorError
-from vsteer.protocol import Direction, Operation, Steering, Term, Vectors
-
-# Where a direction can be ablated: of the embedding, which layer 0 alone has; behind a layer's attention;
-# behind the layer.
-PLACES = ("embedding", "attention", "layer")
+from vsteer.operations import OPERATIONS, PLACES
+from vsteer.protocol import Direction, Steering, Term, Vectors
 
 
 @dataclass(frozen=True)
@@ -39,23 +36,21 @@ class Capacity:
     terms: int = 1
     # how many tokens of a step can be captured; with 0 the graph has no capture in it
     captures: int = 0
-    # whether the graph can ablate
-    ablates: bool = False
+    # what is in the graph beside the add: see operations.graph_modules
+    modules: tuple[str, ...] = ()
 
     @classmethod
     def for_grid(
-        cls, cells: int, rows: int, terms: int, captures: int = 0, ablates: bool = False
+        cls, cells: int, rows: int, terms: int, captures: int = 0, modules: tuple[str, ...] = ()
     ) -> Capacity:
         """Room for a grid, and never too little for the canary, which has a cell and a row a layer."""
 
         def up(n: int) -> int:
             return max(1024, 1 << (n - 1).bit_length())
 
-        return cls(
-            cells=up(cells + 1), rows=up(rows + 1), terms=max(1, terms), captures=captures, ablates=ablates
-        )
+        return cls(up(cells + 1), up(rows + 1), max(1, terms), captures, modules)
 
-    def as_config(self) -> dict[str, int | bool]:
+    def as_config(self) -> dict[str, Any]:
         return asdict(self)
 
 
@@ -87,7 +82,7 @@ class SteeringTable:
     bank: NDArray[np.float32]  # [rows, hidden]
     row: NDArray[np.int32]  # [layers, cells, terms]
     scale: NDArray[np.float32]  # [layers, cells, terms]
-    ablated: NDArray[np.int32]  # [layers, places, cells]; no places where nothing is ablated
+    placed: Mapping[str, NDArray[np.int32]]  # of each module that is used: [layers, places, cells]
     fingerprints: tuple[str, ...]  # one a cell; "" for the unsteered cell 0
     cells: Mapping[tuple[Term, ...], int]  # the acting terms -> their cell
 
@@ -111,10 +106,10 @@ class SteeringTable:
         for term in dict.fromkeys(term for terms in cells for term in terms):
             of_layer = (term.vector, term.layer)
             _check_term(term, vectors, layers)
-            if (*of_layer, term.ablates) not in rows:
+            if (*of_layer, term.is_added) not in rows:
                 direction = check_direction(*of_layer, vectors[term.vector][term.layer], hidden_size)
-                rows[*of_layer, term.ablates] = len(bank)
-                bank.append(_unit(*of_layer, direction) if term.ablates else direction)
+                rows[*of_layer, term.is_added] = len(bank)
+                bank.append(direction if term.is_added else _unit(*of_layer, direction))
                 shas[of_layer] = direction_sha(direction)
         slots = max((_most_terms_on_a_layer(terms) for terms in cells), default=1)
         for what, needed, room in (
@@ -127,29 +122,33 @@ class SteeringTable:
                     f"the steering table is full: {needed} {what} are needed and there is room for {room}",
                     hint="start the engine with a larger Capacity; Capacity.for_grid computes one",
                 )
-        ablates = any(term.ablates for terms in cells for term in terms)
-        if ablates and not capacity.ablates:
-            raise EngineError(
-                "the engine was started without ablation, and a steering ablates",
-                hint="start it with Capacity(ablates=True)",
-            )
-        ablated = np.zeros((layers, len(PLACES) if ablates else 0, len(cells) + 1), np.int32)
+        placed: dict[str, NDArray[np.int32]] = {}
+        for operation in {OPERATIONS[term.operation] for terms in cells for term in terms}:
+            if operation.module and operation.module not in capacity.modules:
+                raise EngineError(
+                    f"the engine was started without {operation.noun}, and a steering needs it",
+                    hint=f"start it with Capacity(modules=graph_modules([{operation.name!r}]))",
+                )
+            if operation.module:
+                placed[operation.module] = np.zeros((layers, len(PLACES), len(cells) + 1), np.int32)
         row = np.zeros((layers, len(cells) + 1, capacity.terms), np.int32)
         scale = np.zeros((layers, len(cells) + 1, capacity.terms), np.float32)
         fingerprints = [""]
         for terms, cell in cells.items():
             used: dict[int, int] = {}
+            taken = np.zeros((layers, len(PLACES)), bool)
             for term in terms:
-                of_term = rows[term.vector, term.layer, term.ablates]
-                if term.ablates:
-                    _ablate(ablated[:, :, cell], term, of_term)
+                of_term = rows[term.vector, term.layer, term.is_added]
+                if module := OPERATIONS[term.operation].module:
+                    places = _places_of(term, taken)
+                    placed[module][:, :, cell][places] = of_term
                     continue
                 slot = used.get(term.layer, 0)
                 used[term.layer] = slot + 1
                 row[term.layer, cell, slot] = of_term
                 scale[term.layer, cell, slot] = term.multiplier
             fingerprints.append(_fingerprint(terms, shas))
-        return cls(np.stack(bank), row, scale, ablated, tuple(fingerprints), cells)
+        return cls(np.stack(bank), row, scale, placed, tuple(fingerprints), cells)
 
     def cell_of(self, steering: Steering) -> int:
         """The cell that does what `steering` says; 0 where it says nothing."""
@@ -168,7 +167,7 @@ class SteeringTable:
                 "bank": self.bank,
                 "row": self.row,
                 "scale": self.scale,
-                "ablated": self.ablated,
+                **self.placed,
                 "fingerprint": np.frombuffer(hexes, np.uint8).reshape(-1, 32),
             },
             path,
@@ -182,36 +181,42 @@ def read_table_file(path: Path) -> tuple[dict[str, NDArray[Any]], list[str], str
     return arrays, prints, hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _ablate(places: NDArray[np.int32], term: Term, row: int) -> None:
-    """Write one cell's [layers, places]; of two directions at one place neither would be gone in the end."""
-    layers = slice(None) if term.operation == "ablate_everywhere" else slice(term.layer, term.layer + 1)
-    at = list(range(len(PLACES))) if term.operation == "ablate_everywhere" else [PLACES.index("layer")]
-    if places[layers, at].any():
+def _places_of(term: Term, taken: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Where in a cell's [layers, places] a term acts, which are `taken` then.
+
+    If two directions were ablated at one place, neither would be gone in the end.
+    """
+    operation = OPERATIONS[term.operation]
+    places = np.zeros_like(taken)
+    layers = slice(None) if operation.every_layer else slice(term.layer, term.layer + 1)
+    places[layers, [PLACES.index(place) for place in operation.places]] = True
+    if (places & taken).any():
         raise UsageError(
-            f"two directions are ablated at one place of layer {term.layer}",
-            hint="ablate one of them, or each at a layer of its own",
+            f"two directions are {operation.done} at one place of layer {term.layer}",
+            hint="leave one of them out, or give each a layer of its own",
         )
-    places[layers, at] = row
+    taken |= places
+    return places
 
 
 def _unit(vector: str, layer: int, direction: Direction) -> Direction:
     length = float(np.linalg.norm(direction.astype(np.float64)))
     if not length:
         raise VectorError(
-            f"vector {vector!r} at layer {layer} is zero, so it has no direction to ablate",
+            f"vector {vector!r} at layer {layer} is zero, so it has no direction",
             hint="leave the layer out",
         )
     return (direction.astype(np.float64) / length).astype(np.float32)
 
 
 def _check_term(term: Term, vectors: Vectors, layers: int) -> None:
-    if term.operation not in get_args(Operation):
+    operation = OPERATIONS.get(term.operation)
+    if operation is None:
+        raise UsageError(f"unknown operation {term.operation!r}", hint=f"what works: {', '.join(OPERATIONS)}")
+    if not operation.has_multiplier and term.multiplier != 1:
         raise UsageError(
-            f"unknown operation {term.operation!r}", hint=f"what works: {', '.join(get_args(Operation))}"
-        )
-    if term.ablates and term.multiplier != 1:
-        raise UsageError(
-            f"an ablation has no multiplier, and this one has {term.multiplier}", hint="leave it out"
+            f"the operation {term.operation!r} has no multiplier, and this one has {term.multiplier}",
+            hint="leave it out",
         )
     if not abs(term.multiplier) <= float(np.finfo(np.float32).max):
         raise UsageError(
@@ -236,7 +241,7 @@ def _check_term(term: Term, vectors: Vectors, layers: int) -> None:
 
 
 def _most_terms_on_a_layer(terms: tuple[Term, ...]) -> int:
-    layers = [term.layer for term in terms if not term.ablates]
+    layers = [term.layer for term in terms if term.is_added]
     return max((layers.count(layer) for layer in set(layers)), default=1)
 
 

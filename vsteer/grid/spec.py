@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from pydantic import (
@@ -28,7 +28,8 @@ from vsteer.evaluations.kinds import AnyKind
 from vsteer.grid.axes import Layers, parse_layers, parse_multipliers, parse_norm, parse_positions
 from vsteer.grid.problems import GridError, Loc, Source
 from vsteer.grid.yaml_lines import read_yaml
-from vsteer.protocol import Operation, Positions
+from vsteer.operations import OPERATIONS
+from vsteer.protocol import Positions
 from vsteer.validation import (
     AS_LIST,
     Count,
@@ -61,6 +62,10 @@ Multipliers = Annotated[tuple[float, ...], PlainValidator(parse_multipliers), AS
 PositionList = Annotated[tuple[Positions, ...], PlainValidator(many(parse_positions)), AS_LIST]
 LayerChoice = Annotated[Layers, PlainValidator(parse_layers), PlainSerializer(lambda layers: layers.written)]
 Some = Annotated[int, Field(ge=0, le=1000)]
+if TYPE_CHECKING:
+    OperationName = str
+else:
+    OperationName = Literal[tuple(OPERATIONS)]
 
 
 class EngineSpec(Strict):
@@ -124,9 +129,9 @@ class Axis(Strict):
     vector: Names | None = None
     vectors: Names | None = None
     layers: LayerChoice
-    multipliers: Multipliers | None = None  # of what is added; an ablation has none
+    multipliers: Multipliers | None = None  # of what is added; other operations have none
     positions: PositionList = ("all",)
-    operation: Operation = "add"
+    operation: OperationName = "add"
 
     @model_validator(mode="after")
     def _one_of_two(self) -> Axis:
@@ -136,14 +141,16 @@ class Axis(Strict):
 
     @model_validator(mode="after")
     def _multipliers_where_needed(self) -> Axis:
-        if self.operation == "add" and self.multipliers is None:
+        operation = OPERATIONS[self.operation]
+        if operation.has_multiplier and self.multipliers is None:
             raise wrong("multipliers is missing", "such as multipliers: [-1, 1]")
-        if self.operation != "add" and self.multipliers is not None:
-            raise wrong("an ablation has no multipliers", "take the line out", "multipliers")
+        if not operation.has_multiplier and self.multipliers is not None:
+            message = f"the operation {operation.name} has no multipliers"
+            raise wrong(message, "take the line out", "multipliers")
         groups = self.layers.groups or ()
-        if self.operation == "ablate_everywhere" and any(len(group) > 1 for group in groups):
+        if operation.every_layer and any(len(group) > 1 for group in groups):
             hint = "a layer says whose direction it is: list single layers"
-            raise wrong("one direction at a time can be ablated everywhere", hint, "layers")
+            raise wrong(f"one direction at a time can be {operation.done} everywhere", hint, "layers")
         return self
 
     @property

@@ -14,6 +14,7 @@ from typing import Any
 from vsteer.evaluations.choice import steps
 from vsteer.evaluations.open_ended import OpenEndedSpec
 from vsteer.evaluations.prompt_spec import RenderedPrompt
+from vsteer.operations import graph_modules
 from vsteer.plan.plan import Block, Plan
 from vsteer.protocol import OPEN_END, Positions, Prompt
 
@@ -73,7 +74,7 @@ class Budget:
     cells: int  # for Capacity.for_grid: distinct steerings, distinct directions, most terms a layer
     vector_rows: int
     terms: int
-    ablates: bool
+    modules: tuple[str, ...]  # see operations.graph_modules
     block_size: int
     notes: tuple[str, ...]
 
@@ -120,9 +121,7 @@ class Budget:
 def budget(plan: Plan) -> Budget:
     configs = plan.configs
     terms = {config.terms for config in configs.values() if config.terms}
-    slots = (
-        max(Counter(term.layer for term in one if not term.ablates).values(), default=1) for one in terms
-    )
+    slots = (max(Counter(term.layer for term in one if term.is_added).values(), default=1) for one in terms)
     return Budget(
         model=plan.facts.name,
         pending=plan.pending,
@@ -133,9 +132,9 @@ def budget(plan: Plan) -> Budget:
         vectors=len(plan.vectors),
         made=tuple(source.describe() for source in plan.sources.values()),
         cells=len(terms),
-        vector_rows=len({(term.vector, term.layer, term.ablates) for one in terms for term in one}),
+        vector_rows=len({(term.vector, term.layer, term.is_added) for one in terms for term in one}),
         terms=max(slots, default=1),
-        ablates=any(term.ablates for one in terms for term in one),
+        modules=graph_modules({term.operation for one in terms for term in one}),
         block_size=plan.facts.block_size,
         notes=plan.notes,
     )

@@ -12,8 +12,9 @@ from vsteer.grid.axes import Group
 from vsteer.grid.problems import Loc
 from vsteer.grid.spec import Axis, Exclude, Grid
 from vsteer.identity import VERSION, derived_seed, identify
+from vsteer.operations import OPERATIONS
 from vsteer.plan.vector_sources import VectorSource, norm_recipe
-from vsteer.protocol import Operation, Positions, Steering, Term
+from vsteer.protocol import Positions, Steering, Term
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,9 @@ class Config:
     ask: PromptSpec
     vector: VectorUse | None = None
     layers: Group = ()
-    multiplier: float | None = 0.0  # None: an ablation, which has none
+    multiplier: float | None = 0.0  # None: an operation that has none
     positions: Positions | None = None
-    operation: Operation = "add"
+    operation: str = "add"
     control: str = ""  # "", random, shuffled, system
     system: str = ""  # the system prompt's name
     layer_count: int | None = None  # the model's, for depths
@@ -169,9 +170,9 @@ class ConfigExpander:
         return self._uses[key]
 
     def _norms(self, axis: Axis, vector: str) -> tuple[str, ...]:
-        """What is ablated is a direction, whatever the vector's norm: it is taken once, at length 1."""
+        """An operation without a multiplier takes a direction, whatever its norm: once, at length 1."""
         source = self.sources[vector]
-        return source.norms if axis.operation == "add" or source.is_file else ("unit",)
+        return source.norms if OPERATIONS[axis.operation].has_multiplier or source.is_file else ("unit",)
 
     def _positions(self, n: int, axis: Axis, evaluation: int) -> list[tuple[Loc, Positions]]:
         at: Loc = ("grid", n, "positions")

@@ -6,15 +6,20 @@ from typing import Any
 
 import altair as alt
 
-SIGNS = ["+", "-", "ablated"]
-SIGN_SHAPES = ["circle", "triangle-down", "square"]
+from vsteer.operations import OPERATIONS
+
+# A configuration without a multiplier has what its operation did in the sign's place.
+DONE = list(dict.fromkeys(operation.done for operation in OPERATIONS.values() if operation.done))
+SIGNS = ["+", "-", *DONE]
+SIGN_SHAPES = ["circle", "triangle-down", "square", "diamond", "cross", "triangle-up", "wedge"][: len(SIGNS)]
+SIGN_DASHES = [[1, 0], [6, 3], *([2, 2] for _ in DONE)]
 # How a sign is drawn wherever it is.
 SIGN_COLOUR = alt.Color(
     "sign:N",
     title="multiplier",
-    scale=alt.Scale(domain=SIGNS, range=["@plus", "@minus", "@ink"]),
+    scale=alt.Scale(domain=SIGNS, range=["@plus", "@minus", *["@ink"] * len(DONE)]),
     legend=alt.Legend(
-        labelExpr="datum.label == '+' ? 'positive' : datum.label == '-' ? 'negative' : 'ablated'",
+        labelExpr="datum.label == '+' ? 'positive' : datum.label == '-' ? 'negative' : datum.label",
         symbolStrokeWidth=2,
         symbolOpacity=1,
         # those that are drawn
@@ -29,7 +34,7 @@ SIGN_SHAPE = alt.Shape(
 )
 SIGNS_DRAWN = alt.param(name="signs", value=SIGNS)
 SIGN_DASH = alt.StrokeDash(
-    "sign:N", title="multiplier", scale=alt.Scale(domain=SIGNS, range=[[1, 0], [6, 3], [2, 2]]), legend=None
+    "sign:N", title="multiplier", scale=alt.Scale(domain=SIGNS, range=SIGN_DASHES), legend=None
 )
 # of positive and negative members in turn
 SHAPES = ["circle", "triangle-down", "square", "diamond", "cross", "triangle-up", "wedge", "stroke"]

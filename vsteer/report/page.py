@@ -22,6 +22,7 @@ from typing import Any
 
 from vsteer.analysis.over_runs import scaling_over_runs
 from vsteer.errors import VectorError
+from vsteer.operations import OPERATIONS
 from vsteer.packages import __version__
 from vsteer.report.diagnostics import diagnostics
 from vsteer.report.facts import alike, facts
@@ -48,8 +49,8 @@ DRAWN = (
     "steerability",
 )
 MORE = ("letter_bias", "system_prompt_interaction", "layer_transfer", "model_transfer", "throughput")
-# ablations have no multiplier, so they stand in no multiplier curve
-ABLATIONS = """\
+# what has no multiplier stands in no multiplier curve
+WITHOUT_MULTIPLIER = """\
 select e.run, e.model, e.evaluation, e.system, e.vector, e.norm, e.positions, e.operation, e.layers, e.depth,
        e.multiplier, e.effect, e.effect_se, i.low as effect_low, i.high as effect_high, e.effect_p,
        e.effect_p_se, p.low as effect_p_low, p.high as effect_p_high, e.effect_headroom, e.items,
@@ -87,7 +88,7 @@ def gathered(folders: Sequence[Path], runs: Mapping[str, Path]) -> dict[str, Any
             database.execute(fits)
         tables: dict[str, Table] = {name: asked(database, name, folders) for name in (*DRAWN, *MORE)}
         tables["item_slopes"] = item_slopes(database, folders)
-        tables |= {"doses": table(database, DOSES), "ablations": table(database, ABLATIONS)}
+        tables |= {"doses": table(database, DOSES), "without_multiplier": table(database, WITHOUT_MULTIPLIER)}
         tables |= diagnostics(database, runs) | texts(database)
         found = facts(database, runs)
         twice = alike(database)
@@ -104,6 +105,7 @@ def gathered(folders: Sequence[Path], runs: Mapping[str, Path]) -> dict[str, Any
         "why": reasons(found, runs),
         "nostatistics": no_statistics(folders),
         "more": MORE,
+        "operations": {name: [of.done, of.noun] for name, of in OPERATIONS.items()},
         "tables": {name: each.as_json() for name, each in tables.items()},
     }
 

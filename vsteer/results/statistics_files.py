@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vsteer.operations import OPERATIONS
 from vsteer.store import shards as sh
 from vsteer.store.files import as_parquet, disk_errors, write_file
 from vsteer.store.schema import BOOL, FLOAT, FLOATS, INT, INTS, STRING, STRINGS, Column, arrow_schema
@@ -53,11 +54,13 @@ _BY_VECTOR = (
     Column("vector", STRING, "the vector's name"),
     _NORM,
     Column("positions", STRING, "which tokens are steered: all, after_prompt, ..."),
-    Column("operation", STRING, "what is done to the stream: add, ablate, ablate_everywhere"),
+    Column("operation", STRING, f"what is done to the stream: {', '.join(OPERATIONS)}"),
     Column("system", STRING, "the system prompt's name; empty: none"),
 )
 _STEERED = (Column("model", STRING, "the model, as the grid names it"), *_BY_VECTOR)
-_MULTIPLIER = Column("multiplier", FLOAT, "what the vector is multiplied with", null="ablate, which has none")
+_MULTIPLIER = Column(
+    "multiplier", FLOAT, "what the vector is multiplied with", null="an operation that has none"
+)
 _SEED = Column("seed", INT, "the seed of what was drawn")
 _NO_INTERVAL = "no interval: see why"
 

@@ -76,7 +76,7 @@ def load_vllm(
         on_event("unknown_seams", seams=unknown)
     size, options = budget(plan), engine_options(plan.facts, spec)
     captures = CAPTURES if extracts else 0
-    capacity = Capacity.for_grid(size.cells, size.vector_rows, size.terms, captures, size.ablates)
+    capacity = Capacity.for_grid(size.cells, size.vector_rows, size.terms, captures, size.modules)
     make = partial(VllmEngine, str(plan.facts.folder), options=options, capacity=capacity)
     if spec.replicas == 1:
         return make()

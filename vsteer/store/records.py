@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from vsteer.operations import OPERATIONS
 from vsteer.store import schema as s
 
 ROW_ID = re.compile(r"[0-9a-f]{32}")
@@ -175,7 +176,8 @@ def axes_contradiction(record: Record) -> str | None:
     if (layer is None) != (record["depth"] is None):
         return "depth is null exactly where layer is"
     if multiplier is None:
-        if record["operation"] in ("", "add"):
+        operation = OPERATIONS.get(record["operation"])
+        if record["operation"] == "" or (operation and operation.has_multiplier):
             return f"the operation {record['operation']!r} needs a multiplier"
     elif (multiplier == 0) == bool(layers):
         return f"multiplier 0 is the baseline and has no layers; here {multiplier} goes with {list(layers)}"

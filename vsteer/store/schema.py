@@ -13,6 +13,8 @@ from functools import lru_cache
 import numpy as np
 import pyarrow as pa
 
+from vsteer.operations import DESCRIBED_OPERATIONS
+
 # The version of the columns and of the folder's layout. A folder with a newer one is refused.
 SCHEMA_VERSION = 1
 
@@ -48,14 +50,13 @@ AXES = (
     Column(
         "operation",
         STRING,
-        "what is done to the stream: add, ablate, ablate_everywhere (at all layers, along the direction of"
-        " `layer`); empty for a baseline",
+        f"what is done to the stream, empty for a baseline: {DESCRIBED_OPERATIONS}",
     ),
     Column(
         "multiplier",
         FLOAT,
         "what the stored vector is multiplied by, the shortest number of its float32; 0 is a baseline",
-        null="an ablation, which has none",
+        null="an operation that has none",
     ),
     Column("positions", STRING, "which tokens are steered: all, after_prompt, ...; empty for a baseline"),
     Column("system", STRING, "the system prompt's name; empty: none"),

@@ -6,21 +6,22 @@ It runs on the engine itself, on the user's own model, before the first row.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vsteer.engine.table import Capacity
 from vsteer.errors import EngineError
-from vsteer.protocol import Engine, Operation, Prompt, Request, Result, Steering, Term
+from vsteer.operations import OPERATIONS, Operation
+from vsteer.protocol import Direction, Engine, Prompt, Request, Result, Steering, Term
 
 NAME = "canary"
 # Far above any stream's norm, so that a layer which steers cannot be mistaken for rounding.
 STRENGTH = 1000.0
 # Of these tokens, the first ones, log-probabilities are compared.
 PROBES = 32
-ABLATIONS: tuple[Operation, ...] = ("ablate", "ablate_everywhere")
 # How much smaller than the least steered change the mate's must be.
 MARGIN = 10.0
 # What was added must be captured to this share of its length: bfloat16 rounds to some thousandths.
@@ -31,7 +32,8 @@ def prove_steering(engine: Engine, capacity: Capacity) -> None:
     """Raise unless steering acts at every layer and nowhere else."""
     direction = np.random.default_rng(0).standard_normal(engine.info.hidden_size).astype(np.float32)
     steerings = [Steering((Term(NAME, layer, STRENGTH),)) for layer in range(engine.info.layers)]
-    engine.load({NAME: dict.fromkeys(range(engine.info.layers), direction)}, steerings)
+    directions = dict.fromkeys(range(engine.info.layers), direction)
+    engine.load({NAME: directions}, steerings)
     prompt = Prompt.plain(int(t) for t in np.random.default_rng(1).integers(0, engine.info.vocab_size, 8))
     probes = _probes(engine)
 
@@ -51,9 +53,10 @@ def prove_steering(engine: Engine, capacity: Capacity) -> None:
             f"{', '.join(dead) or 'a layer'} by no more than {MARGIN:g} times that when steered",
             hint="this engine does not steer as it should; `vsteer verify` tells more",
         )
-    if capacity.ablates:
-        _prove_ablation(engine, prompt, direction, changes)
-        engine.load({NAME: dict.fromkeys(range(engine.info.layers), direction)}, steerings)
+    for operation in OPERATIONS.values():
+        if operation.module in capacity.modules:
+            _prove_operation(engine, operation, prompt, directions, list(changes.values()))
+    engine.load({NAME: directions}, steerings)
     if engine.info.cache_block:
         _prove_cache_identity(engine, steerings)
     if capacity.captures > 1:
@@ -65,31 +68,46 @@ def _distance(a: Result, b: Result) -> float:
     return max(abs(a.logprobs[0][token] - b.logprobs[0][token]) for token in a.logprobs[0] if token < PROBES)
 
 
-def _prove_ablation(
-    engine: Engine, prompt: Prompt, direction: NDArray[np.float32], changes: Mapping[str, float]
+def _prove_operation(
+    engine: Engine,
+    operation: Operation,
+    prompt: Prompt,
+    directions: Mapping[int, Direction],
+    changes: Sequence[float],
 ) -> None:
-    """Whatever is added along a direction must be gone where that is ablated, at a layer or everywhere."""
-    steerings: dict[str, Steering] = {}
-    for layer in range(engine.info.layers):
-        for operation in ABLATIONS:
-            ablation = Term(NAME, layer, operation=operation)
-            name = f"{operation} layer {layer}"
-            steerings[name] = Steering((ablation,))
-            steerings[f"{name}, added"] = Steering((Term(NAME, layer, STRENGTH), ablation))
-    engine.load({NAME: dict.fromkeys(range(engine.info.layers), direction)}, steerings.values())
-    asked = [Request(name, prompt, s, logprob_token_ids=_probes(engine)) for name, s in steerings.items()]
-    found = {result.id: result for result in engine.run(asked)}
-    left = {
-        name: (_distance(found[f"{name}, added"], found[name]), changes["layer" + name.partition("layer")[2]])
-        for name in steerings
-        if not name.endswith("added")
-    }
-    wrong = [name for name, (rest, change) in left.items() if not rest * MARGIN < change]
+    """The two lists of terms of the operation's canary must do the same, at every layer.
+
+    `changes` says how much the added vector moves alone, layer by layer.
+    """
+    assert operation.canary is not None
+    pairs = [
+        tuple(
+            Steering(tuple(_term(layer, name, times) for name, times in terms)) for terms in operation.canary
+        )
+        for layer in range(engine.info.layers)
+    ]
+    engine.load({NAME: directions}, itertools.chain(*pairs))
+    requests = [
+        Request(f"{layer} {side}", prompt, steering, logprob_token_ids=_probes(engine))
+        for layer, pair in enumerate(pairs)
+        for side, steering in enumerate(pair)
+    ]
+    found = {result.id: result for result in engine.run(requests)}
+    wrong = [
+        str(layer)
+        for layer, change in enumerate(changes)
+        if not _distance(found[f"{layer} 0"], found[f"{layer} 1"]) * MARGIN < change
+    ]
     if wrong:
         raise EngineError(
-            f"the canary failed: after {', '.join(wrong)} something is left of what was added",
-            hint="this engine does not ablate as it should; `vsteer verify` tells more",
+            f"the canary failed: {operation.name} at layers {', '.join(wrong)} leaves something else of "
+            "what was added than it should",
+            hint=f"this engine's {operation.noun} is wrong; `vsteer verify` shows more",
         )
+
+
+def _term(layer: int, operation: str, times: float | None) -> Term:
+    return Term(NAME, layer, 1.0 if times is None else times * STRENGTH, operation)
 
 
 def _probes(engine: Engine) -> tuple[int, ...]:

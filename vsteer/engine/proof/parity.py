@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from vsteer.engine.proof.reference import ReferenceEngine
+from vsteer.operations import OPERATIONS
 from vsteer.protocol import (
     OPEN_END,
     Engine,
@@ -39,8 +40,9 @@ NEAR_TIE = 1e-3
 SLIP_FACTOR = 100.0
 # Of what a captured stream measures, at its largest component.
 CAPTURE_TOLERANCE = 1e-4
-# What is ablated is a small part of the stream, so one token more or less shows less of it.
-ABLATION_SLIP_FACTOR = 20.0
+# What an operation without a multiplier changes is a small part of the stream, so that one token more or less
+# shows less.
+WITHOUT_MULTIPLIER_SLIP_FACTOR = 20.0
 VECTOR_NAMES = ("first", "second", "third")
 POSITION_CHOICES = (
     "all",
@@ -95,12 +97,12 @@ def make_requests(
     prompt_tokens: tuple[int, int] = (6, 80),
     max_tokens: tuple[int, int] = (4, 8),
     captures: bool = False,
-    ablations: bool = False,
+    operations: Sequence[str] = (),
 ) -> list[Request]:
     """Requests over shared and distinct prompts, every kind of positions, one to three terms; each
     tenth is unsteered, every other one of these by a multiplier of 0. With `captures` two of seven
-    capture the stream, at a place on the way and at the prompt's end. With `ablations` three of four of the
-    steered ones ablate: at some layers, everywhere, or beside what they add."""
+    capture the stream, at a place on the way and at the prompt's end. Each of `operations`, which have no
+    multiplier, is done by as many of the steered ones alone, by as many beside what they add, as only add."""
     rng = np.random.default_rng(seed)
     shared = tuple(int(t) for t in rng.integers(0, vocab_size, prompt_tokens[1]))
     probes = tuple(int(t) for t in rng.choice(vocab_size, 32, replace=False))
@@ -111,7 +113,7 @@ def make_requests(
         kept = int(rng.integers(0, length)) if rng.random() < 0.5 else 0
         template = length - int(rng.integers(0, 3))
         prompt = Prompt(shared[:kept] + fresh[kept:], template, template - int(rng.integers(0, 3)))
-        steering: Steering | None = _steering(rng, index, layers, prompt, ablations)
+        steering: Steering | None = _steering(rng, index, layers, prompt, operations)
         if index % 10 == 9:
             steering = Steering((Term(VECTOR_NAMES[0], 0, 0.0),)) if index % 20 == 9 else None
         requests.append(
@@ -128,7 +130,9 @@ def make_requests(
     return requests
 
 
-def _steering(rng: np.random.Generator, index: int, layers: int, prompt: Prompt, ablations: bool) -> Steering:
+def _steering(
+    rng: np.random.Generator, index: int, layers: int, prompt: Prompt, operations: Sequence[str]
+) -> Steering:
     # different vectors, so that no two terms of one layer cancel each other
     names = rng.permutation(VECTOR_NAMES)[: int(rng.choice([1, 1, 2, 3]))]
     terms = [
@@ -150,21 +154,23 @@ def _steering(rng: np.random.Generator, index: int, layers: int, prompt: Prompt,
     elif all(term.layer >= 2 * layers // 3 for term in terms):
         positions = ("last_prompt_token", "generated")[index % 2]
     steering = Steering(tuple(terms), positions)
-    return _with_ablation(steering, index % 4, layers) if ablations and index % 4 else steering
+    kinds = [None, *itertools.product((False, True), operations)]
+    kind = kinds[index % len(kinds)]
+    return _with_operation(steering, *kind, layers) if kind else steering
 
 
-def _with_ablation(steering: Steering, kind: int, layers: int) -> Steering:
-    """The steering, which ablates the third vector too (2), or does nothing else: at one half of the layers
-    (1), or everywhere (3)."""
+def _with_operation(steering: Steering, beside: bool, operation: str, layers: int) -> Steering:
+    """The steering that does an operation with the third vector, alone or beside what is added: at one half
+    of the layers, or at every one if the operation is such."""
     first = steering.terms[0]
-    everywhere = (Term(VECTOR_NAMES[2], first.layer, operation="ablate_everywhere"),)
-    some = tuple(
-        Term(VECTOR_NAMES[2], layer, operation="ablate") for layer in range(first.layer % 2, layers, 2)
-    )
-    terms = {1: some, 2: (*steering.terms, *everywhere), 3: everywhere}[kind]
+    everywhere = OPERATIONS[operation].every_layer
+    at = [first.layer] if everywhere else range(first.layer % 2, layers, 2)
+    terms = tuple(Term(VECTOR_NAMES[2], layer, operation=operation) for layer in at)
+    if beside:
+        return Steering((*steering.terms, *terms), steering.positions)
     # one token early in a prompt that lacks one direction is hardly seen behind the prompt
-    positions = "after_prompt" if kind == 1 and isinstance(steering.positions, tuple) else steering.positions
-    return Steering(terms, positions)
+    early = not everywhere and isinstance(steering.positions, tuple)
+    return Steering(terms, "after_prompt" if early else steering.positions)
 
 
 def compare(
@@ -253,8 +259,8 @@ def compare_row(
     for name, score in zip(named, scores, strict=True):
         shown = _distance(result, score)
         found.least_slip = min(found.least_slip, shown)
-        only_ablates = all(term.ablates for term in steering.acting_terms)
-        factor = ABLATION_SLIP_FACTOR if only_ablates else SLIP_FACTOR
+        adds = any(term.is_added for term in steering.acting_terms)
+        factor = SLIP_FACTOR if adds else WITHOUT_MULTIPLIER_SLIP_FACTOR
         if not shown >= factor * tolerance:
             fail(f"{name} would differ by {shown:.2e} only")
 
@@ -290,9 +296,9 @@ def _slips(request: Request, layers: int) -> Iterator[tuple[str, Request]]:
     steering = request.steering
     assert steering is not None
     yield "unsteered", dataclasses.replace(request, steering=None)
-    everywhere = any(term.operation == "ablate_everywhere" for term in steering.terms)
+    everywhere = any(OPERATIONS[term.operation].every_layer for term in steering.terms)
     for by in (1, -1):
-        # the layer whose direction is ablated everywhere is no place
+        # the layer of a direction that is used at every layer is no place
         if not everywhere and all(0 <= term.layer + by < layers for term in steering.terms):
             terms = tuple(
                 dataclasses.replace(term, layer=term.layer + by, vector=_moved_name(term.vector, by))
@@ -301,10 +307,7 @@ def _slips(request: Request, layers: int) -> Iterator[tuple[str, Request]]:
             yield f"layer {by:+d}", dataclasses.replace(request, steering=Steering(terms, steering.positions))
     if everywhere:
         terms = tuple(dict.fromkeys(itertools.chain(*(_at_layers_only(t, layers) for t in steering.terms))))
-        yield (
-            "ablated at layers only",
-            dataclasses.replace(request, steering=Steering(terms, steering.positions)),
-        )
+        yield "at layers only", dataclasses.replace(request, steering=Steering(terms, steering.positions))
     start, end = request.prompt.span(steering.positions)
     for by in (1, -1):
         moved_end = end if end == OPEN_END else end + by
@@ -326,10 +329,16 @@ def _moved(vectors: Vectors, by: int) -> Vectors:
 
 
 def _at_layers_only(term: Term, layers: int) -> tuple[Term, ...]:
-    """An ablation everywhere without the embedding and what stands behind the attention."""
-    if term.operation != "ablate_everywhere":
+    """An operation at every layer without the embedding and what stands behind the attention."""
+    operation = OPERATIONS[term.operation]
+    if not operation.every_layer:
         return (term,)
-    return tuple(Term(_alike_name(term.vector, term.layer), n, operation="ablate") for n in range(layers))
+    (sibling,) = (
+        name
+        for name, other in OPERATIONS.items()
+        if other.module == operation.module and other.places == ("layer",) and not other.every_layer
+    )
+    return tuple(Term(_alike_name(term.vector, term.layer), n, operation=sibling) for n in range(layers))
 
 
 def _alike_name(vector: str, layer: int) -> str:

@@ -1,14 +1,14 @@
 """The reference engine: Hugging Face in eager mode with plain hooks, one request at a time.
 
-The oracle of the tests and of `vsteer verify`; no run uses it. It is written to be read: the stream
-after block L gets m times the direction of layer L, at every position in the span; what is ablated is
-taken out after that, and where it is ablated everywhere, out of all that is ever added to the stream.
+It is the oracle of the tests and of `vsteer verify`; no run uses it. It is written to be read: the stream
+after block L gets m times the direction of layer L, at every position in the span; then the formulas of other
+operations change it, wherever they act.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,19 @@ from numpy.typing import NDArray
 from vsteer.engine.support import check_family
 from vsteer.engine.table import check_direction
 from vsteer.errors import SteeringFault
-from vsteer.protocol import Engine, EngineInfo, Request, Result, Steering, Vectors, expected_steered_tokens
+from vsteer.operations import OPERATIONS
+from vsteer.protocol import (
+    Engine,
+    EngineInfo,
+    Request,
+    Result,
+    Steering,
+    Term,
+    Vectors,
+    expected_steered_tokens,
+)
+
+Change = Callable[[torch.Tensor], torch.Tensor]
 
 
 class ReferenceEngine(Engine):
@@ -185,13 +197,15 @@ class ReferenceEngine(Engine):
             added = np.zeros((len(requests), self.info.hidden_size), np.float32)
             for row, steering in enumerate(steerings):
                 for term in steering.acting_terms:
-                    if term.layer == layer and not term.ablates:
+                    if term.layer == layer and term.is_added:
                         if term.vector not in self._vectors:
                             raise SteeringFault(f"vector {term.vector!r} was not given to load()")
                         added[row] += np.float32(term.multiplier) * self._vectors[term.vector][layer]
             hook = self._adder(torch.from_numpy(added), torch.tensor(spans))
             handles.append(self.model.model.layers[layer].register_forward_hook(hook))
-        handles += self._ablations(steerings, torch.tensor(spans))
+        for row, steering in enumerate(steerings):
+            for term in steering.acting_terms:
+                handles += self._changes(term, row, torch.tensor(spans[row]))
         try:
             yield
         finally:
@@ -211,48 +225,66 @@ class ReferenceEngine(Engine):
 
         return hook
 
-    def _ablations(self, steerings: Sequence[Steering], spans: torch.Tensor) -> list[Any]:
-        """Hooks behind those that add. A block's input has nothing left of a direction that is ablated
-        everywhere, so it is taken out of what the attention adds, and of what stands after the block."""
+    def _changes(self, term: Term, row: int, span: torch.Tensor) -> list[Any]:
+        """Hooks that apply an operation's formula where it acts, behind those that add."""
+        operation = OPERATIONS[term.operation]
+        if operation.formula is None:
+            return []
+        change = self._change(operation.formula, self._vectors[term.vector][term.layer], row, span)
         handles = []
-        blocks = self.model.model.layers
-        for row, steering in enumerate(steerings):
-            for term in steering.acting_terms:
-                if not term.ablates:
-                    continue
-                take_out = self._taker(self._vectors[term.vector][term.layer], row, spans[row])
-                if term.operation == "ablate":
-                    handles.append(blocks[term.layer].register_forward_hook(take_out))
-                    continue
-                handles.append(blocks[0].register_forward_pre_hook(_of_first_input(take_out)))
-                for block in blocks:
-                    # Gemma norms what its attention gives before it adds it
-                    gemma = hasattr(block, "post_feedforward_layernorm")
-                    adds = block.post_attention_layernorm if gemma else block.self_attn
-                    handles += [module.register_forward_hook(take_out) for module in (adds, block)]
+        for layer in range(self.info.layers) if operation.every_layer else [term.layer]:
+            block = self.model.model.layers[layer]
+            if "embedding" in operation.places and layer == 0:
+                handles.append(
+                    block.register_forward_pre_hook(lambda _, inputs: (change(inputs[0]), *inputs[1:]))
+                )
+            if "attention" in operation.places:
+                handles += _behind_attention(block, change)
+            if "layer" in operation.places:
+                handles.append(block.register_forward_hook(_on_output(change)))
         return handles
 
-    def _taker(self, direction: NDArray[np.float32], row: int, span: torch.Tensor) -> Any:
+    def _change(
+        self, formula: Callable[[Any, Any], Any], direction: NDArray[np.float32], row: int, span: torch.Tensor
+    ) -> Change:
+        """Applies the formula to one row of a stream, at the positions of the span, in float64."""
         r = torch.from_numpy(direction.astype(np.float64)).to(self.model.device)
         r /= r.norm()
 
-        def hook(module: Any, inputs: Any, output: Any) -> Any:
-            stream = output[0] if isinstance(output, tuple) else output
+        def change(stream: torch.Tensor) -> torch.Tensor:
             positions = torch.arange(self._seen, self._seen + stream.shape[1])
-            inside = ((positions >= span[0]) & (positions < span[1])).double().to(stream.device)
-            x = stream[row].double()
-            taken = stream.clone()
-            taken[row] = (x - ((x @ r) * inside)[:, None] * r).to(stream.dtype)
-            return (taken, *output[1:]) if isinstance(output, tuple) else taken
+            inside = ((positions >= span[0]) & (positions < span[1])).to(stream.device)
+            changed = stream.clone()
+            changed[row, inside] = formula(stream[row, inside].double(), r).to(stream.dtype)
+            return changed
 
-        return hook
+        return change
 
     def _tensor(self, ids: list[int]) -> torch.Tensor:
         return torch.tensor([ids], device=self.model.device)
 
 
-def _of_first_input(hook: Any) -> Any:
-    return lambda module, inputs: (hook(module, None, inputs[0]), *inputs[1:])
+def _on_output(change: Change) -> Any:
+    def hook(module: Any, inputs: Any, output: Any) -> Any:
+        return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
+
+    return hook
+
+
+def _behind_attention(block: Any, change: Change) -> list[Any]:
+    """Hooks on what a block's attention adds, such that its sum with the block's input is changed."""
+    entered: list[torch.Tensor] = []
+
+    def keep(module: Any, inputs: Any) -> None:
+        entered[:] = [inputs[0]]
+
+    def changed_sum(added: torch.Tensor) -> torch.Tensor:
+        stream = entered[0].double() + added.double()
+        return (added.double() + change(stream) - stream).to(added.dtype)
+
+    # Gemma norms what its attention gives before it adds it
+    adds = block.post_attention_layernorm if hasattr(block, "post_feedforward_layernorm") else block.self_attn
+    return [block.register_forward_pre_hook(keep), adds.register_forward_hook(_on_output(changed_sum))]
 
 
 def _sample(logits: torch.Tensor, request: Request, generator: torch.Generator) -> int:

@@ -1,4 +1,4 @@
-"""What the driver can ask of every vLLM worker, by method name: load a table, tell how far requests were
+"""What the driver can ask of every vLLM worker, by method name: load a table, report how far requests were
 steered, hand over what was captured. vLLM mixes this class into its worker (`worker_extension_cls`)."""
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import Any
 
 from vllm.distributed import get_tensor_model_parallel_rank
 
-from vsteer.engine.worker.model import SteeredModel, steered_model
+from vsteer.engine.worker.worker_table import WorkerTable, worker_table
 from vsteer.errors import SteeringFault
 
 
@@ -17,35 +17,31 @@ class SteeringWorker:
     model_runner: Any
 
     def vsteer_load_table(self, path: str) -> dict[str, Any]:
-        return self._vsteer_model().load_table(Path(path))
+        return self._vsteer_table().load(Path(path))
 
     def vsteer_collect(self, keys: Sequence[int]) -> list[list[int]]:
-        table = self._vsteer_model().step_table
-        assert table is not None
-        return table.collect(keys)
+        return self._vsteer_table().step_table.collect(keys)
 
     def vsteer_captured(self, keys: Sequence[int]) -> dict[str, Any]:
         """The streams of these requests: layers of this rank, positions a key, and float32 bytes."""
-        model = self._vsteer_model()
-        model.take_captured()
-        found = model.captures.collect(keys)
+        table = self._vsteer_table()
+        table.take_captured()
+        found = table.captures.collect(keys)
         # under tensor parallelism every rank has the whole stream: one is enough
         if get_tensor_model_parallel_rank() != 0:
             return {"layers": [], "positions": [], "streams": b""}
         rows = [of_position[position] for of_position in found for position in sorted(of_position)]
         return {
-            "layers": model.captured_layers,
+            "layers": table.captured_layers,
             "positions": [sorted(of_position) for of_position in found],
             "streams": b"".join(row.tobytes() for row in rows),
         }
 
     def vsteer_recomputed(self) -> int:
-        table = self._vsteer_model().step_table
-        assert table is not None
-        return table.recomputed
+        return self._vsteer_table().step_table.recomputed
 
-    def _vsteer_model(self) -> SteeredModel:
-        model = steered_model(self.model_runner.get_model())
-        if model is None:
+    def _vsteer_table(self) -> WorkerTable:
+        table = worker_table(self.model_runner.get_model())
+        if table is None:
             raise SteeringFault("this worker runs a model without steering: the plugin was not loaded in it")
-        return model
+        return table

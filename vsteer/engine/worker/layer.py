@@ -6,13 +6,14 @@ the all-reduced `hidden` would break vLLM's fusion of all-reduce and RMSNorm.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from vsteer.engine.table import PLACES
-from vsteer.engine.worker.modules import Ablation, Capture, Steering
+from vsteer.engine.worker.modules import Capture, Placed, Steering
+from vsteer.operations import PLACES
 
 EMBEDDING, ATTENTION, LAYER = range(len(PLACES))
 # The norm that takes (hidden, residual) and sums them behind the attention. In Gemma that is the first; what
@@ -24,7 +25,7 @@ class SteeredLayer(nn.Module):
     """Mixed in front of a layer's own class."""
 
     steering: Steering
-    ablation: Ablation | None
+    placed: nn.ModuleList
     capture: Capture | None
 
     def forward(
@@ -34,37 +35,49 @@ class SteeredLayer(nn.Module):
         residual: torch.Tensor | None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        if self.ablation is not None and residual is None:
-            hidden_states = self.ablation(EMBEDDING, None, hidden_states, hidden_states.dtype)
+        if self.placed and residual is None:
+            hidden_states = _placed(self.placed, EMBEDDING, None, hidden_states, hidden_states.dtype)
         hidden_states, residual = super().forward(positions, hidden_states, residual, **kwargs)
-        if self.ablation is None:
-            residual = self.steering(residual, residual.dtype)
-        else:
-            # what is added and then taken away must leave no rounding behind
-            added = self.steering(residual, torch.float32)
-            residual = self.ablation(LAYER, hidden_states, added, residual.dtype)
+        dtype = residual.dtype
+        # what is added and then taken away must leave no rounding behind
+        residual = self.steering(residual, torch.float32 if self.placed else dtype)
+        residual = _placed(self.placed, LAYER, hidden_states, residual, dtype)
         if self.capture is not None:
             self.capture(hidden_states, residual)
         return hidden_states, residual
 
 
-class AblatedNorm(nn.Module):
+class SteeredNorm(nn.Module):
     """Mixed in front of the norm behind a layer's attention."""
 
-    ablation: Ablation
+    placed: nn.ModuleList
 
     def forward(self, hidden: torch.Tensor, residual: torch.Tensor) -> Any:
-        return super().forward(hidden, self.ablation(ATTENTION, hidden, residual, residual.dtype))
+        return super().forward(hidden, _placed(self.placed, ATTENTION, hidden, residual, residual.dtype))
 
 
-def steer_layer(layer: Any, steering: Steering, ablation: Ablation | None, capture: Capture | None) -> None:
+def _placed(
+    modules: nn.ModuleList,
+    place: int,
+    hidden: torch.Tensor | None,
+    residual: torch.Tensor,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """`residual` behind the modules at a place, rounded to `dtype` once, after the last."""
+    for module in modules:
+        last = module is modules[-1]
+        residual = module(place, hidden, residual, dtype if last else torch.float32)
+    return residual
+
+
+def steer_layer(layer: Any, steering: Steering, placed: Sequence[Placed], capture: Capture | None) -> None:
     """Make a layer that was built by vLLM a steered one, before anything was compiled or run."""
     layer.__class__ = _mixed(SteeredLayer, type(layer))
-    layer.steering, layer.ablation, layer.capture = steering, ablation, capture
-    if ablation is not None:
+    layer.steering, layer.placed, layer.capture = steering, nn.ModuleList(placed), capture
+    if placed:
         norm = next(getattr(layer, name) for name in BEHIND_ATTENTION if hasattr(layer, name))
-        norm.__class__ = _mixed(AblatedNorm, type(norm))
-        norm.ablation = ablation
+        norm.__class__ = _mixed(SteeredNorm, type(norm))
+        norm.placed = layer.placed
 
 
 _MIXED: dict[tuple[type, type], type] = {}

@@ -1,5 +1,5 @@
-"""The steered forward of one decoder layer: x += sum over slots of scale * direction, then x -= (x.r)r; and
-its capture.
+"""The steered forward of one decoder layer: x += sum over slots of scale * direction, then the modules of
+other operations, such as x -= (x.r)r; and its capture.
 
 The arrays are non-persistent buffers of a module on the layer: no globals, and nothing in the graph
 tells one layer from another, so the compiler still sees identical layers. `bank` and `token_cell`
@@ -11,7 +11,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from vsteer.engine.table import PLACES, Capacity
+from vsteer.engine.table import Capacity
+from vsteer.operations import PLACES
 
 
 class Steering(nn.Module):
@@ -42,10 +43,10 @@ class Steering(nn.Module):
         return (stream.float() + added).to(dtype)
 
 
-class Ablation(nn.Module):
-    """Takes each token's direction, if it has one, out of the stream; the others' is row 0, zeros.
+class Placed(nn.Module):
+    """An operation with one direction of length 1 for each token and place; row 0, zeros, where it has none.
 
-    Only in the graph of an engine that was started to ablate: like Capture, it reads `hidden`.
+    It is only in the graph of an engine that was started for it: like Capture, it reads `hidden`.
     """
 
     bank: torch.Tensor
@@ -61,12 +62,23 @@ class Ablation(nn.Module):
     def forward(
         self, place: int, hidden: torch.Tensor | None, residual: torch.Tensor, dtype: torch.dtype
     ) -> torch.Tensor:
-        """`residual`, such that `hidden + residual` has nothing along the token's direction any more."""
+        """`residual`, such that `hidden + residual` is what the operation makes of it."""
         cell = self.token_cell[: residual.shape[0]]
         direction = self.bank.index_select(0, self.row[place].index_select(0, cell))
         stream = residual.float() if hidden is None else residual.float() + hidden.float()
-        along = (stream * direction).sum(dim=-1, keepdim=True)
-        return (residual.float() - along * direction).to(dtype)
+        taken = self.taken((stream * direction).sum(dim=-1, keepdim=True))
+        return (residual.float() - taken * direction).to(dtype)
+
+    def taken(self, along: torch.Tensor) -> torch.Tensor:
+        """How many times the direction is taken from a stream that goes `along` it."""
+        raise NotImplementedError
+
+
+class Ablation(Placed):
+    """Takes the token's direction out of its stream."""
+
+    def taken(self, along: torch.Tensor) -> torch.Tensor:
+        return along
 
 
 class Capture(nn.Module):

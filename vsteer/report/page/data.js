@@ -43,8 +43,8 @@ function ofFamily(name, family) {
   return family === null ? [] : grouped[name].get(keyOf(family)) ?? [];
 }
 
-// Every configuration of a family, over its multipliers and ablated.
-const configurations = (family) => ['multiplier_curves', 'ablations'].flatMap((name) => ofFamily(name, family));
+// Every configuration of a family, over its multipliers and without one.
+const configurations = (family) => ['multiplier_curves', 'without_multiplier'].flatMap((name) => ofFamily(name, family));
 
 const single = (row) => (row.layers && row.layers.length === 1 ? row.layers[0] : null);
 const place = (row) => (row.layers ?? []).join('+');
@@ -61,7 +61,9 @@ function number(value, places = 3) {
   return (small ? value.toExponential(1) : value.toFixed(places)).replace('-', '−');
 }
 const signed = (value, places = 2) => (isNumber(value) && value > 0 ? '+' : '') + number(value, places);
-const multiplierText = (value) => (value === null ? 'ablation' : (value > 0 ? '+' : '') + String(value).replace('-', '−'));
+// What an operation without a multiplier is called; nothing for the others.
+const nounOf = (operation) => DATA.operations[operation]?.[1];
+const multiplierText = (value, operation) => (value === null ? nounOf(operation) || 'none' : (value > 0 ? '+' : '') + String(value).replace('-', '−'));
 
 // element('p', {class: 'why'}, 'words', anotherElement)
 function element(tag, attributes = {}, ...children) {

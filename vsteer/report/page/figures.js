@@ -3,16 +3,17 @@
 //
 // state: family (one value for each of DIMENSIONS, or null), measure, size (|multiplier|), layer
 
-const signOf = (multiplier) => (multiplier === null ? 'ablated' : multiplier > 0 ? '+' : '-');
+const doneOf = (row) => DATA.operations[row.operation][0];
+const signOf = (row) => (row.multiplier === null ? doneOf(row) : row.multiplier > 0 ? '+' : '-');
 const named = (family) => `${family.vector} (norm ${family.norm})`;
 const zero = [{y: 0}];
 const at = (state) => (state.layer === null ? [] : [{layer: state.layer}]);
-const sizeText = (size) => (size === null ? 'ablated' : `multiplier ±${size}`);
-const signsOf = (points) => ['+', '-', 'ablated'].filter((sign) => points.some((each) => each.sign === sign));
+const sizeText = ({family, size}) => (size === null ? doneOf(family) : `multiplier ±${size}`);
+const signsOf = (points) => different(['+', '-', ...Object.values(DATA.operations).map(([done]) => done)]).filter((sign) => points.some((each) => each.sign === sign));
 
 function relative(found) {
   const known = found.map((row) => row.relative_norm).filter(isNumber);
-  if (!known.length && found.every((row) => row.multiplier === null)) return 'an ablation injects nothing';
+  if (!known.length && found.every((row) => row.multiplier === null)) return `${nounOf(found[0].operation)} injects nothing`;
   if (!known.length) return 'injected norm over stream norm: not measured';
   const [low, high] = [Math.min(...known), Math.max(...known)];
   const text = low === high ? number(low) : `${number(low)} to ${number(high)}`;
@@ -29,7 +30,7 @@ function itemsText(found) {
 function point(row, measure) {
   const {se, low, high} = MEASURES[measure];
   const interval = isNumber(row[low]) && isNumber(row[high]);
-  return {layer: single(row), place: place(row), multiplier: row.multiplier, sign: signOf(row.multiplier), y: row[measure],
+  return {layer: single(row), place: place(row), multiplier: row.multiplier, sign: signOf(row), y: row[measure],
     low: interval ? row[low] : null, high: interval ? row[high] : null, se: row[se] ?? null,
     relative_norm: row.relative_norm, mass: row.total_mass, items: row.items, why: row.why ?? null};
 }
@@ -38,7 +39,7 @@ const curves = (state) => ofFamily('multiplier_curves', state.family);
 const steeredOnly = (found) => found.filter((row) => row.multiplier !== 0);
 const swept = (state) => steeredOnly(curves(state));
 const bySize = (state, found) => found.filter((row) => (row.multiplier === null ? state.size === null : Math.abs(row.multiplier) === state.size));
-// What is drawn over layers: of one size of multiplier, or ablated.
+// What is drawn over layers: one size of multiplier, or what has none.
 const overLayers = (state) => bySize(state, steeredOnly(configurations(state.family))).filter((row) => single(row) !== null);
 
 function intervalWords(found, measure) {
@@ -51,14 +52,14 @@ function intervalWords(found, measure) {
 
 function noCurves(state, what) {
   if (state.family === null) return NO_CHOICE;
-  if (!curves(state).length) return state.family.operation === 'ablate'
-    ? `an ablation has no multiplier, so there is ${what}` : 'no row of this vector has both a good result and a good baseline';
+  if (!curves(state).length) return nounOf(state.family.operation)
+    ? `${nounOf(state.family.operation)} has no multiplier, so there is ${what}` : 'no row of this vector has both a good result and a good baseline';
   return null;
 }
 
 const FIGURES = {
   layers: {
-    tables: ['multiplier_curves', 'ablations', 'control_bands'], pick: true,
+    tables: ['multiplier_curves', 'without_multiplier', 'control_bands'], pick: true,
     give(state) {
       const found = overLayers(state);
       if (!found.length) return noCurves(state, 'no curve by layer') ?? 'only several layers at once were steered: see the heat map';
@@ -67,14 +68,14 @@ const FIGURES = {
       const kinds = different(bands.map((row) => row.kind));
       const about = kinds.map((kind) => `${kind}: ${countRange(bands.filter((row) => row.kind === kind))}`).join(', ');
       return {data: {rows: points, band: bands, zero, at: at(state)}, signals: {bands: kinds, signs: signsOf(points)}, without: kinds.length ? [] : ['fill'],
-        title: `Effect of ${named(state.family)} by layer, ${sizeText(state.size)}; ${relative(found)}`,
+        title: `Effect of ${named(state.family)} by layer, ${sizeText(state)}; ${relative(found)}`,
         says: [`${itemsText(found)}.`, intervalWords(points, state.measure),
           bands.length ? `Behind: from the least to the greatest mean effect of control vectors${state.size === null ? '' : ' at both signs'} (${about}). Of many layers some leave a band by chance: what may be claimed stands in the table of peaks.`
             : state.measure === 'effect' ? 'No control vectors were run here.' : 'The band of the control vectors is drawn for the logit difference only.']};
     },
   },
   mass: {
-    tables: ['multiplier_curves', 'ablations'], axis: '↑ probability of all answers together',
+    tables: ['multiplier_curves', 'without_multiplier'], axis: '↑ probability of all answers together',
     give(state) {
       const found = overLayers(state);
       if (!found.length) return noCurves(state, 'no curve by layer') ?? 'only several layers at once were steered';
@@ -82,7 +83,7 @@ const FIGURES = {
       const points = found.map((row) => point(row, state.measure)).sort((a, b) => a.layer - b.layer);
       const top = unsteered > 0.85 * Math.max(...points.map((each) => each.mass ?? 0));
       return {data: {rows: points, base: isNumber(unsteered) ? [{mass: unsteered, top}] : [], at: at(state)}, signals: {signs: signsOf(points)},
-        title: `Total mass on the answers, ${named(state.family)}, ${sizeText(state.size)}`,
+        title: `Total mass on the answers, ${named(state.family)}, ${sizeText(state)}`,
         says: ['A ratio of answers hides a model that would give neither: where this falls, the effect above says little.']};
     },
   },
@@ -244,7 +245,7 @@ function asymmetryFigure(measure, column, se, [minus, plus]) {
         low: interval ? row[`${column}_low`] : se ? row[column] - row[se] : row[column], high: interval ? row[`${column}_high`] : se ? row[column] + row[se] : row[column],
         stronger: row[column] > 0 ? 'negative' : 'positive'})).sort((a, b) => a.layer - b.layer);
       return {data: {rows: points, zero, at: at(state)},
-        title: `Sign asymmetry in ${MEASURES[measure].label}, ${named(state.family)}, ${sizeText(state.size)}; ${relative(found)}`,
+        title: `Sign asymmetry in ${MEASURES[measure].label}, ${named(state.family)}, ${sizeText(state)}; ${relative(found)}`,
         says: [interval ? 'Bars: 95% intervals over items.' : se ? 'Bars: ± one standard error, which is no interval.' : 'A ratio of means, without error.',
           'Above 0 the negative multiplier acts more strongly in its own direction.']};
     },
@@ -287,7 +288,7 @@ function scalingData(state) {
   const reasons = different(sized.map((row) => row.fit_why).filter(Boolean));
   const preferred = different(fits.filter((fit) => fit.preferred === true).map((fit) => `${fit.family.replace('_', '-')} at ${multiplierText(fit.multiplier)}: ${fit.curve} (${fit.residual_df} residual degrees of freedom)`));
   return {data: {rows: points, fit: curves, zero}, signals: {families: different(fits.map((fit) => fit.family)), signs: signsOf(points)}, without: curves.length ? [] : ['strokeDash'],
-    title: `Peak effect of ${named(state.family)} by model size, ${sizeText(state.size)}; ${relative(sized)}`,
+    title: `Peak effect of ${named(state.family)} by model size, ${sizeText(state)}; ${relative(sized)}`,
     says: [held ? `Effects on items that did not choose the peak’s layer${points.some((each) => isNumber(each.low)) ? ', with 95% intervals' : ''}.` : 'Each peak is chosen on the items that it is reported on, so it is too large.',
       'Compare models at equal injected norm over stream norm.',
       preferred.length ? `The models prefer ${preferred.join('; ')}. Best of three over these sizes, and no law.` : held ? `No family is preferred${reasons.length ? `: ${reasons.join('; ')}` : ''}.` : '']};

@@ -3,7 +3,7 @@
 
 const FAMILIES = (() => {
   const known = new Map();
-  for (const table of ['multiplier_curves', 'ablations', 'layer_peaks']) for (const row of rows(table)) known.set(keyOf(row), Object.fromEntries(DIMENSIONS.map((name) => [name, row[name]])));
+  for (const table of ['multiplier_curves', 'without_multiplier', 'layer_peaks']) for (const row of rows(table)) known.set(keyOf(row), Object.fromEntries(DIMENSIONS.map((name) => [name, row[name]])));
   return [...known.values()];
 })();
 

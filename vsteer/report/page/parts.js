@@ -34,7 +34,7 @@ function duration(began, ended) {
 function factsOf(run) {
   const facts = [
     ['model', run.models.map((one) => `${one.model}, ${one.dtype}${one.quantization ? `, ${one.quantization}` : ''}, ${one.model_commit.slice(0, 12)}`)],
-    ['vectors', run.vectors.map((one) => `${one.vector}${run.models.length > 1 ? ` in ${one.model}` : ''}: norm ${one.norm}, ${one.operation} at ${one.positions}, layers ${one.layers}, multipliers ${(one.multipliers ?? []).map(multiplierText).join(', ') || 'none'}; `
+    ['vectors', run.vectors.map((one) => `${one.vector}${run.models.length > 1 ? ` in ${one.model}` : ''}: norm ${one.norm}, ${one.operation} at ${one.positions}, layers ${one.layers}, multipliers ${(one.multipliers ?? []).map((value) => multiplierText(value, one.operation)).join(', ') || 'none'}; `
       + ([one.random ? plural(one.random, 'random vector') : '', one.shuffled ? plural(one.shuffled, 'vector') + ' of shuffled labels' : ''].filter(Boolean).join(', ') || 'no control vectors'))],
     ['asked', run.evaluations.map((one) => `${one.evaluation}: ${plural(one.items, one.kind === 'choice' ? 'question with given answers' : 'open question').replace(/question(.*)s$/, 'questions$1s').replace('questions with given answerss', 'questions with given answers').replace('open questionss', 'open questions')}${one.orders > 1 ? ', both letter orders' : ''}, ${plural(one.configs, 'configuration')}${one.system_prompt ? `, system prompt “${one.system_prompt}”` : ''}`)],
     ['computed by', [`${run.engines.join(', ')}${run.hardware ? ` on ${run.hardware}` : ''}${run.vsteer ? `, vsteer ${run.vsteer}` : ''}`]],
@@ -62,7 +62,7 @@ function verdicts(family) {
   if (!found.length) return ['No control vectors were run: nothing can be said of whether a random vector would do the same.'];
   return found.map((row) => {
     const kind = row.control === 'random' ? 'random vectors of its length' : 'vectors of shuffled labels';
-    const sizes = `its largest |effect| is ${number(row.largest, 2)} (layer ${place(row)}, multiplier ${multiplierText(row.multiplier)}, injected norm over stream norm ${number(row.relative_norm)}), theirs ${number(row.control_largest, 2)}`;
+    const sizes = `its largest |effect| is ${number(row.largest, 2)} (layer ${place(row)}, multiplier ${multiplierText(row.multiplier, row.operation)}, injected norm over stream norm ${number(row.relative_norm)}), theirs ${number(row.control_largest, 2)}`;
     const left = row.controls_left_out ? ` ${plural(row.controls_left_out, 'control')} that miss rows don’t count.` : '';
     if (row.controls === 0) return `No whole control of ${kind}: nothing can be said.${left}`;
     if (row.controls < 19 || row.outside === null) return `${plural(row.controls, 'whole control')} of ${kind}: too few to say whether the vector does more (19 are needed); ${sizes}.${left}`;
@@ -80,7 +80,7 @@ function peaksSection(state, choose) {
   const outside = (row) => [['random', row.outside_random], ['shuffled', row.outside_shuffled]].filter(([, each]) => typeof each === 'boolean').map(([kind, each]) => `${kind}: ${each ? 'yes' : 'no'}`).join(', ') || '–';
   const header = ['peak layer (depth)', 'multiplier', ...varying.map((name) => WORDS[name]), 'effect on the logit difference', ...(heldout ? ['held-out effect (95%)'] : []), 'Δ p', 'layers that can’t be told from it', ...(banded ? ['outside the controls, this row alone'] : []), 'injected norm / stream norm', 'mass (unsteered)', 'items'];
   const lines = found.map((row) => [element('button', {type: 'button', onclick: () => choose(row), 'aria-label': `show ${row.vector} at layer ${row.peak_layer}`}, `${row.peak_layer} (${number(row.peak_depth, 2)})`),
-    multiplierText(row.multiplier), ...varying.map((name) => String(row[name])),
+    multiplierText(row.multiplier, row.operation), ...varying.map((name) => String(row[name])),
     `${signed(row.effect)} ± ${number(row.effect_se, 2)} se`,
     ...(heldout ? [isNumber(row.heldout_effect) ? `${signed(row.heldout_effect)}${isNumber(row.heldout_low) ? ` (${signed(row.heldout_low)} to ${signed(row.heldout_high)})` : ''}` : '–'] : []),
     signed(row.effect_p), (row.near_layers ?? []).join(', ') || '–', ...(banded ? [outside(row)] : []), number(row.relative_norm), `${number(row.total_mass)} (${number(row.baseline_mass)})`, count(row.items)]);

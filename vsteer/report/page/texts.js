@@ -42,7 +42,7 @@ function textsSection() {
   }
   // The layer that is shown; every one where the figures' has no text.
   const wantedLayer = () => (layer.value !== 'figures' ? layer.picked() : layers.includes(String(state.layer)) ? String(state.layer) : undefined);
-  const [multiplier, multiplierLabel] = select('multiplier', ascending(all.map((row) => row.multiplier)), multiplierText);
+  const [multiplier, multiplierLabel] = select('multiplier', ascending(all.map((row) => row.multiplier)), (value) => multiplierText(value));
   const prompts = different(all.map((row) => row.prompt_id));
   const questionOf = (row) => questions.get(`${row.run} ${row.prompt_id}`)?.question ?? '';
   const firstWith = new Map(all.map((row) => [row.prompt_id, row]));
@@ -89,7 +89,7 @@ function textsSection() {
 
   function card(row) {
     const other = baselineOf(row), varied = columns.filter(([, each]) => each.options.length > 2).map(([name]) => row[name]);
-    return element('article', {}, element('h3', {}, [`layer ${place(row)}`, `multiplier ${multiplierText(row.multiplier)}`, ...varied].join(' · ')),
+    return element('article', {}, element('h3', {}, [`layer ${place(row)}`, `multiplier ${multiplierText(row.multiplier, row.operation)}`, ...varied].join(' · ')),
       element('p', {class: 'quiet'}, questionOf(row)),
       element('div', {class: 'pair'},
         element('div', {}, element('strong', {}, 'unsteered'), other ? chips(other) : null, body(other, row)),
