@@ -37,11 +37,11 @@ def bench_loop(rows: int = 200_000, model: str = "smollm2-135m-instruct") -> lis
         assert facts.layers is not None
         assert facts.hidden_size is not None
         engine = FakeEngine(facts.folder, facts.layers, facts.hidden_size)
-        supply = RunVectors(plan, folder).supply()
-        engine.load(supply.vectors, plan.steerings())
+        vectors = RunVectors(plan, folder).stored()
+        engine.load(vectors.directions, plan.steerings())
         with open_store(folder / "run") as store:
             planned = ((row, 1) for row in islice(plan.rows(), rows))
-            making = Provenance("bench", "", store.session, supply)
+            making = Provenance("bench", "", store.session, vectors)
             start = time.perf_counter()
             run_rows(engine, planned, store, making, Counts(), watch)
             seconds = time.perf_counter() - start

@@ -25,6 +25,7 @@ from vsteer.protocol import Engine
 from vsteer.vectors.diagnostics import tables as diagnose
 from vsteer.vectors.extract import Extraction, extract
 from vsteer.vectors.members import Token
+from vsteer.vectors.methods import MethodName
 from vsteer.vectors.vector import Origin
 
 SETUPS = [Setup(eager, tensor_parallel) for eager in (True, False) for tensor_parallel in (1, 2)]
@@ -55,7 +56,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> ItemSet:
 
 
 def directions(
-    engine: Engine, tokenizer: object, data: ItemSet | UnpairedSets, method: str, token: Token
+    engine: Engine, tokenizer: object, data: ItemSet | UnpairedSets, method: MethodName, token: Token
 ) -> NDArray[np.float32]:
     """[layer, hidden]"""
     with extract(engine, tokenizer, data, token) as extraction:
@@ -133,7 +134,7 @@ def test_vectors_of_a_real_model_in_bfloat16(small_reference: ReferenceEngine) -
     rounded = ReferenceEngine(models.resolve("smollm2-135m-instruct").model, dtype="bfloat16")
     for engine in start("bfloat16", eager=False):
         instructions = read_contrast(data_path("refusal", "instructions"))
-        cases: list[tuple[ItemSet | UnpairedSets, str, Token, int]] = [
+        cases: list[tuple[ItemSet | UnpairedSets, MethodName, Token, int]] = [
             (first("refusal", 100), "mean_diff", "answer", 30),
             (first("sentiment", 60), "mean_diff", "last", 30),
             (first("refusal", 100), "mean_diff", "last", 0),

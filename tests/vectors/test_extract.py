@@ -16,7 +16,7 @@ from vsteer.errors import DataError, SteeringFault, UsageError
 from vsteer.vectors.activations import Activations
 from vsteer.vectors.diagnostics import tables as diagnose
 from vsteer.vectors.diagnostics.rounding import warning
-from vsteer.vectors.extract import Extraction, Label, check_method
+from vsteer.vectors.extract import Extraction, Label
 from vsteer.vectors.members import members, parse_token
 from vsteer.vectors.vector import Origin, SteeringVector
 
@@ -235,12 +235,6 @@ def test_a_member_that_is_missing_or_comes_twice_is_a_fault() -> None:
             list(activations.chunks(0))
         with pytest.raises(SteeringFault, match="came twice"):
             activations.put(0, np.zeros((1, 3), np.float32))
-
-
-@pytest.mark.parametrize(("method", "paired"), [("dim", True), ("pca", False), ("mean_dif", True)])
-def test_a_method_must_fit_the_data(method: str, paired: bool) -> None:
-    with pytest.raises(UsageError):
-        check_method(method, paired)
 
 
 @pytest.mark.parametrize("text", ["", "first", "0", "3", "1.5"])

@@ -28,9 +28,9 @@ from vsteer.errors import UsageError
 from vsteer.protocol import Prompt, Request
 from vsteer.vectors.extract import extract
 from vsteer.vectors.members import Token, members
+from vsteer.vectors.recipe import CAPTURES
 
 ROUNDS = 4
-CAPTURES = 64
 TARGET = 3.0
 QUICK_PAIRS = 80
 

@@ -65,9 +65,9 @@ def _over_generate(
         on_progress("starting stock vLLM with its prefix cache")
         stock = stack.enter_context(closing(StockEngine(str(plan.facts.folder), options)))
         store = stack.enter_context(open_store(folder / "over-generate"))
-        supply = RunVectors(plan, folder).supply()
-        making = Provenance("bench", "", store.session, supply)
-        ours.load(supply.vectors, plan.steerings())
+        vectors = RunVectors(plan, folder).stored()
+        provenance = Provenance("bench", "", store.session, vectors)
+        ours.load(vectors.directions, plan.steerings())
 
         def rows_of(round_: int) -> list[Row]:
             # other prompts every round, so that nothing is found from the round before
@@ -77,7 +77,7 @@ def _over_generate(
         def through_run(round_: int) -> float:
             rows = rows_of(round_)
             start = time.perf_counter()
-            run_rows(ours, ((row, 1) for row in rows), store, making, Counts())
+            run_rows(ours, ((row, 1) for row in rows), store, provenance, Counts())
             store.flush()
             return len(rows) / (time.perf_counter() - start)
 

@@ -1,11 +1,12 @@
-"""The behaviours that come with vsteer, by name: `data_path("sentiment", "pairs")`.
+"""Data by name: the behaviours that come with vsteer, `data_path("sentiment", "pairs")`, or a user's files.
 
-All of it was written for vsteer (CC0-1.0). What each behaviour is for is said in its README.md.
+All of the behaviours were written for vsteer (CC0-1.0). Each one's README.md says what it is for.
 """
 
 from pathlib import Path
 
 from vsteer.errors import DataError
+from vsteer.validation import did_you_mean
 
 _FOLDER = Path(__file__).with_name("behaviours")
 
@@ -15,7 +16,7 @@ def behaviours() -> tuple[str, ...]:
 
 
 def parts(behaviour: str) -> tuple[str, ...]:
-    """What the behaviour has: pairs, questions and open; refusal also harmful and harmless instructions."""
+    """What the behaviour has: pairs, questions and open; refusal also has instructions."""
     if behaviour not in behaviours():
         raise DataError(
             f"no built-in behaviour is called {behaviour!r}", f"there are {', '.join(behaviours())}"
@@ -29,3 +30,30 @@ def data_path(behaviour: str, part: str) -> Path:
             f"the built-in behaviour {behaviour!r} has no {part!r}", f"it has {', '.join(parts(behaviour))}"
         )
     return next((_FOLDER / behaviour).glob(f"{part}.json*"))
+
+
+def find_data(name: str, part: str, beside: Path) -> Path:
+    """A built-in behaviour (`refusal`, or one part of it, `refusal/instructions`), or a file beside a folder.
+
+    A behaviour wins over a file of the same name, which is written `./refusal`.
+    """
+    behaviour, _, named = name.partition("/")
+    if behaviour in behaviours() and (not named or named in parts(behaviour)):
+        return data_path(behaviour, named or part)
+    path = find_file(name, beside)
+    if path is None:
+        hint = f"paths are relative to {beside.absolute()}; the behaviours are {', '.join(behaviours())}"
+        raise DataError(
+            f"no data file and no built-in behaviour {name[:200]!r}",
+            did_you_mean(name, list(behaviours()), hint),
+        )
+    return path
+
+
+def find_file(name: str, beside: Path) -> Path | None:
+    """The file at a path that counts from the folder `beside`; None where there is none."""
+    try:
+        path = beside / Path(name).expanduser()
+        return path if path.is_file() else None
+    except (OSError, RuntimeError, ValueError):  # a path that no system could have
+        return None

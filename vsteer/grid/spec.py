@@ -42,6 +42,7 @@ from vsteer.validation import (
     many,
     wrong,
 )
+from vsteer.vectors.methods import MethodName
 
 # vLLM's options that decide how a model runs and not what it answers, rounding apart. An option that changes
 # outputs is a setting of the model, and so a part of every row's identity; those not listed here may do so.
@@ -111,7 +112,7 @@ class DataVector(Strict):
 
     data: Text
     negative: Text | None = None
-    method: Literal["mean_diff", "dim", "pca"] | None = None
+    method: MethodName | None = None
     norm: Norms = ("raw",)
     token: Literal["answer", "last"] | Annotated[int, Field(ge=-1000, le=-1)] | None = None
     system: Text | None = None

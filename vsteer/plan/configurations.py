@@ -158,12 +158,12 @@ class ConfigExpander:
         key = ":".join([name, norm, *([control, str(index)] if control else [])])
         if key not in self._uses:
             source = self.sources[name]
-            recipe: dict[str, Any] = source.recipe() | {"norm": norm_recipe(norm, self.sources)}
+            recipe: dict[str, Any] = source.identity() | {"norm": norm_recipe(norm, self.sources)}
             seed = None
             if control:
                 # of the vector before its norm, so that one random direction is compared at every norm
                 seed = derived_seed(
-                    self.grid.seed, control, source.recipe(), index if control == "random" else 0
+                    self.grid.seed, control, source.identity(), index if control == "random" else 0
                 )
                 recipe = {"control": control, "index": index, "seed": seed, "of": recipe}
             self._uses[key] = VectorUse(key, source, norm, control, index, seed, recipe)

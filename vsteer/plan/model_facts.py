@@ -12,7 +12,6 @@ from vsteer import models
 from vsteer.errors import ModelError, VsteerError
 from vsteer.grid.spec import Grid, Model
 from vsteer.models.identity import cached_snapshot, model_sha256
-from vsteer.prompts.template import is_chat
 
 # What vLLM uses by itself. Small blocks share more of a prefix; a CPU's smallest are of 32 tokens.
 GPU_BLOCK, CPU_BLOCK = 16, 32
@@ -91,10 +90,6 @@ def find_model(grid: Grid, n: int) -> tuple[ModelFacts, Any | None]:
         block_size=engine.block_size or (CPU_BLOCK if weights and not _GPU.exists() else GPU_BLOCK),
     )
     return facts, tokenizer
-
-
-def template_name(tokenizer: Any) -> str:
-    return "chat" if is_chat(tokenizer) else "plain"
 
 
 def _locate(grid: Grid, model: Model) -> tuple[Path, dict[str, str]] | None:

@@ -184,17 +184,6 @@ def make_plan(grid: Grid, model: int, facts: ModelFacts, tokenizer: Any, today: 
     today = today or date.today()
     tokenizer = dated(tokenizer, today)
     sources = vector_sources(grid)
-    for use, source in sources.items():
-        if source.method == "pca" and grid.controls.shuffled_labels:
-            message = f"shuffled labels say nothing to {use!r}: a principal component has no labels"
-            raise grid.error(
-                ("controls", "shuffled_labels"), message, "use random_vectors alone, or method: mean_diff"
-            )
-        if source.is_file and grid.controls.shuffled_labels:
-            message = f"shuffled labels need the data of {use!r}, which is a file"
-            raise grid.error(
-                ("controls", "shuffled_labels"), message, "use random_vectors alone, or give its data"
-            )
     steered = ConfigExpander(grid, model, facts.layers, sources)
     blocks: list[Block] = []
     notes: list[str] = []

@@ -16,9 +16,9 @@ from vsteer.evaluations.refusal_tokens import RefusalTokensSpec, ask_refusal_tok
 from vsteer.grid.problems import Loc
 from vsteer.grid.spec import Grid
 from vsteer.identity import identify
-from vsteer.plan.model_facts import template_name
 from vsteer.plan.vector_sources import read_items, read_open
 from vsteer.prompts.answers import Tokens, render
+from vsteer.prompts.template import template_name
 from vsteer.protocol import Prompt
 
 # What a rendering is known by: a template that changed, or that writes the date, makes other tokens of it.

@@ -1,70 +1,74 @@
-"""The files that a grid names: a built-in behaviour or a path beside the grid, found, hashed and read.
+"""The files that a grid names, found and read: recipes for vectors, vectors in files, questions.
 
-Whatever is wrong with one of them is said with the line of the grid that names it.
+Whatever is wrong with one of them is reported with the line of the grid that names it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Set
+from collections.abc import Iterator, Mapping, Set
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from vsteer.datasets.builtin import behaviours, data_path, parts
-from vsteer.datasets.items import ItemSet, PromptSet, UnpairedSets
-from vsteer.datasets.readers import read_contrast, read_prompts, read_questions
+from vsteer.datasets.builtin import find_data, find_file
+from vsteer.datasets.items import ItemSet, PromptSet
+from vsteer.datasets.readers import read_prompts, read_questions
 from vsteer.errors import VsteerError
 from vsteer.grid.problems import Loc
 from vsteer.grid.spec import DataVector, FileVector, Grid
 from vsteer.identity import identify
-from vsteer.validation import did_you_mean
 from vsteer.vectors.derive import for_model
 from vsteer.vectors.files import file_sha256, load
+from vsteer.vectors.methods import METHODS
+from vsteer.vectors.recipe import Recipe, make_recipe
 
-T = TypeVar("T")
+
+@dataclass(frozen=True)
+class VectorFile:
+    """A vector that is taken as it is stored in a file."""
+
+    path: Path
+    file_sha256: str
+
+    @property
+    def sha256(self) -> tuple[str, ...]:
+        return (self.file_sha256,)
+
+    def identity(self) -> dict[str, Any]:
+        return {"file": self.file_sha256}
+
+    def describe(self) -> str:
+        return f"{self.path.name}, as it is stored"
 
 
 @dataclass(frozen=True)
 class VectorSource:
-    """One entry of `vectors:` with its defaults filled in: what the vector is made from, or its file."""
+    """One entry of `vectors:`: what the vector is made from, and the norms in which it is used."""
 
     name: str
-    files: tuple[Path, ...]  # the vector's file, or one or two data files
-    sha256: tuple[str, ...]
-    norms: tuple[str, ...]  # of a file "stored": it was applied when the file was made
-    method: str = ""  # empty for a file
-    token: str = ""  # answer, last, or an offset such as -2
-    system: str | None = None
-    size: str = ""  # as in: 204 pairs
+    made_from: Recipe | VectorFile
+    norms: tuple[str, ...]  # for a file "stored": the norm was applied when the file was made
 
     @property
     def is_file(self) -> bool:
-        return not self.method
+        return isinstance(self.made_from, VectorFile)
 
     def describe(self) -> str:
         """One line: `refusal: mean_diff of 204 pairs at the token answer; norm raw, unit`."""
-        if self.is_file:
-            return f"{self.name}: {self.files[0].name}, as it is stored"
-        made = f"{self.name}: {self.method} of {self.size} at the token {self.token}"
-        return f"{made}; norm {', '.join(self.norms)}"
+        norms = "" if self.is_file else f"; norm {', '.join(self.norms)}"
+        return f"{self.name}: {self.made_from.describe()}{norms}"
 
-    def recipe(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
         """What decides the vector's numbers before its norm, the model aside."""
-        if self.is_file:
-            return {"file": self.sha256[0]}
-        return {
-            "data": list(self.sha256),
-            "method": self.method,
-            "token": self.token,
-            "system": self.system,
-        }
+        return self.made_from.identity()
 
 
 def vector_sources(grid: Grid) -> dict[str, VectorSource]:
     sources = {name: _source(grid, name, spec) for name, spec in grid.vectors.items()}
     made: dict[str, str] = {}
     for name, source in sources.items():
-        first = made.setdefault(identify(source.recipe()), name)
+        first = made.setdefault(identify(source.identity()), name)
         if first != name:
             place = grid.at(("vectors", first))
             message = f"{name!r} is made as {first!r} {place}: one vector under two names"
@@ -75,12 +79,23 @@ def vector_sources(grid: Grid) -> dict[str, VectorSource]:
         message = (
             f"the norm caa is the mean length over several behaviours, and {averaged[0]!r} alone asks for it"
         )
-        raise grid.error(
-            ("vectors", averaged[0], "norm"),
-            message,
-            "give other behaviours the norm caa too, or take it out",
-        )
+        hint = "give other behaviours the norm caa too, or take it out"
+        raise grid.error(("vectors", averaged[0], "norm"), message, hint)
+    if grid.controls.shuffled_labels:
+        _check_shuffled_labels(grid, sources)
     return sources
+
+
+def _check_shuffled_labels(grid: Grid, sources: Mapping[str, VectorSource]) -> None:
+    """Each vector must have labels to shuffle, and shuffling them must say what chance alone gives."""
+    at: Loc = ("controls", "shuffled_labels")
+    for name, source in sources.items():
+        if isinstance(source.made_from, VectorFile):
+            message = f"shuffled labels need the data of {name!r}, which is a file"
+            raise grid.error(at, message, "use random_vectors alone, or give its data")
+        if why := METHODS[source.made_from.method].unshuffled:
+            message = f"shuffled labels say nothing about {name!r}: {why}"
+            raise grid.error(at, message, "use random_vectors alone, or method: mean_diff")
 
 
 def check_file(
@@ -88,89 +103,62 @@ def check_file(
 ) -> None:
     """Refuse a vector's file that does not fit the model, or lacks a layer that is steered with it."""
     at: Loc = ("vectors", source.name, "file")
-    vector = _reading(grid, at, lambda: load(source.files[0], source.name))
-    if layers is not None and hidden_size is not None:
-        _reading(grid, at, lambda: for_model(vector, layers, hidden_size))
+    assert isinstance(source.made_from, VectorFile)
+    with _located(grid, at):
+        vector = load(source.made_from.path, source.name)
+        if layers is not None and hidden_size is not None:
+            for_model(vector, layers, hidden_size)
     if missing := sorted(used - set(vector.layers)):
         message = f"{source.name!r} has no direction at layer {missing[0]}, which the grid steers"
         raise grid.error(at, message, f"it has the layers {', '.join(map(str, vector.layers))}: name these")
 
 
 def norm_recipe(norm: str, sources: dict[str, VectorSource]) -> Any:
-    """A norm as it enters an identity. `caa` is a mean over behaviours: all of the grid's that ask for it."""
+    """A norm as it enters an identity. `caa` is a mean over all behaviours of the grid that have it."""
     if norm != "caa":
         return norm
-    return {"caa": sorted(identify(source.recipe()) for source in sources.values() if "caa" in source.norms)}
+    return {
+        "caa": sorted(identify(source.identity()) for source in sources.values() if "caa" in source.norms)
+    }
 
 
 def read_items(grid: Grid, loc: Loc, data: str) -> ItemSet:
-    path = find_data(grid, loc, data, "questions")
-    return _reading(grid, loc, lambda: read_questions(path))
+    with _located(grid, loc):
+        return read_questions(find_data(data, "questions", grid.folder))
 
 
 def read_open(grid: Grid, loc: Loc, data: str) -> PromptSet:
-    path = find_data(grid, loc, data, "open")
-    return _reading(grid, loc, lambda: read_prompts(path))
-
-
-def find_data(grid: Grid, loc: Loc, data: str, part: str) -> Path:
-    """A built-in behaviour (`refusal`, or one part of it, `refusal/instructions`), or a file by its path.
-
-    A behaviour wins over a file of the same name, which is written `./refusal`.
-    """
-    behaviour, _, named = data.partition("/")
-    if behaviour in behaviours() and (not named or named in parts(behaviour)):
-        return _reading(grid, loc, lambda: data_path(behaviour, named or part))
-    hint = f"paths are relative to the grid; the behaviours are {', '.join(behaviours())}"
-    hint = did_you_mean(data, list(behaviours()), hint)
-    return _find_file(grid, loc, data, "no data file and no built-in behaviour", hint)
-
-
-def _find_file(grid: Grid, loc: Loc, name: str, message: str, hint: str) -> Path:
-    try:
-        path = grid.folder / Path(name).expanduser()
-        there = path.is_file()
-    except (OSError, RuntimeError, ValueError):  # a path that no system could have
-        there = False
-    if not there:
-        raise grid.error(loc, f"{message} {name[:200]!r}", hint)
-    return path
+    with _located(grid, loc):
+        return read_prompts(find_data(data, "open", grid.folder))
 
 
 def _source(grid: Grid, name: str, spec: DataVector | FileVector) -> VectorSource:
-    at: Loc = ("vectors", name)
+    beside = grid.folder
     if isinstance(spec, FileVector):
-        path = _find_file(grid, (*at, "file"), spec.file, "no vector file", "paths are relative to the grid")
-        sha = _reading(grid, (*at, "file"), lambda: file_sha256(path))
-        return VectorSource(name, (path,), (sha,), ("stored",))
-    part = "instructions" if spec.method == "dim" and spec.data in behaviours() else "pairs"
-    files = [find_data(grid, (*at, "data"), spec.data, part)]
-    if spec.negative is not None:
-        files.append(find_data(grid, (*at, "negative"), spec.negative, part))
-    data = _reading(grid, (*at, "data"), lambda: read_contrast(*files))
-    unpaired = isinstance(data, UnpairedSets)
-    method = spec.method or ("dim" if unpaired else "mean_diff")
-    if unpaired != (method == "dim"):
-        held = "two unpaired sets" if unpaired else "pairs"
-        hint = "dim is for two unpaired sets, mean_diff and pca are for pairs"
-        raise grid.error((*at, "method"), f"the data holds {held}, of which {method} makes no vector", hint)
-    # CAA takes the stream at the answer's letter; words and instructions are taken at their last token.
-    lettered = isinstance(data, ItemSet) and all(item.lettered for item in data.items)
-    token = str(spec.token or ("answer" if lettered else "last"))
-    if unpaired and token == "answer":
-        raise grid.error((*at, "token"), "unpaired data has no answers", "set token: last, or an offset")
-    if isinstance(data, UnpairedSets):
-        sources = [data.positive.source, data.negative.source]
-        size = f"{len(data.positive.prompts)} and {len(data.negative.prompts)} texts"
-    else:
-        sources, size = [data.source], f"{len(data.items)} pairs"
-    hashes = tuple(dict.fromkeys(source.sha256 for source in sources))
-    return VectorSource(name, tuple(files), hashes, spec.norm, method, token, spec.system, size)
+        at: Loc = ("vectors", name, "file")
+        path = find_file(spec.file, beside)
+        if path is None:
+            raise grid.error(at, f"no vector file {spec.file[:200]!r}", "paths are relative to the grid")
+        with _located(grid, at):
+            return VectorSource(name, VectorFile(path, file_sha256(path)), ("stored",))
+    recipe = make_recipe(
+        spec.data,
+        negative=spec.negative,
+        method=spec.method,
+        token=spec.token,
+        system=spec.system,
+        name=name,
+        beside=beside,
+        located=lambda setting: _located(grid, ("vectors", name, setting)),
+    )
+    return VectorSource(name, recipe, spec.norm)
 
 
-def _reading(grid: Grid, loc: Loc, read: Callable[[], T]) -> T:
+@contextmanager
+def _located(grid: Grid, loc: Loc) -> Iterator[None]:
+    """Put the grid's line to whatever is wrong."""
     try:
-        return read()
+        yield
     except VsteerError as error:
         raise grid.error(loc, error.message, error.hint) from None
     except OSError as error:

@@ -64,6 +64,10 @@ def is_chat(tokenizer: Any) -> bool:
     return bool(getattr(tokenizer, "chat_template", None))
 
 
+def template_name(tokenizer: Any) -> str:
+    return "chat" if is_chat(tokenizer) else "plain"
+
+
 def render_plain(tokenizer: Any, question: str, system: str | None = None, answer_prefix: str = "") -> Prompt:
     """One question to a base model, which has no template: Input, Response."""
     turn = (f"{system}\n\n" if system else "") + f"Input: {question}"

@@ -120,7 +120,7 @@ def manifest(grid: Grid, plans: Sequence[Plan]) -> dict[str, Any]:
         ],
         "data": {block.data: block.data_sha256 for plan in plans for block in plan.blocks},
         "vectors": {
-            name: {"sha256": list(source.sha256), **source.recipe()}
+            name: {"sha256": list(source.made_from.sha256), **source.identity()}
             for plan in plans
             for name, source in plan.sources.items()
         },

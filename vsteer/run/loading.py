@@ -18,6 +18,7 @@ from vsteer.plan.plan import Plan
 from vsteer.protocol import Engine
 from vsteer.store.manifest import read_manifest
 from vsteer.store.status import require_run
+from vsteer.vectors.recipe import CAPTURES
 
 if TYPE_CHECKING:
     from vsteer.engine.driver import VllmEngine
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 # The KV cache's part of a CPU's memory, where no grid sets it.
 CPU_KV_GIB = 1.0
-# Tokens of a step that can be captured, where a vector is to be extracted.
-CAPTURES = 64
 
 # A plan, how its engine runs, and whether vectors are to be extracted through it.
 Load = Callable[[Plan, EngineSpec, bool], Engine]
@@ -165,12 +164,18 @@ def _same_model(facts: ModelFacts) -> Path:
 
 
 def load_named(
-    folder: Path, dtype: str, tensor_parallel_size: int, max_model_len: int | None, eager: bool
+    folder: Path,
+    dtype: str,
+    tensor_parallel_size: int,
+    max_model_len: int | None,
+    eager: bool,
+    captures: int = 0,
 ) -> VllmEngine:
-    """One engine of a model that no grid describes."""
+    """One engine of a model that no grid describes; it can capture `captures` tokens of a step."""
     from vsteer.engine.driver import VllmEngine
     from vsteer.engine.start import EngineOptions
     from vsteer.engine.support import has_gpu
+    from vsteer.engine.table import Capacity
 
     options = EngineOptions(
         dtype=dtype,
@@ -179,4 +184,4 @@ def load_named(
         enforce_eager=eager,
         kv_cache_gib=None if has_gpu() else CPU_KV_GIB,
     )
-    return VllmEngine(str(folder), options=options)
+    return VllmEngine(str(folder), options=options, capacity=Capacity(captures=captures))

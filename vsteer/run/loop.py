@@ -16,7 +16,7 @@ from vsteer.errors import SteeringFault
 from vsteer.plan.plan import Plan
 from vsteer.plan.rows import Row, row_of
 from vsteer.protocol import Engine, Request, Result
-from vsteer.run.vectors import MadeVectors
+from vsteer.run.vectors import StoredVectors
 from vsteer.store.shards import Done
 from vsteer.store.store import Store
 
@@ -49,13 +49,13 @@ class Provenance:
     engine: str
     vllm_version: str
     session: int
-    supply: MadeVectors
+    vectors: StoredVectors
 
     def of(self, row: Row) -> dict[str, Any]:
         key = row.config.vector.key if row.config.vector else None
         return {
-            "vector_sha256": self.supply.content_sha256[key] if key else "",
-            "vector_file_sha256": self.supply.file_sha256[key] if key else "",
+            "vector_sha256": self.vectors.content_sha256[key] if key else "",
+            "vector_file_sha256": self.vectors.file_sha256[key] if key else "",
             "engine": self.engine,
             "vllm_version": self.vllm_version,
             "run_session": self.session,

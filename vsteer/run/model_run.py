@@ -22,7 +22,7 @@ from vsteer.run.loading import Load
 from vsteer.run.loop import Counts, Provenance, rows_to_do, run_rows
 from vsteer.run.progress import RunProgress, duration
 from vsteer.run.stalls import STALL_SECONDS, watched
-from vsteer.run.vectors import MadeVectors, RunVectors, member_total
+from vsteer.run.vectors import RunVectors, StoredVectors
 from vsteer.scoring.perplexity import CoherenceFile
 from vsteer.store.ids import RowIds
 from vsteer.store.shards import Done
@@ -42,7 +42,7 @@ class RunContext:
     counts: Counts
     done: Done  # the rows that stood when the run started
     retry_errors: bool  # whether those of them that failed are tried again, each once a start
-    on_vectors: Callable[[Plan, MadeVectors], None]  # called once a model's vectors are there
+    on_vectors: Callable[[Plan, StoredVectors], None]  # called once a model's vectors are there
     load: Load
 
 
@@ -111,19 +111,19 @@ class ModelRun:
         return engine
 
     def _with_engine(self, engine: Engine, done: Done) -> None:
-        for source in self.vectors.to_extract:
-            self.progress.counting(f"extracting the vector {source.name}", member_total(source))
-            warning = self.vectors.extract(engine, source, self.progress.step)
-            self.store.event("extract", vector=source.name, warning=warning)
+        for recipe in self.vectors.to_extract:
+            self.progress.counting(f"extracting the vector {recipe.name}", recipe.members)
+            warning = self.vectors.extract(engine, recipe, self.progress.step)
+            self.store.event("extract", vector=recipe.name, warning=warning)
             if warning:
                 self.progress.warn(f"{warning}; better: vsteer vectors extract --dtype float32, then `file:`")
             if self._stopping():
                 return
         self.progress.phase(f"{len(self.plan.vectors):,} vectors, controls included")
-        made = self.vectors.supply()
-        self.context.on_vectors(self.plan, made)
+        stored = self.vectors.stored()
+        self.context.on_vectors(self.plan, stored)
         write_vector_norms(self.store.folder)
-        engine.load(made.vectors, self.plan.steerings())
+        engine.load(stored.directions, self.plan.steerings())
         self.progress.rows_begin(self.context.counts)
         meter = Meter()
         version = vllm_version() if engine.info.kind == "vllm" else ""
@@ -131,7 +131,7 @@ class ModelRun:
             engine,
             self._rows_to_do(done),
             self.store,
-            Provenance(engine.info.kind, version, self.store.session, made),
+            Provenance(engine.info.kind, version, self.store.session, stored),
             self.context.counts,
             self.progress.rows,
             self._stopping,

@@ -20,7 +20,7 @@ from vsteer.run.loading import Load, fetch_models, load_vllm
 from vsteer.run.loop import Counts
 from vsteer.run.model_run import ModelRun, RunContext
 from vsteer.run.progress import RunProgress
-from vsteer.run.vectors import MadeVectors
+from vsteer.run.vectors import StoredVectors
 from vsteer.store.ids import RowIds
 from vsteer.store.shards import ROWS_FOLDER, Done
 from vsteer.store.store import Store, open_store
@@ -117,8 +117,8 @@ def _run_models(
     fault: VsteerError | None = None
     hashes: dict[tuple[int, str], str] = {}
 
-    def on_vectors(plan: Plan, made: MadeVectors) -> None:
-        hashes.update({(plan.model, key): sha256 for key, sha256 in made.content_sha256.items()})
+    def on_vectors(plan: Plan, stored: StoredVectors) -> None:
+        hashes.update({(plan.model, key): sha256 for key, sha256 in stored.content_sha256.items()})
         write_plan(store, plans, hashes)
 
     with Interrupt(progress.say) as interrupt:

@@ -1,6 +1,6 @@
 """Activations on disk: [layer, member, hidden] in float32, so that memory does not grow with the members.
 
-Everything that is made of them is a sum with one weight a member, taken in float64 in one pass over a layer:
+Everything that is made of them is a weighted sum over members, taken in float64 in one pass over a layer:
 means, halves, shuffled labels and letters alike.
 """
 
@@ -16,20 +16,21 @@ from numpy.typing import NDArray
 from vsteer.errors import DataError, SteeringFault
 
 Float64 = NDArray[np.float64]
-# Of a layer at once, in bytes of float64.
+Bools = NDArray[np.bool_]
+# How much of a layer is in memory at once, in bytes of float64.
 CHUNK_BYTES = 16 * 2**20
 
 
 class Activations:
-    """Closed, the file is gone. Members may be put in any order, each once."""
+    """The file is gone once this is closed. Members may be put in any order, each once."""
 
     def __init__(self, layers: int, members: int, hidden_size: int) -> None:
         self.shape = (layers, members, hidden_size)
         size = 4 * layers * members * hidden_size
-        # it has no name, so that it ends with the process, however that ends
+        # the file has no name, so that it goes when the process ends, however that ends
         self._file = tempfile.TemporaryFile(prefix="vsteer-activations-")  # noqa: SIM115
         try:
-            # taken now, so that a full disk shows before the model runs
+            # the space is taken now, so that a full disk shows before the model runs
             _reserve(self._file.fileno(), size)
         except OSError as error:
             self._file.close()
@@ -86,7 +87,7 @@ class Activations:
 def _reserve(descriptor: int, size: int) -> None:
     import os
 
-    # not on macOS, where a full disk shows later
+    # macOS lacks it, so that a full disk shows later there
     reserve: Any = getattr(os, "posix_fallocate", None)
     if reserve is not None:
         reserve(descriptor, 0, size)

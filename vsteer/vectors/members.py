@@ -14,7 +14,7 @@ from vsteer.errors import DataError, UsageError
 from vsteer.prompts.template import ask, with_gap
 from vsteer.protocol import Prompt
 
-# "answer", "last", or an offset from the end such as -2
+# -1 is the last token
 Token = Literal["answer", "last"] | int
 
 
@@ -22,7 +22,7 @@ Token = Literal["answer", "last"] | int
 class Member:
     item_id: str
     positive: bool
-    letter: str  # of its answer; empty where that is in words, or there is none
+    letter: str  # its answer's; empty where the answer is in words, or there is none
     prompt: Prompt
     position: int  # whose activations are read
 
@@ -42,18 +42,30 @@ def parse_token(text: str) -> Token:
     return offset
 
 
+def check_token(token: Token, data: ItemSet | UnpairedSets) -> None:
+    """Refuse a token that the data doesn't have."""
+    if token == "answer" and isinstance(data, UnpairedSets):
+        raise UsageError(
+            "unpaired instructions have no answers, and so no answer token",
+            "take the token last, or an offset such as -2",
+        )
+
+
+def member_count(data: ItemSet | UnpairedSets) -> int:
+    if isinstance(data, ItemSet):
+        return 2 * len(data.items)
+    return len(data.positive.prompts) + len(data.negative.prompts)
+
+
 def members(
     tokenizer: Any, data: ItemSet | UnpairedSets, token: Token, system: str | None = None
 ) -> Iterator[Member]:
-    """Every member, in the file's order: of a pair the positive one first, of two sets the positive one."""
+    """Every member, in the file's order: a pair's positive member first, and the positive set first."""
     if isinstance(data, ItemSet):
         for item in data.items:
             yield from pair_members(tokenizer, data.source.path, item, token, system)
         return
-    if token == "answer":
-        raise UsageError(
-            "instructions without answers have no answer token", "give --token last or an offset such as -2"
-        )
+    check_token(token, data)
     for prompts, positive in ((data.positive, True), (data.negative, False)):
         for prompt in prompts.prompts:
             rendered = ask(tokenizer, prompt.text, system)
@@ -78,7 +90,7 @@ def pair_members(
     if alike[0] == alike[1]:
         raise DataError(
             f"{where}: at the token {token} the two members have not begun to differ",
-            "there is nothing to read there; give --token last, or an offset nearer to the end",
+            "there is nothing to read there; take the token last, or an offset nearer to the end",
         )
     assert item.not_matching is not None
     letters = [item.choices[index].label for index in (item.matching, item.not_matching)]
@@ -99,7 +111,7 @@ def _answer_position(positive: Prompt, negative: Prompt, where: str) -> int:
         raise DataError(
             f"{where}: the two answers do not differ in one token "
             f"(first at token {differing[0] if differing else len(pairs)})",
-            "the token `answer` is for letters and single words; give --token last for longer answers",
+            "the token answer is for letters and single words; take the token last for longer answers",
         )
     return differing[0]
 

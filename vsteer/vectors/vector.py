@@ -20,15 +20,15 @@ class Origin:
     revision: str = ""
     model_type: str = ""  # config.json's model_type, such as llama; what GGUF calls the model hint
     model_layers: int = 0  # how many decoder blocks the model has; 0: not known
-    model_sha256: str = ""  # of all the files that decide its numbers
-    data: str = ""  # a built-in behaviour's name, or file names
-    data_sha256: str = ""  # of the file; of two unpaired files both, joined by "+"
+    model_sha256: str = ""  # one hash of all the files that decide its numbers
+    data: str = ""  # as the user named it: a built-in behaviour, or one or two files
+    data_sha256: str = ""  # the file's; where there are two, both, joined by "+"
     method: str = ""  # mean_diff, dim, pca, or what derived it: random, shuffled, sum, ...
     token: str = ""  # answer, last, or an offset such as -2
     template: str = ""  # chat or plain
     system: str = ""
     dtype: str = ""
-    pairs: int = 0  # how many pairs; of unpaired sets the smaller one's size
+    pairs: int = 0  # how many pairs; for unpaired sets, the smaller one's size
     # raw, unit, caa, residual:0.1; or "derived": none of these any more, by what is listed below
     norm: str = "raw"
     derived: tuple[str, ...] = ()  # what was done afterwards, in order

@@ -19,7 +19,8 @@ from vsteer.vectors.activations import Float64
 from vsteer.vectors.atomic import written_whole
 from vsteer.vectors.diagnostics.rounding import rounding
 from vsteer.vectors.extract import Extraction
-from vsteer.vectors.methods.principal import principal
+from vsteer.vectors.methods.eigenvectors import largest_eigenvectors
+from vsteer.vectors.methods.mean_difference import mean_difference
 from vsteer.vectors.vector import SteeringVector
 
 HALVES = 20
@@ -55,7 +56,7 @@ def _layer_row(extraction: Extraction, vector: SteeringVector, layer: int) -> di
     direction = vector.directions[layer].astype(np.float64)
     norm, stream = float(np.linalg.norm(direction)), vector.stream_norms[layer]
     # as it came: the vector may have another length since
-    difference = float(np.linalg.norm(extraction.mean_difference(layer)))
+    difference = float(np.linalg.norm(mean_difference(extraction.activations, extraction.positive, layer)))
     return {
         "layer": layer,
         "depth": (layer + 1) / extraction.layers,
@@ -168,7 +169,7 @@ def pca_table(extraction: Extraction) -> Rows:
             )
             return back
 
-        components = principal(covariance, hidden, 2)
+        components = largest_eigenvectors(covariance, hidden, 2)
         places = extraction.activations.projected(layer, components) - components @ mean
         gap = places[extraction.positive].mean(axis=0) - places[~extraction.positive].mean(axis=0)
         places *= np.where(gap < 0, -1.0, 1.0)

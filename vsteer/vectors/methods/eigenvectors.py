@@ -1,4 +1,4 @@
-"""The largest eigenvectors of a symmetric operator that is known by what it does to a vector alone."""
+"""The largest eigenvectors of a symmetric operator that is known only by what it does to a vector."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 from vsteer.vectors.activations import Float64
 
 
-def principal(apply: Callable[[Float64], Float64], size: int, count: int) -> Float64:
+def largest_eigenvectors(apply: Callable[[Float64], Float64], size: int, count: int) -> Float64:
     """`count` orthonormal eigenvectors, the largest eigenvalue's first: [count, size]. Always the same."""
     from scipy.sparse.linalg import LinearOperator, eigsh
 
     operator = LinearOperator((size, size), matvec=lambda v: apply(np.ravel(v)), dtype=np.float64)
     start = np.random.default_rng(0).standard_normal(size)
     _, vectors = eigsh(operator, k=count, v0=start)
-    # ascending by eigenvalue
+    # eigsh gives them by increasing eigenvalue
     found: Float64 = vectors.T[::-1]
     return found
