@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 MAKEFLAGS += --no-builtin-rules
 .DELETE_ON_ERROR:
-.PHONY: quickstart test test-all bench lint types fmt readme .venv
+.PHONY: quickstart test test-all bench lint types fmt docs .venv
 
 # Written by the very last step of the set-up, so that one that was interrupted is not taken for done.
 SET_UP := .venv/.set-up
@@ -32,9 +32,9 @@ lint: $(SET_UP)
 types: $(SET_UP)
 	.venv/bin/mypy
 
-# The parts of the README that are made from the code.
-readme: $(SET_UP)
-	.venv/bin/python -m tests.test_readme
+# The parts of docs/ that are made from the code.
+docs: $(SET_UP)
+	.venv/bin/python -m tests.test_docs
 
 fmt: $(SET_UP)
 	.venv/bin/ruff check --fix

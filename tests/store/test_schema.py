@@ -76,16 +76,6 @@ def test_files_carry_a_word_on_each_column(run: Path) -> None:
         assert schema.metadata[b"vsteer"].endswith(b" 1"), file
 
 
-def test_every_column_is_in_the_readmes_table() -> None:
-    lines = s.as_markdown(s.ROWS).splitlines()
-    assert lines[0] == "| column | type | what it is | null |"
-    assert [line.split("`")[1] for line in lines[2:]] == s.ROWS_SCHEMA.names
-    assert (
-        "| `layers` | INTEGER[] | the layers that are steered, from 0; empty for a baseline | never |"
-        in lines
-    )
-
-
 def test_a_multiplier_is_found_by_the_number_in_the_grid(run: Path) -> None:
     with duckdb.connect() as database:
         query = f"select count(*) from '{run}/rows/*.parquet' where multiplier = -0.1"

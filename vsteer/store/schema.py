@@ -1,7 +1,7 @@
 """The columns of rows/*.parquet, configs.parquet and prompts.parquet, each with what it holds.
 
-The documentation's tables are made from these (`as_markdown`), and the files carry the same words as field
-metadata. Times are UTC without a zone: DuckDB's Python client needs pytz to hand out a zoned one.
+The tables in docs/results.md are made from these, and the files carry the same words as field metadata.
+Times are UTC without a zone: DuckDB's Python client needs pytz to hand out a zoned one.
 """
 
 from __future__ import annotations
@@ -181,17 +181,6 @@ SQL_TYPES = {
     INTS: "INTEGER[]",
     FLOATS: "DOUBLE[]",
 }
-
-
-def as_markdown(columns: Sequence[Column]) -> str:
-    """The columns as a table in Markdown."""
-    lines = ["| column | type | what it is | null |", "| --- | --- | --- | --- |"]
-    for column in columns:
-        about = column.about
-        if column.values:
-            about += ": " + ", ".join(f"`{value}`" if value else "empty" for value in column.values)
-        lines.append(f"| `{column.name}` | {SQL_TYPES[column.type]} | {about} | {column.null or 'never'} |")
-    return "\n".join(lines)
 
 
 @lru_cache(maxsize=65536)
