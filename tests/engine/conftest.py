@@ -14,8 +14,8 @@ import torch
 
 from vsteer import models
 from vsteer.engine.driver import VllmEngine
+from vsteer.engine.options import EngineOptions
 from vsteer.engine.proof.reference import ReferenceEngine
-from vsteer.engine.start import EngineOptions
 from vsteer.engine.table import Capacity
 from vsteer.operations import OPERATIONS, graph_modules
 
@@ -55,8 +55,8 @@ class Setup:
     def start(self) -> VllmEngine:
         return VllmEngine(
             models.resolve(self.model).model,
+            dtype=self.dtype,
             options=EngineOptions(
-                dtype=self.dtype,
                 max_model_len=MAX_MODEL_LEN,
                 max_num_seqs=self.max_num_seqs,
                 max_num_batched_tokens=self.batched_tokens,

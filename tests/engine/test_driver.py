@@ -15,9 +15,9 @@ from tests.engine.conftest import BLOCK, MAX_MODEL_LEN, Setup
 from vsteer import models
 from vsteer.engine import driver
 from vsteer.engine.driver import VllmEngine
+from vsteer.engine.options import EngineOptions
 from vsteer.engine.proof.parity import TOLERANCE, make_vectors
 from vsteer.engine.proof.reference import ReferenceEngine
-from vsteer.engine.start import EngineOptions
 from vsteer.errors import EngineError, SteeringFault, UnsupportedError, UsageError, VectorError, VsteerError
 from vsteer.protocol import Positions, Prompt, Request, Result, Steering, Term, Vectors
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import threading
 import time
 from concurrent.futures import Future
 from types import SimpleNamespace
@@ -12,6 +11,8 @@ from typing import Any
 import pytest
 from vllm.v1.engine.exceptions import EngineDeadError
 
+from vsteer.engine.captures import CaptureAdmission
+from vsteer.engine.death_watch import DeathWatch
 from vsteer.engine.driver import VllmEngine
 from vsteer.engine.table import Capacity
 from vsteer.errors import EngineError
@@ -49,9 +50,10 @@ class DyingClient:
 def engine() -> VllmEngine:
     made: Any = VllmEngine.__new__(VllmEngine)
     made._llm = DyingClient()
-    made._in_flight, made._numbers, made._captures_under_way = {}, itertools.count(1), 0
+    made._in_flight, made._numbers, made._captures = {}, itertools.count(1), CaptureAdmission(4)
+    made._watch = DeathWatch(made._llm.engine_core)
     made.steps = 0
-    made.capacity, made._max_in_flight, made._closed = Capacity(captures=4), 8, threading.Event()
+    made.capacity, made._max_in_flight = Capacity(captures=4), 8
     made.info = EngineInfo(
         "vllm", "float32", "llama", layers=1, hidden_size=2, vocab_size=100, max_model_len=100
     )
@@ -72,14 +74,12 @@ def test_whatever_is_under_way_its_death_is_an_engine_error(
 
 
 def test_what_waits_for_a_dead_engine_is_failed() -> None:
-    dying = engine()
-    thread = threading.Thread(target=dying._fail_what_waits, daemon=True)
-    thread.start()
+    client = DyingClient()
     began = time.monotonic()
-    client: Any = dying._llm
+    watch = DeathWatch(client.engine_core)
     with pytest.raises(EngineDeadError):
         client.waiting.result(timeout=10)
     assert time.monotonic() - began < 5
-    dying.close()
-    thread.join(timeout=5)
-    assert not thread.is_alive()
+    watch.close()
+    watch._thread.join(timeout=5)
+    assert not watch._thread.is_alive()

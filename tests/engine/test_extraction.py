@@ -17,8 +17,8 @@ from vsteer.datasets.builtin import data_path
 from vsteer.datasets.items import ItemSet, UnpairedSets
 from vsteer.datasets.readers import read_contrast
 from vsteer.engine.driver import VllmEngine
+from vsteer.engine.options import EngineOptions
 from vsteer.engine.proof.reference import ReferenceEngine
-from vsteer.engine.start import EngineOptions
 from vsteer.engine.table import Capacity
 from vsteer.errors import DataError
 from vsteer.protocol import Engine
@@ -89,7 +89,8 @@ def small_reference() -> ReferenceEngine:
 def start(dtype: str, eager: bool) -> Iterator[VllmEngine]:
     engine = VllmEngine(
         models.resolve("smollm2-135m-instruct").model,
-        options=EngineOptions(dtype=dtype, max_model_len=512, kv_cache_gib=0.5, enforce_eager=eager),
+        dtype=dtype,
+        options=EngineOptions(max_model_len=512, kv_cache_gib=0.5, enforce_eager=eager),
         capacity=Capacity(captures=32),
     )
     yield engine

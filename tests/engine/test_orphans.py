@@ -12,12 +12,12 @@ import pytest
 
 DRIVER = """
 from vsteer.engine.driver import VllmEngine
-from vsteer.engine.start import EngineOptions
+from vsteer.engine.options import EngineOptions
 from vsteer.models import resolve
 
 if __name__ == "__main__":
-    options = EngineOptions(dtype="float32", max_model_len=256, kv_cache_gib=0.1, enforce_eager=True)
-    engine = VllmEngine(resolve("tiny-llama").model, options=options)
+    options = EngineOptions(max_model_len=256, kv_cache_gib=0.1, enforce_eager=True)
+    engine = VllmEngine(resolve("tiny-llama").model, dtype="float32", options=options)
     print("started", flush=True)
     input()
 """

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from vsteer.engine.driver import VllmEngine
+from vsteer.engine.options import EngineOptions
 from vsteer.engine.proof import parity
 from vsteer.engine.proof.reference import ReferenceEngine
-from vsteer.engine.start import EngineOptions
 from vsteer.engine.table import Capacity
 from vsteer.models import resolve
 from vsteer.protocol import Result
@@ -79,7 +79,8 @@ def test_a_quantised_checkpoint_is_steered(tmp_path: Path) -> None:
     reference = ReferenceEngine(str(write_model(tmp_path / "plain", plain, quantised=False)))
     engine = VllmEngine(
         str(write_model(tmp_path / "quantised", quantised, quantised=True)),
-        options=EngineOptions(dtype="bfloat16", max_model_len=256, kv_cache_gib=0.25, enforce_eager=True),
+        dtype="bfloat16",
+        options=EngineOptions(max_model_len=256, kv_cache_gib=0.25, enforce_eager=True),
         capacity=Capacity(terms=3),
     )
     try:

@@ -21,9 +21,9 @@ from tests.engine.test_orphans import descendants, parents
 from tests.run import fake
 from tests.run.test_start import rows_of, written
 from vsteer.engine import replicas as under_test
-from vsteer.engine.device_slices import BIND, DeviceSlice, cpu_places, device_places, find_slices
+from vsteer.engine.device_slices import BIND, DeviceSlice, cpu_slices, device_slices, find_slices
+from vsteer.engine.options import EngineOptions
 from vsteer.engine.replicas import RESTARTS, Replicas
-from vsteer.engine.start import EngineOptions
 from vsteer.errors import EngineError, SteeringFault, UnsupportedError, UsageError
 from vsteer.grid.spec import EngineSpec
 from vsteer.plan.plan import Plan
@@ -424,31 +424,31 @@ def test_a_parent_that_ends_leaves_no_child_behind(tmp_path: Path, number: int) 
 
 def test_devices_are_shared_out_in_slices() -> None:
     eight = [str(n) for n in range(8)]
-    found = device_places(4, 2, eight, "CUDA_VISIBLE_DEVICES")
-    assert [place.environment["CUDA_VISIBLE_DEVICES"] for place in found] == ["0,1", "2,3", "4,5", "6,7"]
+    found = device_slices(4, 2, eight, "CUDA_VISIBLE_DEVICES")
+    assert [one.environment["CUDA_VISIBLE_DEVICES"] for one in found] == ["0,1", "2,3", "4,5", "6,7"]
     # no more than its ranks, though there would be enough
-    found = device_places(2, 1, ["GPU-a", "GPU-b", "GPU-c", "GPU-d"], "CUDA_VISIBLE_DEVICES")
-    assert [place.environment["CUDA_VISIBLE_DEVICES"] for place in found] == ["GPU-a", "GPU-c"]
+    found = device_slices(2, 1, ["GPU-a", "GPU-b", "GPU-c", "GPU-d"], "CUDA_VISIBLE_DEVICES")
+    assert [one.environment["CUDA_VISIBLE_DEVICES"] for one in found] == ["GPU-a", "GPU-c"]
     with pytest.raises(UsageError, match="3 replicas of 4 ranks need 12 devices, and there are 8"):
-        device_places(3, 4, eight, "CUDA_VISIBLE_DEVICES")
+        device_slices(3, 4, eight, "CUDA_VISIBLE_DEVICES")
 
 
 def test_cores_are_shared_out_in_slices() -> None:
-    assert [place.cores for place in cpu_places(2, 1, [4, 5, 8, 9], "auto")] == [(4, 5), (8, 9)]
-    assert [place.cores for place in cpu_places(2, 1, [], "auto")] == [(), ()]
-    found = cpu_places(2, 2, [0, 1], "0-3|4-7|8-11|12-15")
-    assert [dict(place.environment) for place in found] == [{BIND: "0-3|4-7"}, {BIND: "8-11|12-15"}]
-    assert {place.cores for place in found} == {()}
+    assert [one.cores for one in cpu_slices(2, 1, [4, 5, 8, 9], "auto")] == [(4, 5), (8, 9)]
+    assert [one.cores for one in cpu_slices(2, 1, [], "auto")] == [(), ()]
+    found = cpu_slices(2, 2, [0, 1], "0-3|4-7|8-11|12-15")
+    assert [dict(one.environment) for one in found] == [{BIND: "0-3|4-7"}, {BIND: "8-11|12-15"}]
+    assert {one.cores for one in found} == {()}
     with pytest.raises(UsageError, match="2 replicas need 2 cores, and there are 1"):
-        cpu_places(2, 1, [3], "auto")
+        cpu_slices(2, 1, [3], "auto")
     with pytest.raises(UsageError, match="core lists"):
-        cpu_places(2, 1, [0, 1], "0-1")
+        cpu_slices(2, 1, [0, 1], "0-1")
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core cannot be shared out")
 def test_a_child_stays_on_its_cores(tmp_path: Path) -> None:
-    places = find_slices(2, EngineOptions())
-    engine = Replicas(Make(tmp_path), places, window=WINDOW)
+    slices = find_slices(2, EngineOptions())
+    engine = Replicas(Make(tmp_path), slices, window=WINDOW)
     try:
         first, second = (os.sched_getaffinity(pid) for pid in pids(engine))
         assert not first & second

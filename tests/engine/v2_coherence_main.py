@@ -17,15 +17,15 @@ def main(model: str, lengths: list[tuple[int, int]]) -> None:
     import torch
 
     from vsteer.engine.driver import VllmEngine
-    from vsteer.engine.start import EngineOptions
+    from vsteer.engine.options import EngineOptions
     from vsteer.protocol import Prompt, Request
     from vsteer.scoring.perplexity import coherence_request, read_coherence
 
     torch.set_num_threads(1)
     engine = VllmEngine(
         model,
+        dtype="float32",
         options=EngineOptions(
-            dtype="float32",
             max_model_len=128,
             max_num_seqs=16,
             max_num_batched_tokens=BATCHED_TOKENS,

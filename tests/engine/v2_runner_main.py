@@ -28,9 +28,9 @@ def main(
     import torch
 
     from vsteer.engine.driver import VllmEngine
+    from vsteer.engine.options import EngineOptions
     from vsteer.engine.proof.parity import compare, make_requests, make_vectors
     from vsteer.engine.proof.reference import ReferenceEngine
-    from vsteer.engine.start import EngineOptions
     from vsteer.engine.table import Capacity
 
     began = time.monotonic()
@@ -39,8 +39,8 @@ def main(
     reference = ReferenceEngine(model)
     engine = VllmEngine(
         model,
+        dtype="float32",
         options=EngineOptions(
-            dtype="float32",
             max_model_len=128,
             max_num_seqs=64,
             max_num_batched_tokens=BATCHED_TOKENS,

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from vsteer.datasets.choices import stem
 from vsteer.datasets.readers import read_questions
 from vsteer.engine.driver import VllmEngine
-from vsteer.engine.start import EngineOptions
+from vsteer.engine.options import EngineOptions
 from vsteer.grid.spec import read_grid
 from vsteer.models import resolve
 from vsteer.plan.plan import make_plans
@@ -128,7 +128,8 @@ def test_choice_probabilities_of_the_public_items_equal_transformers(tmp_path: P
     folder = resolve("smollm2-135m-instruct").model
     engine = VllmEngine(
         folder,
-        options=EngineOptions(dtype="float32", max_model_len=1024, kv_cache_gib=0.5, enforce_eager=True),
+        dtype="float32",
+        options=EngineOptions(max_model_len=1024, kv_cache_gib=0.5, enforce_eager=True),
     )
     try:
         rng = np.random.default_rng(0)

@@ -20,14 +20,15 @@ import numpy as np
 from vsteer.bench.figures import Figure, as_lines, median_ratio, rates_in_turn
 from vsteer.bench.hugging_face import HuggingFaceProcess
 from vsteer.engine.driver import VllmEngine
+from vsteer.engine.options import EngineOptions
 from vsteer.engine.proof.reference import ReferenceEngine
-from vsteer.engine.start import EngineOptions
 from vsteer.engine.stock import StockEngine
 from vsteer.engine.table import Capacity
 from vsteer.operations import graph_modules
 from vsteer.protocol import Positions, Prompt, Request, Steering, Term, Vectors
 
 VECTOR = "random"
+DTYPE = "bfloat16"
 CONFIGURATIONS = 60
 MANY = 512
 ANSWERS = (10, 11)  # any two tokens: an evaluation reads two log-probabilities
@@ -79,7 +80,7 @@ def bench_engine(
 ) -> list[Figure]:
     """Both parts, or the one that is named."""
     size = QUICK if quick else FULL
-    options = EngineOptions(dtype="bfloat16", max_model_len=512, max_num_seqs=MANY, kv_cache_gib=2)
+    options = EngineOptions(max_model_len=512, max_num_seqs=MANY, kv_cache_gib=2)
     capacity = Capacity.for_grid(cells=MANY, rows=128, terms=1)
     figures: list[Figure] = []
     for name, measure in (("decode", _decode), ("sharing", _sharing)):
@@ -94,9 +95,9 @@ def _decode(
     """Throughput of generated tokens: steered over stock, unused ablation over none, many over one."""
     ablating = replace(capacity, modules=graph_modules(["ablate"]))
     starters: list[Callable[[], VllmEngine | StockEngine]] = [
-        lambda: VllmEngine(model, options=options, capacity=capacity),
-        lambda: VllmEngine(model, options=options, capacity=ablating),
-        lambda: StockEngine(model, replace(options, prefix_caching=False)),
+        lambda: VllmEngine(model, dtype=DTYPE, options=options, capacity=capacity),
+        lambda: VllmEngine(model, dtype=DTYPE, options=options, capacity=ablating),
+        lambda: StockEngine(model, DTYPE, options.model_copy(update={"prefix_caching": False})),
     ]
     rates: list[list[list[float]]] = []
     for start in range(size.starts):
@@ -187,10 +188,14 @@ def _sharing(
     )
     figures: list[Figure] = []
     with ExitStack() as engines:
-        ours = engines.enter_context(closing(VllmEngine(model, options=options, capacity=capacity)))
-        options = replace(options, prefix_caching=False)
-        unshared = engines.enter_context(closing(VllmEngine(model, options=options, capacity=capacity)))
-        stock = engines.enter_context(closing(StockEngine(model, options)))
+        ours = engines.enter_context(
+            closing(VllmEngine(model, dtype=DTYPE, options=options, capacity=capacity))
+        )
+        options = options.model_copy(update={"prefix_caching": False})
+        unshared = engines.enter_context(
+            closing(VllmEngine(model, dtype=DTYPE, options=options, capacity=capacity))
+        )
+        stock = engines.enter_context(closing(StockEngine(model, DTYPE, options)))
         vectors = _vectors(ours)
         loop = engines.enter_context(closing(HuggingFaceProcess(model, vectors)))
         on_progress(f"the loop is faster in {loop.dtype} here")

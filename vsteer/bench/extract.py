@@ -21,8 +21,8 @@ from vsteer.bench.hugging_face import HuggingFaceProcess
 from vsteer.datasets.items import ItemSet
 from vsteer.datasets.readers import read_contrast
 from vsteer.engine.driver import VllmEngine
+from vsteer.engine.options import EngineOptions
 from vsteer.engine.proof.reference import ReferenceEngine
-from vsteer.engine.start import EngineOptions
 from vsteer.engine.table import Capacity
 from vsteer.errors import UsageError
 from vsteer.protocol import Prompt, Request
@@ -44,9 +44,11 @@ def bench_extract(model: str, path: Path, quick: bool, on_progress: Callable[[st
     parts = [replace(data, items=items[round_::ROUNDS]) for round_ in range(ROUNDS)]
     with ExitStack() as engines:
         on_progress("starting vsteer's engine (the first start compiles, about 75 s)")
-        options = EngineOptions(dtype="bfloat16", max_model_len=1024, kv_cache_gib=2)
+        options = EngineOptions(max_model_len=1024, kv_cache_gib=2)
         ours = engines.enter_context(
-            closing(VllmEngine(model, options=options, capacity=Capacity(captures=CAPTURES)))
+            closing(
+                VllmEngine(model, dtype="bfloat16", options=options, capacity=Capacity(captures=CAPTURES))
+            )
         )
         on_progress("starting the Hugging Face loop")
         loop = engines.enter_context(closing(HuggingFaceProcess(model, {})))

@@ -16,7 +16,7 @@ import numpy as np
 
 from vsteer.bench.figures import Figure, median_ratio, rates_in_turn
 from vsteer.engine.driver import VllmEngine
-from vsteer.engine.start import EngineOptions
+from vsteer.engine.options import EngineOptions
 from vsteer.engine.stock import StockEngine
 from vsteer.engine.table import Capacity
 from vsteer.grid.spec import read_grid
@@ -55,15 +55,15 @@ def _over_generate(
     plan = made_up_plan(model, folder, multipliers=[-1, 1], questions=questions, prompts=4)
     prompts = list({row.asked.prompt_id: None for row in plan.rows()})
     size = budget(plan)
-    options = EngineOptions(dtype="bfloat16", max_model_len=512, kv_cache_gib=2)
+    options = EngineOptions(max_model_len=512, kv_cache_gib=2)
     with ExitStack() as stack:
         on_progress("starting vsteer's engine (the first start compiles, about 75 s)")
         capacity = Capacity.for_grid(size.cells, size.vector_rows, size.terms)
         ours = stack.enter_context(
-            closing(VllmEngine(str(plan.facts.folder), options=options, capacity=capacity))
+            closing(VllmEngine(str(plan.facts.folder), dtype="bfloat16", options=options, capacity=capacity))
         )
         on_progress("starting stock vLLM with its prefix cache")
-        stock = stack.enter_context(closing(StockEngine(str(plan.facts.folder), options)))
+        stock = stack.enter_context(closing(StockEngine(str(plan.facts.folder), "bfloat16", options)))
         store = stack.enter_context(open_store(folder / "over-generate"))
         vectors = RunVectors(plan, folder).stored()
         provenance = Provenance("bench", "", store.session, vectors)

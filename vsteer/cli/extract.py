@@ -8,6 +8,8 @@ import click
 
 from vsteer.errors import UsageError
 
+COUNT = click.IntRange(min=1)
+
 
 @click.command()
 @click.argument("model")
@@ -25,8 +27,8 @@ from vsteer.errors import UsageError
 @click.option("--system", help="System prompt in front of every text.")
 @click.option("--revision", help="Revision of a hub model.")
 @click.option("--dtype", default="auto", show_default=True)
-@click.option("--tensor-parallel-size", "tensor_parallel_size", default=1, show_default=True)
-@click.option("--max-model-len", "max_model_len", type=int)
+@click.option("--tensor-parallel-size", "tensor_parallel_size", type=COUNT, default=1, show_default=True)
+@click.option("--max-model-len", "max_model_len", type=COUNT)
 @click.option("--eager", is_flag=True, help="Without compilation: a quicker start, better for small data.")
 @click.option("--force", is_flag=True, help="Replace files that exist.")
 def extract(

@@ -60,11 +60,16 @@ INCOMPLETE = 3
 )
 @click.option(
     "--tensor-parallel-size",
+    type=click.IntRange(min=1),
     default=1,
     show_default=True,
     help="judge here: over how many GPUs.",
 )
-@click.option("--max-model-len", type=int, help="judge here: the longest prompt and answer, in tokens.")
+@click.option(
+    "--max-model-len",
+    type=click.IntRange(min=1),
+    help="judge here: the longest prompt and answer, in tokens.",
+)
 @click.option("--eager", is_flag=True, help="judge here: start sooner, without compilation.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON array instead of text.")
 def score(

@@ -9,7 +9,7 @@ import click
 @click.argument("model")
 @click.option("--revision", help="Revision of a hub model.")
 @click.option("--rows", default=40, show_default=True, help="How many mixed requests to compare.")
-@click.option("--tensor-parallel-size", "tensor_parallel_size", default=1, show_default=True)
+@click.option("--tensor-parallel-size", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option("--eager", is_flag=True, help="Without compilation: a quicker start.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def verify(
@@ -32,6 +32,7 @@ def verify(
 
     source = resolve(model, revision)
     from vsteer.engine.driver import VllmEngine
+    from vsteer.engine.options import EngineOptions
     from vsteer.engine.proof.parity import (
         CAPTURE_TOLERANCE,
         SLIP_FACTOR,
@@ -42,7 +43,6 @@ def verify(
         make_vectors,
     )
     from vsteer.engine.proof.reference import ReferenceEngine
-    from vsteer.engine.start import EngineOptions
     from vsteer.engine.support import has_gpu
     from vsteer.engine.table import Capacity
 
@@ -50,7 +50,6 @@ def verify(
     reference = ReferenceEngine(source.model, revision=source.revision)
     click.echo("... starting vLLM (float32) and its canary", err=True)
     options = EngineOptions(
-        dtype="float32",
         max_model_len=min(512, reference.info.max_model_len),
         max_num_seqs=64,
         tensor_parallel_size=tensor_parallel_size,
@@ -60,6 +59,7 @@ def verify(
     engine = VllmEngine(
         source.model,
         revision=source.revision,
+        dtype="float32",
         options=options,
         capacity=Capacity.for_grid(rows, len(VECTOR_NAMES) * reference.info.layers, terms=3, captures=16),
     )

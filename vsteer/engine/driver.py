@@ -9,10 +9,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import tempfile
-import threading
 import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import InvalidStateError
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vsteer.engine.captures import CaptureAdmission, joined_streams
+from vsteer.engine.death_watch import DeathWatch
+from vsteer.engine.options import EngineOptions
 from vsteer.engine.proof.canary import prove_steering
-from vsteer.engine.start import EngineOptions, check_plugin_is_allowed, engine_args, engine_environment
+from vsteer.engine.start import check_plugin_is_allowed, engine_args, engine_environment
 from vsteer.engine.support import check_family, refuse_unproven
 from vsteer.engine.table import Capacity, SteeringTable
 from vsteer.engine.vllm_compat import refuse_unknown_seams
@@ -51,6 +52,9 @@ class VllmEngine(Engine):
         model: str,
         *,
         revision: str | None = None,
+        dtype: str = "auto",
+        quantization: str | None = None,
+        kv_cache_dtype: str = "auto",
         options: EngineOptions | None = None,
         capacity: Capacity | None = None,
     ) -> None:
@@ -64,7 +68,15 @@ class VllmEngine(Engine):
             from vllm.v1.engine.llm_engine import LLMEngine
 
             try:
-                args = EngineArgs(**engine_args(model, revision, options, self.capacity))
+                args = EngineArgs(
+                    model=model,
+                    revision=revision,
+                    tokenizer_revision=revision,
+                    dtype=dtype,
+                    quantization=quantization,
+                    kv_cache_dtype=kv_cache_dtype,
+                    **engine_args(options, self.capacity),
+                )
             except TypeError as error:
                 raise UsageError(
                     f"vLLM does not know an engine option: {error}", hint="see vLLM's EngineArgs"
@@ -103,9 +115,8 @@ class VllmEngine(Engine):
         self._max_in_flight = 2 * options.max_num_seqs + 64
         self._table: SteeringTable | None = None
         self._in_flight: dict[str, _Flight] = {}
-        self._closed = threading.Event()
-        threading.Thread(target=self._fail_what_waits, name="vsteer-engine", daemon=True).start()
-        self._captures_under_way = 0
+        self._watch = DeathWatch(self._llm.engine_core)
+        self._captures = CaptureAdmission(self.capacity.captures)
         self.steps = 0
         self._numbers = itertools.count(1)
         try:
@@ -143,7 +154,7 @@ class VllmEngine(Engine):
                     request, held = held or next(waiting, None), None
                     if request is None:
                         more = False
-                    elif not self._can_capture(request):
+                    elif not self._captures.has_room(request):
                         held = request
                         break
                     elif failed := self._submit(request):
@@ -155,11 +166,8 @@ class VllmEngine(Engine):
                 idle = len(finished) == len(self._in_flight)
                 late = time.monotonic() - last_collect > COLLECT_SECONDS
                 many = len(finished) >= COLLECT_RESULTS
-                # what was captured waits in the workers' memory
-                full = (
-                    sum(len(flight.request.capture) for flight, _ in finished) >= self.capacity.captures > 0
-                )
-                if finished and (idle or late or many or full):
+                large = self._captures.must_collect(flight.request for flight, _ in finished)
+                if finished and (idle or late or many or large):
                     results, finished = self._collect(finished), []
                     last_collect = time.monotonic()
                     yield from results
@@ -178,18 +186,14 @@ class VllmEngine(Engine):
         return list(self._in_flight)
 
     def kill(self) -> None:
-        for process in self._processes():
+        for process in self._watch.processes():
             process.kill()
 
     def exit_codes(self) -> list[int | None]:
-        return [process.exitcode for process in self._processes()]
-
-    def _processes(self) -> list[Any]:
-        manager = getattr(getattr(self._llm.engine_core, "resources", None), "engine_manager", None)
-        return list(getattr(manager, "processes", []))
+        return self._watch.exit_codes()
 
     def close(self) -> None:
-        self._closed.set()
+        self._watch.close()
         self._llm.engine_core.shutdown()
 
     def _submit(self, request: Request) -> Result | None:
@@ -200,15 +204,8 @@ class VllmEngine(Engine):
         from vllm.sampling_params import RequestOutputKind
 
         reason = request.invalid_because(self.info.vocab_size, self.info.max_model_len)
-        if reason:
+        if reason := reason or self._captures.refusal(request):
             return Result(request.id, "error", error=reason)
-        if len(request.capture) > self.capacity.captures:
-            return Result(
-                request.id,
-                "error",
-                error=f"{len(request.capture)} positions to capture, the engine has room for "
-                f"{self.capacity.captures}",
-            )
         if request.id in self._in_flight:
             raise SteeringFault(f"two requests under way are both named {request.id!r}")
         span = self._cell_span(request)
@@ -235,7 +232,7 @@ class VllmEngine(Engine):
             )
             # A name that never returns: the V1 runner tells requests apart by their name alone.
             name = f"{request.id}#{next(self._numbers)}"
-            with self._alive():
+            with self._watch.alive():
                 inside = self._llm.add_request(
                     name, TokensPrompt(prompt_token_ids=list(request.prompt.token_ids)), params
                 )
@@ -243,15 +240,8 @@ class VllmEngine(Engine):
         except (ValueError, VLLMValidationError) as error:
             return Result(request.id, "error", error=f"vLLM refuses it: {error}")
         self._in_flight[request.id] = _Flight(request, span, capture, inside)
-        self._captures_under_way += len(request.capture)
+        self._captures.begin(request)
         return None
-
-    def _can_capture(self, request: Request) -> bool:
-        """Whether no step could get more captures than it has slots."""
-        return not request.capture or (
-            not self._captures_under_way
-            or self._captures_under_way + len(request.capture) <= self.capacity.captures
-        )
 
     def _cell_span(self, request: Request) -> CellSpan | None:
         if request.steering is None or not request.steering.acting_terms:
@@ -263,7 +253,7 @@ class VllmEngine(Engine):
         return CellSpan(next(self._numbers), cell, self._table.fingerprints[cell], start, end)
 
     def _step(self) -> list[tuple[_Flight, Any]]:
-        with self._alive():
+        with self._watch.alive():
             outputs = self._llm.step()
         self.steps += 1
         finished = [
@@ -271,7 +261,8 @@ class VllmEngine(Engine):
             for output in outputs
             if output.finished
         ]
-        self._captures_under_way -= sum(len(flight.request.capture) for flight, _ in finished)
+        for flight, _ in finished:
+            self._captures.end(flight.request)
         return finished
 
     def _collect(self, finished: list[tuple[_Flight, Any]]) -> list[Result]:
@@ -284,39 +275,15 @@ class VllmEngine(Engine):
                     # a rank of a pipeline may be a step behind: the least of all is what is sure
                     least = records.setdefault(key, [first, done])
                     least[1] = min(least[1], done)
-        captured = self._captured([flight.capture for flight, _ in finished if flight.capture])
+        captured: dict[int, NDArray[np.float32]] = {}
+        if specs := [flight.capture for flight, _ in finished if flight.capture]:
+            answers = self._rpc("vsteer_captured", [spec.key for spec in specs])
+            captured = joined_streams(specs, answers, self.info)
         results = []
         for flight, output in finished:
             del self._in_flight[flight.request.id]
             results.append(self._result(flight, output, records, captured))
         return results
-
-    def _captured(self, specs: list[CaptureSpec]) -> dict[int, NDArray[np.float32]]:
-        """What was captured of each, [position, layer, hidden], put together from the ranks' layers."""
-        if not specs:
-            return {}
-        streams = {
-            spec.key: np.full(
-                (len(spec.positions), self.info.layers, self.info.hidden_size), np.nan, np.float32
-            )
-            for spec in specs
-        }
-        for answer in self._rpc("vsteer_captured", [spec.key for spec in specs]):
-            layers = answer["layers"]
-            if not layers:
-                continue
-            rows = np.frombuffer(answer["streams"], np.float32).reshape(
-                -1, len(layers), self.info.hidden_size
-            )
-            at = 0
-            for spec, positions in zip(specs, answer["positions"], strict=True):
-                if tuple(positions) != spec.positions:
-                    raise SteeringFault(f"captured the positions {positions} instead of {spec.positions}")
-                streams[spec.key][:, layers] = rows[at : at + len(positions)]
-                at += len(positions)
-        if any(np.isnan(stream).any() for stream in streams.values()):
-            raise SteeringFault("no worker captured some of the layers")
-        return streams
 
     def _result(
         self,
@@ -363,10 +330,10 @@ class VllmEngine(Engine):
         if not self._in_flight:
             return
         flights, self._in_flight = list(self._in_flight.values()), {}
-        self._captures_under_way = 0
+        self._captures = CaptureAdmission(self.capacity.captures)
         # a dead engine has nothing left to forget, and what killed it is already on its way up
         with contextlib.suppress(EngineError):
-            with self._alive():
+            with self._watch.alive():
                 self._llm.abort_request([flight.inside for flight in flights], internal=True)
             if keys := [flight.span.key for flight in flights if flight.span]:
                 self._rpc("vsteer_collect", keys)
@@ -375,37 +342,9 @@ class VllmEngine(Engine):
 
     def _rpc(self, method: str, *args: Any) -> list[Any]:
         """Ask every worker. Fails when the engine dies meanwhile."""
-        with self._alive():
+        with self._watch.alive():
             answers: list[Any] = self._llm.collective_rpc(method, args=args)
         return answers
-
-    @contextlib.contextmanager
-    def _alive(self) -> Iterator[None]:
-        """An engine that dies while it is asked is an `EngineError`, whatever it was asked."""
-        from vllm.v1.engine.exceptions import EngineDeadError
-
-        try:
-            yield
-        except EngineDeadError as error:
-            raise EngineError(
-                f"the engine died (exit codes {self.exit_codes()}): {error}",
-                hint="its own words are above; an out-of-memory wants a smaller max_num_seqs",
-            ) from error
-
-    def _fail_what_waits(self) -> None:
-        """vLLM's client waits for ever for an answer of an engine that was killed: it sends no last word."""
-        from vllm.v1.engine.exceptions import EngineDeadError
-
-        while not self._closed.wait(1):
-            if any(code is not None for code in self.exit_codes()):
-                waiting = getattr(self._llm.engine_core, "utility_results", {})
-                for future in list(waiting.values()):
-                    with contextlib.suppress(InvalidStateError):
-                        future.set_exception(EngineDeadError())
-                # and for the results of a step
-                outputs = getattr(self._llm.engine_core, "outputs_queue", None)
-                if outputs is not None and outputs.empty():
-                    outputs.put_nowait(EngineDeadError())
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,13 @@
-"""What a vLLM engine is started with: our options, vLLM's own arguments and environment that come of them."""
+"""What a vLLM engine is started with: vLLM's own arguments and environment, made from our options."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
+from vsteer.engine.options import EngineOptions
 from vsteer.engine.support import CONFIG_KEY
 from vsteer.engine.table import Capacity
 from vsteer.engine.worker.plugin import OURS
@@ -20,30 +20,7 @@ GRAPH_VERSION = 2
 FEW_CORES = 8
 
 
-@dataclass(frozen=True)
-class EngineOptions:
-    """How the engine runs. Nothing here changes what a row means."""
-
-    dtype: str = "auto"
-    max_model_len: int | None = None
-    max_num_seqs: int = 256
-    max_num_batched_tokens: int | None = None
-    tensor_parallel_size: int = 1
-    pipeline_parallel_size: int = 1
-    enforce_eager: bool = False
-    prefix_caching: bool = True
-    block_size: int | None = None
-    kv_cache_gib: float | None = None
-    gpu_memory_utilization: float | None = None
-    quantization: str | None = None
-    load_format: str = "auto"
-    # any further option of vLLM's EngineArgs, by its own name
-    vllm: dict[str, Any] = field(default_factory=dict)
-
-
-def engine_args(
-    model: str, revision: str | None, options: EngineOptions, capacity: Capacity
-) -> dict[str, Any]:
+def engine_args(options: EngineOptions, capacity: Capacity) -> dict[str, Any]:
     from vllm.platforms import current_platform
 
     chosen = {
@@ -53,13 +30,8 @@ def engine_args(
         "block_size": options.block_size or (32 if current_platform.is_cpu() else None),
         "kv_cache_memory_bytes": int(options.kv_cache_gib * 2**30) if options.kv_cache_gib else None,
         "gpu_memory_utilization": options.gpu_memory_utilization,
-        "quantization": options.quantization,
-        "revision": revision,
-        "tokenizer_revision": revision,
     }
     return {
-        "model": model,
-        "dtype": options.dtype,
         "max_num_seqs": options.max_num_seqs,
         "tensor_parallel_size": options.tensor_parallel_size,
         "pipeline_parallel_size": options.pipeline_parallel_size,
@@ -89,8 +61,8 @@ def engine_environment(options: EngineOptions, plugins: str | None = None) -> It
         # There it writes its ahead-of-time compilation and cannot read it, so that every start compiled anew;
         # what this leaves in use is read, and halves a start.
         wanted["VLLM_USE_AOT_COMPILE"] = "0"
-    ranks = options.tensor_parallel_size * options.pipeline_parallel_size
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    ranks = options.ranks
     if ranks <= len(cores) <= FEW_CORES:
         # Only the CPU build reads it. By itself it keeps a core free for its own process, which is half
         # of a machine with two; and a rank must not share a core with another.

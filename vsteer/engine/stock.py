@@ -5,21 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from vsteer.engine.start import EngineOptions, engine_environment
+from vsteer.engine.options import EngineOptions
+from vsteer.engine.start import engine_environment
 from vsteer.protocol import Request
 
 
 class StockEngine:
     """vLLM as it comes: no plugin, no steering."""
 
-    def __init__(self, model: str, options: EngineOptions) -> None:
+    def __init__(self, model: str, dtype: str, options: EngineOptions) -> None:
         # the plugin stays out of every process of this engine
         with engine_environment(options, plugins=""):
             from vllm import LLM
 
             self._llm: Any = LLM(
                 model,
-                dtype=options.dtype,
+                dtype=dtype,
                 max_model_len=options.max_model_len,
                 max_num_seqs=options.max_num_seqs,
                 block_size=32,

@@ -24,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 
+from vsteer.engine.options import EngineOptions
 from vsteer.evaluations.kinds import AnyKind
 from vsteer.grid.axes import Layers, parse_layers, parse_multipliers, parse_norm, parse_positions
 from vsteer.grid.problems import GridError, Loc, Source
@@ -69,22 +70,10 @@ else:
     OperationName = Literal[tuple(OPERATIONS)]
 
 
-class EngineSpec(Strict):
-    """How the engine runs; nothing here changes what a row means, or its identity."""
+class EngineSpec(EngineOptions):
+    """The engine's options as a grid may set them: none that changes an output; and how many engines."""
 
-    tensor_parallel_size: Count = 1
-    pipeline_parallel_size: Count = 1
     replicas: Count = 1
-    max_model_len: Count | None = None
-    max_num_seqs: Count = 256
-    max_num_batched_tokens: Count | None = None
-    enforce_eager: bool = False
-    prefix_caching: bool = True
-    block_size: Count | None = None
-    kv_cache_gib: Annotated[float, Field(gt=0)] | None = None
-    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None
-    load_format: Name = "auto"
-    vllm: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _leaves_outputs_alone(self) -> EngineSpec:

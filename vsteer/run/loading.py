@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vsteer import models
+from vsteer.engine.options import EngineOptions
 from vsteer.errors import ModelError, StoreError
 from vsteer.grid.spec import EngineSpec, Grid
 from vsteer.models.identity import cached_snapshot, model_sha256
@@ -22,7 +23,7 @@ from vsteer.vectors.recipe import CAPTURES
 
 if TYPE_CHECKING:
     from vsteer.engine.driver import VllmEngine
-    from vsteer.engine.start import EngineOptions
+    from vsteer.engine.table import Capacity
 
 # The files that make a model; weights in pickle are never fetched.
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
@@ -66,37 +67,42 @@ def load_vllm(
 ) -> Engine:
     """One engine, or several as one; `on_event` is called for each that dies."""
     from vsteer.engine.device_slices import find_slices
-    from vsteer.engine.driver import VllmEngine
     from vsteer.engine.replicas import Replicas, window
     from vsteer.engine.table import Capacity
     from vsteer.engine.vllm_compat import may_pass, unknown_seams
 
     if may_pass() and (unknown := unknown_seams()):
         on_event("unknown_seams", seams=unknown)
-    size, options = budget(plan), engine_options(plan.facts, spec)
+    size = budget(plan)
     captures = CAPTURES if extracts else 0
     capacity = Capacity.for_grid(size.cells, size.vector_rows, size.terms, captures, size.modules)
-    make = partial(VllmEngine, str(plan.facts.folder), options=options, capacity=capacity)
+    make = engine_maker(plan.facts, spec, capacity)
     if spec.replicas == 1:
         return make()
     return Replicas(
         make,
-        find_slices(spec.replicas, options),
+        find_slices(spec.replicas, spec),
         window=window(spec.max_num_seqs),
         one_first=not spec.enforce_eager,
         tell=on_event,
     )
 
 
-def engine_options(facts: ModelFacts, spec: EngineSpec) -> EngineOptions:
-    from vsteer.engine.start import EngineOptions
+def engine_maker(
+    facts: ModelFacts, options: EngineOptions, capacity: Capacity | None = None
+) -> Callable[[], VllmEngine]:
+    """What starts an engine of the model. It can be pickled, so that another process can start it."""
+    from vsteer.engine.driver import VllmEngine
 
-    vllm = dict(spec.vllm)
-    if facts.kv_cache_dtype != "auto":
-        vllm["kv_cache_dtype"] = facts.kv_cache_dtype
-    names = EngineSpec.model_fields.keys() - {"replicas", "vllm"}
-    chosen = {name: getattr(spec, name) for name in names}
-    return replace(EngineOptions(**chosen), dtype=facts.dtype, quantization=facts.quantization, vllm=vllm)
+    return partial(
+        VllmEngine,
+        str(facts.folder),
+        dtype=facts.dtype,
+        quantization=facts.quantization,
+        kv_cache_dtype=facts.kv_cache_dtype,
+        options=options,
+        capacity=capacity,
+    )
 
 
 def as_stored(facts: ModelFacts, spec: EngineSpec) -> dict[str, Any]:
@@ -141,9 +147,7 @@ def _from_manifest(entry: dict[str, Any]) -> tuple[ModelFacts, EngineSpec]:
 
 def load_stored(facts: ModelFacts, spec: EngineSpec) -> VllmEngine:
     """One engine of the very model that made a stored run, whatever the number of replicas then."""
-    from vsteer.engine.driver import VllmEngine
-
-    return VllmEngine(str(_same_model(facts)), options=engine_options(facts, spec))
+    return engine_maker(replace(facts, folder=_same_model(facts)), spec)()
 
 
 def _same_model(facts: ModelFacts) -> Path:
@@ -173,15 +177,13 @@ def load_named(
 ) -> VllmEngine:
     """One engine of a model that no grid describes; it can capture `captures` tokens of a step."""
     from vsteer.engine.driver import VllmEngine
-    from vsteer.engine.start import EngineOptions
     from vsteer.engine.support import has_gpu
     from vsteer.engine.table import Capacity
 
     options = EngineOptions(
-        dtype=dtype,
         max_model_len=max_model_len,
         tensor_parallel_size=tensor_parallel_size,
         enforce_eager=eager,
         kv_cache_gib=None if has_gpu() else CPU_KV_GIB,
     )
-    return VllmEngine(str(folder), options=options, capacity=Capacity(captures=captures))
+    return VllmEngine(str(folder), dtype=dtype, options=options, capacity=Capacity(captures=captures))

@@ -1,0 +1,33 @@
+"""How an engine runs: what a grid's engine section may set, and what the driver starts vLLM with.
+
+Nothing here changes what a row means. The dtypes and the quantisation, which do, go with the model.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from vsteer.validation import Count, Name, Strict
+
+
+class EngineOptions(Strict):
+    tensor_parallel_size: Count = 1
+    pipeline_parallel_size: Count = 1
+    max_model_len: Count | None = None
+    max_num_seqs: Count = 256
+    max_num_batched_tokens: Count | None = None
+    enforce_eager: bool = False
+    prefix_caching: bool = True
+    block_size: Count | None = None
+    kv_cache_gib: Annotated[float, Field(gt=0)] | None = None
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None
+    load_format: Name = "auto"
+    # any further option of vLLM's EngineArgs, by its own name
+    vllm: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def ranks(self) -> int:
+        """The processes that share one model."""
+        return self.tensor_parallel_size * self.pipeline_parallel_size
