@@ -41,12 +41,6 @@ FOREIGN = {
     "ray": {"cluster"},
 }
 
-# Circles that are being taken apart; this goes when they are.
-KNOWN_CIRCLES = {
-    "vsteer.engine.driver",
-    "vsteer.engine.proof.canary",
-}
-
 
 def named(file: Path) -> str:
     """The dotted name under which a file is imported."""
@@ -134,7 +128,7 @@ def test_no_circle_of_files() -> None:
     # and what only stands above a circle is no part of it
     while above := set(left) - {name for names in left.values() for name in names}:
         left = {module: names for module, names in left.items() if module not in above}
-    assert sorted(set(left) - KNOWN_CIRCLES) == []
+    assert sorted(left) == []
 
 
 @pytest.mark.parametrize("part", ALLOWED)

@@ -65,16 +65,16 @@ def test_threads_are_those_that_vllm_gets() -> None:
 
     assert bound("0-3").level == "ok"
     few = bound("0-1|1,2")
-    assert (few.level, "3 of 4 usable cores" in few.says) == ("mend", True)
-    assert bound("nobind").level == "mend"
+    assert (few.level, "3 of 4 usable cores" in few.says) == ("warn", True)
+    assert bound("nobind").level == "warn"
     assert bound_cores("0-2|7") == {0, 1, 2, 7}
     assert bound_cores("auto") == set()
 
 
 def test_who_else_wants_the_cores_is_said() -> None:
     busy = [*cpu_threads(replace(MACHINE, load=2.5, niceness=19, quota=1.5))]
-    assert [finding.about for finding in busy if finding.level == "mend"] == ["threads", "priority", "load"]
-    assert all(finding.fix for finding in busy if finding.level == "mend")
+    assert [finding.about for finding in busy if finding.level == "warn"] == ["threads", "priority", "load"]
+    assert all(finding.fix for finding in busy if finding.level == "warn")
     assert "taskset -c 0-0" in busy[1].fix
     assert _quota("150000 100000\n") == 1.5
     assert _quota("max 100000") is None
@@ -85,7 +85,7 @@ def test_memory_for_keys_and_values_is_held_against_what_is_free() -> None:
     assert one([*cpu_memory(MACHINE)]).level == "ok"
     # 92% of 32 GiB are 29.4
     short = one([*cpu_memory(replace(MACHINE, available=20 * GIB))])
-    assert (short.level, short.fix) == ("mend", "engine: {kv_cache_gib: 10} in the grid, or less")
+    assert (short.level, short.fix) == ("warn", "engine: {kv_cache_gib: 10} in the grid, or less")
 
     def asked(space: str) -> Finding:
         return one([*cpu_memory(replace(MACHINE, environment={"VLLM_CPU_KVCACHE_SPACE": space}))])
@@ -111,7 +111,7 @@ def test_what_vllm_wants_preloaded_is_told_with_its_command() -> None:
 def test_devices_are_told_with_what_is_free() -> None:
     both = replace(MACHINE, gpus=(SEVEN, replace(SEVEN, free=70 * GIB)))
     idle, held = devices(both, "12.9")
-    assert (idle.level, held.level) == ("ok", "mend")
+    assert (idle.level, held.level) == ("ok", "warn")
     assert "driver 570.1, 139.0 GiB of 140.0 GiB free" in idle.says
     assert "gpu_memory_utilization: 0.50" in held.fix
     assert "leaves it idle" in next(devices(both, "")).says
@@ -122,7 +122,7 @@ def test_devices_are_told_with_what_is_free() -> None:
 def test_space_that_runs_out_is_told() -> None:
     here = {"shared memory": (Path("/dev/shm"), 64 << 20), "temporary files": (Path("/tmp"), None)}
     small = one([*space(replace(MACHINE, space=here))])
-    assert (small.level, "--shm-size" in small.fix) == ("mend", True)
+    assert (small.level, "--shm-size" in small.fix) == ("warn", True)
 
 
 def test_a_plugin_that_vllm_may_not_load_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +163,7 @@ def test_a_sound_machine_is_told_in_words_and_as_json(monkeypatch: pytest.Monkey
     said = json.loads(CliRunner().invoke(main, ["doctor", "--json"]).output)
     assert said["refused"] is False
     assert said["versions"]["torch"]
-    assert {finding["level"] for finding in said["findings"]} <= {"ok", "mend"}
+    assert {finding["level"] for finding in said["findings"]} <= {"ok", "warn"}
 
 
 def test_without_vllm_it_says_so(tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_a_run_on_a_patched_seam_is_refused_with_the_doctor_s_words(tmp_path: Pa
     passed = vsteer("doctor", "--json", VSTEER_UNKNOWN_SEAMS="1")
     assert passed.returncode == 0
     (warned,) = [f for f in json.loads(passed.stdout)["findings"] if f["about"] == "seams"]
-    assert warned["level"] == "mend"
+    assert warned["level"] == "warn"
     assert refused["says"] in warned["says"]
 
 

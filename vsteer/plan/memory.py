@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
-from vsteer.grid.spec import EngineSpec
+from vsteer.engine.memory_share import memory_share
+from vsteer.engine.options import EngineOptions
+from vsteer.host.machine import gpus
 from vsteer.plan.plan import Plan
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1}
-# What vLLM takes of a GPU by itself.
-GPU_SHARE = 0.9
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ def memory_of(plan: Plan) -> Memory | None:
     config = json.loads((facts.folder / "config.json").read_text())
     config = {**config, **(config.get("text_config") or {})}
     spec = plan.grid.engine_for(plan.grid.model[plan.model])
-    ranks = spec.tensor_parallel_size * spec.pipeline_parallel_size
+    ranks = spec.ranks
     parameters = sum(map(_parameters, facts.folder.glob("*.safetensors")))
     per_token = kv_bytes_per_token(config, facts.kv_cache_dtype, facts.dtype)
     if not parameters or not per_token:
@@ -71,30 +69,16 @@ def kv_bytes_per_token(config: Mapping[str, Any], kv_dtype: str, dtype: str) -> 
     return 2 * int(config.get("num_hidden_layers") or 0) * int(heads or 0) * int(size or 0) * width
 
 
-def _room(spec: EngineSpec, weights: int) -> tuple[str, int | None]:
+def _room(options: EngineOptions, weights: int) -> tuple[str, int | None]:
     """The device, and what it has for keys and values."""
-    asked = int(spec.kv_cache_gib * 2**30) if spec.kv_cache_gib else None
-    gpu = _gpu_bytes()
-    if gpu is not None:
-        share = int(gpu * (spec.gpu_memory_utilization or GPU_SHARE))
-        return f"a GPU of {gpu / 2**30:.0f} GiB", asked or share - weights
+    asked = int(options.kv_cache_gib * 2**30) if options.kv_cache_gib else None
+    found, _ = gpus()
+    if found and (size := found[0].total):
+        share = int(size * (options.gpu_memory_utilization or memory_share()))
+        return f"a GPU of {size / 2**30:.0f} GiB", asked or share - weights
     if asked is None and (space := os.environ.get("VLLM_CPU_KVCACHE_SPACE")):
         asked = int(float(space) * 2**30)
     return "CPU", asked
-
-
-def _gpu_bytes() -> int | None:
-    """The first GPU's memory, without importing torch."""
-    if shutil.which("nvidia-smi") is None:
-        return None
-    said = subprocess.run(
-        ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    lines = said.stdout.split()
-    return int(lines[0]) * 2**20 if said.returncode == 0 and lines and lines[0].isdigit() else None
 
 
 def _parameters(path: Path) -> int:
