@@ -1,4 +1,4 @@
-"""What a request asks of an engine, and what comes back: plain data, no torch, no vllm.
+"""What an engine is, what a request to it holds and what comes back: plain data, no torch, no vllm.
 
 A request steers with an ordered list of terms over one span of absolute token positions. The span
 is resolved here, once, from the original prompt's layout; nothing later guesses it from a length.
@@ -29,9 +29,9 @@ POSITION_WORDS = ("all", "after_prompt", "after_user_turn", "last_prompt_token",
 
 @dataclass(frozen=True)
 class Term:
-    """What is done with the vector's direction of `layer`; vsteer/operations.py says what there is to do.
+    """What is done with the vector's direction of `layer`, by an operation of vsteer/operations.py.
 
-    At each place what is added comes first, so that nothing of an ablated direction is left there.
+    Wherever several act, what is added comes first, so that nothing of an ablated direction is left there.
     """
 
     vector: str
@@ -102,7 +102,7 @@ class Steering:
 
     @property
     def acting_terms(self) -> tuple[Term, ...]:
-        """The terms that do something: a multiplier of 0 is no steering."""
+        """The terms that change anything: a multiplier of 0 is no steering."""
         return tuple(term for term in self.terms if term.multiplier != 0)
 
 
@@ -161,13 +161,13 @@ class Result:
     token_ids: tuple[int, ...] = ()
     text: str = ""
     finish_reason: str | None = None
-    # one mapping a generated position: the sampled token and every requested one
+    # for each generated position the log-probabilities of the sampled token and of every requested one
     logprobs: tuple[dict[int, float], ...] = field(default=())
-    # of the prompt's tokens from prompt_logprobs_from on
+    # those of the prompt's tokens from prompt_logprobs_from on
     prompt_logprobs: tuple[float, ...] = ()
     prompt_tokens: int = 0
     cached_tokens: int = 0
-    # processed positions that lay in the span, those from blocks of the same steering included
+    # the processed positions that lay in the span, those from cached blocks of the same steering included
     steered_tokens: int = 0
     # the stream at the captured positions, [position, layer, hidden]; steering included
     captured: NDArray[np.float32] | None = None
@@ -199,7 +199,7 @@ class Engine(Protocol):
     steps: int
 
     def load(self, vectors: Vectors, steerings: Iterable[Steering]) -> None:
-        """Load every vector and every list of terms that requests will ask for."""
+        """Load every vector and every list of terms that requests will use."""
 
     def run(self, requests: Iterable[Request]) -> Iterator[Result]:
         """Yield results one by one as they finish, in no promised order."""
@@ -223,5 +223,5 @@ class Engine(Protocol):
 
 
 def expected_steered_tokens(span: tuple[int, int], prompt_tokens: int, completion_tokens: int) -> int:
-    """How many processed positions lie in the span: the last generated token is never fed back."""
+    """How many processed positions lie in the span; the last generated token is never fed back."""
     return max(0, min(span[1], prompt_tokens + completion_tokens - 1) - span[0])

@@ -55,7 +55,7 @@ def main(model: str, lengths: list[tuple[int, int]]) -> None:
             ]
             for one in asked
         ]
-        print(json.dumps({"v2_runner": engine.v2_runner, "written": answer}))
+        print(json.dumps({"v2_runner": bool(engine._llm.vllm_config.use_v2_model_runner), "written": answer}))
     finally:
         engine.close()
 

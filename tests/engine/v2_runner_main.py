@@ -60,7 +60,7 @@ def main(
         found = compare(engine, reference, requests, make_vectors(reference))
         parallel = engine._llm.vllm_config.parallel_config
         answer = {
-            "v2_runner": engine.v2_runner,
+            "v2_runner": bool(engine._llm.vllm_config.use_v2_model_runner),
             "tensor_parallel": parallel.tensor_parallel_size,
             "pipeline_parallel": parallel.pipeline_parallel_size,
             "chunked": sum(len(request.prompt.token_ids) > BATCHED_TOKENS for request in requests),

@@ -1,4 +1,4 @@
-"""The processes of a vLLM engine: how they ended, and that nobody waits for an answer of a dead one."""
+"""The processes of a vLLM engine: how they ended, and an end to all waiting once one is dead."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vsteer.errors import EngineError
 class DeathWatch:
     """Watches the processes behind vLLM's client until it is closed.
 
-    The client itself waits for ever for an engine that was killed, since that sends no last word.
+    The client itself would wait for ever for an engine that was killed, since that sends no last message.
     """
 
     def __init__(self, client: Any) -> None:
@@ -40,7 +40,7 @@ class DeathWatch:
         except EngineDeadError as error:
             raise EngineError(
                 f"the engine died (exit codes {self.exit_codes()}): {error}",
-                hint="its own words are above; an out-of-memory wants a smaller max_num_seqs",
+                hint="its own message is above; if memory ran out, give a smaller max_num_seqs",
             ) from error
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
 """The vLLM engine: requests in, results out one by one, bounded in flight, each steered on its own.
 
-One engine a process, its model loaded once; the whole grid's table is loaded before requests run.
-A result is yielded only after the workers' record shows that its span was steered to the last position.
+A process has one engine, which loads its model once and the whole grid's table before requests run. A result
+is yielded only after the workers' record shows that its span was steered to the last position.
 """
 
 from __future__ import annotations
@@ -84,20 +84,21 @@ class VllmEngine(Engine):
             try:
                 config = args.create_engine_config()
             except ValueError as error:
-                # pydantic's own kind too, which says where and then how often
-                said = next((line for line in str(error).splitlines() if "rror, " in line), str(error))
+                # a pydantic error is one too, with the reason in one of its lines
+                reason = next((line for line in str(error).splitlines() if "rror, " in line), str(error))
                 raise UsageError(
-                    f"vLLM refuses the engine's options: {said.strip()}", hint="mend the engine's settings"
+                    f"vLLM refuses the engine's options: {reason.strip()}",
+                    hint="change the engine settings",
                 ) from None
             check_family(config.model_config.hf_config.architectures or ())
             refuse_unproven(config)
             try:
                 self._llm = LLMEngine.from_vllm_config(config, disable_log_stats=True)
             except RuntimeError as error:
-                # what went wrong was said by the process that failed
+                # the process that failed has printed what went wrong
                 raise EngineError(
                     f"vLLM could not start: {error}",
-                    hint="its own words are above; too little memory wants a smaller max_model_len or "
+                    hint="its own message is above; if memory ran out, give a smaller max_model_len or "
                     "max_num_seqs, or another kv_cache_gib",
                 ) from error
         self.tokenizer: Any = self._llm.get_tokenizer()
@@ -111,7 +112,6 @@ class VllmEngine(Engine):
             max_model_len=config.model_config.max_model_len,
             cache_block=config.cache_config.block_size if config.cache_config.enable_prefix_caching else 0,
         )
-        self.v2_runner: bool = bool(config.use_v2_model_runner)
         self._max_in_flight = 2 * options.max_num_seqs + 64
         self._table: SteeringTable | None = None
         self._in_flight: dict[str, _Flight] = {}
@@ -177,7 +177,7 @@ class VllmEngine(Engine):
     def recomputed_tokens(self) -> int:
         """Positions of steered requests computed again after preemptions, since the table was loaded.
 
-        Many of them say that the KV memory is too small for max_num_seqs.
+        There are many of them where the KV memory is too small for max_num_seqs.
         """
         counts: list[int] = self._rpc("vsteer_recomputed")
         return max(counts)
@@ -230,13 +230,13 @@ class VllmEngine(Engine):
                 output_kind=RequestOutputKind.FINAL_ONLY,
                 extra_args=extra_args or None,
             )
-            # A name that never returns: the V1 runner tells requests apart by their name alone.
+            # The name is never used again, since the V1 runner distinguishes requests by their names alone.
             name = f"{request.id}#{next(self._numbers)}"
             with self._watch.alive():
                 inside = self._llm.add_request(
                     name, TokensPrompt(prompt_token_ids=list(request.prompt.token_ids)), params
                 )
-        # from 0.27 on the second is no longer the first
+        # from vLLM 0.27 on, VLLMValidationError is not a ValueError any more
         except (ValueError, VLLMValidationError) as error:
             return Result(request.id, "error", error=f"vLLM refuses it: {error}")
         self._in_flight[request.id] = _Flight(request, span, capture, inside)
@@ -272,7 +272,7 @@ class VllmEngine(Engine):
             answers = self._rpc("vsteer_collect", keys)
             for answer in answers:
                 for key, (first, done) in zip(keys, answer, strict=True):
-                    # a rank of a pipeline may be a step behind: the least of all is what is sure
+                    # a rank of a pipeline may be a step behind, so only the least is certain
                     least = records.setdefault(key, [first, done])
                     least[1] = min(least[1], done)
         captured: dict[int, NDArray[np.float32]] = {}
@@ -311,7 +311,9 @@ class VllmEngine(Engine):
             request.id,
             "ok",
             token_ids=token_ids,
-            text=completion.text if request.stop else self.decode(token_ids),
+            text=completion.text
+            if request.stop
+            else self.tokenizer.decode(list(token_ids), skip_special_tokens=True),
             finish_reason=completion.finish_reason,
             logprobs=_logprobs(completion.logprobs),
             prompt_logprobs=_prompt_logprobs(request, output.prompt_logprobs),
@@ -321,17 +323,13 @@ class VllmEngine(Engine):
             captured=captured[flight.capture.key] if flight.capture else None,
         )
 
-    def decode(self, token_ids: Iterable[int]) -> str:
-        text: str = self.tokenizer.decode(list(token_ids), skip_special_tokens=True)
-        return text
-
     def _abort(self) -> None:
         """Leave nothing behind in the engine, whatever ended the loop."""
         if not self._in_flight:
             return
         flights, self._in_flight = list(self._in_flight.values()), {}
         self._captures = CaptureAdmission(self.capacity.captures)
-        # a dead engine has nothing left to forget, and what killed it is already on its way up
+        # a dead engine has nothing to forget, and the error of its death is being raised already
         with contextlib.suppress(EngineError):
             with self._watch.alive():
                 self._llm.abort_request([flight.inside for flight in flights], internal=True)
@@ -341,7 +339,7 @@ class VllmEngine(Engine):
                 self._rpc("vsteer_captured", keys)
 
     def _rpc(self, method: str, *args: Any) -> list[Any]:
-        """Ask every worker. Fails when the engine dies meanwhile."""
+        """The answer of every worker."""
         with self._watch.alive():
             answers: list[Any] = self._llm.collective_rpc(method, args=args)
         return answers
@@ -352,7 +350,7 @@ class _Flight:
     request: Request
     span: CellSpan | None
     capture: CaptureSpec | None
-    inside: str  # vLLM's own id of it
+    inside: str  # vLLM's own id of the request
 
 
 def _logprobs(logprobs: Any) -> tuple[dict[int, float], ...]:

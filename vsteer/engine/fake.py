@@ -1,6 +1,6 @@
-"""An engine that runs no model: every answer is a hash of what was asked, the same in every process.
+"""An engine that runs no model: every answer is a hash of its request, the same in every process.
 
-For tests and benchmarks of the run, which must neither lose nor confuse rows whatever engine stands there.
+Tests and benchmarks of the run use it, since a run must neither lose nor confuse rows whatever its engine.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from vsteer.protocol import Engine, EngineInfo, Request, Result, Steering, Vecto
 
 
 def number(*content: object) -> float:
-    """Between 0 and 1, by the content alone."""
+    """A number between 0 and 1 that depends on the content alone."""
     digest = hashlib.sha256(repr(content).encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
 class FakeEngine(Engine):
-    """`dies_after`: how many results it gives before it is gone; `pace`: seconds for 24 of them."""
+    """`dies_after` is the number of results that it gives before it dies; 24 of them take `pace` seconds."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class FakeEngine(Engine):
             if not self._under_way:
                 return
             if self._dies_after is not None and self.steps >= self._dies_after:
-                raise EngineError("the engine died: by order", hint="a test wants it so")
+                raise EngineError("the engine died: by order", hint="a test ordered it")
             self._under_way.sort(key=lambda one: number("order", one.id))
             now, self._under_way = self._under_way[:24], self._under_way[24:]
             if self._pace:
@@ -86,10 +86,10 @@ class FakeEngine(Engine):
                 (term.layer, term.multiplier, float(self._vectors[term.vector][term.layer].sum()))
                 for term in request.steering.acting_terms
             )
-        asked = (request.prompt.token_ids, added, span, request.seed)
-        if not request.capture and number("too long", asked) < 0.02:
+        seed = (request.prompt.token_ids, added, span, request.seed)
+        if not request.capture and number("too long", seed) < 0.02:
             return Result(request.id, "error", error="too long: by order")
-        tokens = tuple(int(500 * number(asked, n)) for n in range(request.max_tokens))
+        tokens = tuple(int(500 * number(seed, n)) for n in range(request.max_tokens))
         return Result(
             request.id,
             "ok",
@@ -97,11 +97,11 @@ class FakeEngine(Engine):
             text=" ".join(map(str, tokens)),
             finish_reason="length",
             logprobs=tuple(
-                {token: -5 * number(asked, n, token) for token in request.logprob_token_ids}
+                {token: -5 * number(seed, n, token) for token in request.logprob_token_ids}
                 for n in range(request.max_tokens)
             ),
             prompt_logprobs=tuple(
-                -5 * number(asked, "prompt", n) for n in range(request.prompt_logprobs_from, len(asked[0]))
+                -5 * number(seed, "prompt", n) for n in range(request.prompt_logprobs_from, len(seed[0]))
             )
             if request.prompt_logprobs_from is not None
             else (),

@@ -16,7 +16,7 @@ from vsteer.packages import installed
 
 # Salts vLLM's compile cache: raised whenever the steered graph changes.
 GRAPH_VERSION = 2
-# Up to here a CPU's cores are all given to the workers; larger machines are left to vLLM's own choice.
+# A machine with at most so many cores gives all of them to the workers; on others vLLM chooses.
 FEW_CORES = 8
 
 
@@ -47,25 +47,25 @@ def engine_args(options: EngineOptions, capacity: Capacity) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def engine_environment(options: EngineOptions, plugins: str | None = None) -> Iterator[None]:
-    """What vLLM takes from the environment alone, while an engine starts. Whatever the user set stays."""
+    """The environment while an engine starts, for what vLLM reads only there. The user's own values win."""
     wanted = {
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_NO_USAGE_STATS": "1",
         # a forked process would inherit that plugins are loaded, and never load ours
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
-        # vLLM's own, in every one of its processes
+        # vLLM's own warnings, in every one of its processes
         "PYTHONWARNINGS": "ignore::FutureWarning",
         OURS: "1",
     }
     if _is_cpu_build():
-        # There it writes its ahead-of-time compilation and cannot read it, so that every start compiled anew;
-        # what this leaves in use is read, and halves a start.
+        # The CPU build cannot read the ahead-of-time compilation that it writes, so every start would compile
+        # anew. The older cache, which this leaves in use, halves the time of a start.
         wanted["VLLM_USE_AOT_COMPILE"] = "0"
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     ranks = options.ranks
     if ranks <= len(cores) <= FEW_CORES:
-        # Only the CPU build reads it. By itself it keeps a core free for its own process, which is half
-        # of a machine with two; and a rank must not share a core with another.
+        # Only the CPU build reads it. By default it keeps a core free for its own process, which is half of a
+        # machine with two cores, and ranks that share a core wait for each other.
         each = len(cores) // ranks
         shares = (cores[rank * each : (rank + 1) * each] for rank in range(ranks))
         wanted["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(",".join(map(str, share)) for share in shares)
@@ -90,5 +90,5 @@ def check_plugin_is_allowed() -> None:
 
 
 def _is_cpu_build() -> bool:
-    """Without importing vLLM, which reads its environment then."""
+    """Found without importing vLLM, which would read its environment then."""
     return any("cpu" in f"{name} {found}" for name, found in installed(("vllm-cpu", "vllm")).items())

@@ -1,4 +1,4 @@
-"""Stock vLLM behind the same `run`: what steering is measured against."""
+"""Stock vLLM behind the same `run`, to measure steering against."""
 
 from __future__ import annotations
 
