@@ -169,8 +169,8 @@ def pids(engine: Replicas) -> list[int]:
 def test_killed_at_random_every_request_still_has_one_result(tmp_path: Path, seed: int) -> None:
     """Seven kills each: both replicas three times, and once more one of the two."""
     rng = np.random.default_rng(seed)
-    tell = Events()
-    engine = started(Make(tmp_path, pace=0.003), tell=tell)
+    events = Events()
+    engine = started(Make(tmp_path, pace=0.003), on_event=events)
     over = threading.Event()
     kills = 0
 
@@ -219,30 +219,30 @@ def test_killed_at_random_every_request_still_has_one_result(tmp_path: Path, see
         engine.close()
     # also one that was started again has the vectors: 2 times 4 ones
     assert found == {id_: answer(one, added=8.0) for id_, one in asked.items()}
-    died = tell.named("replica_died")
+    died = events.named("replica_died")
     print(f"{kills} kills, {len(found)} requests, {sum(one['given_back'] for one in died)} given back")
     assert kills == len(died) == 7
     assert [one["restart"] for one in died].count(None) == 1
-    assert len(tell.named("replica_start")) >= 2
+    assert len(events.named("replica_start")) >= 2
 
 
 def test_one_that_dies_at_start_is_started_again(tmp_path: Path) -> None:
-    tell = Events()
-    engine = started(Make(tmp_path, dies_first=2), tell=tell, one_first=True)
+    events = Events()
+    engine = started(Make(tmp_path, dies_first=2), on_event=events, one_first=True)
     try:
         assert len(pids(engine)) == 2
         run_all(engine, grid(prompts=10, configurations=3))
     finally:
         engine.close()
-    assert [one["exit_codes"][-1] for one in tell.named("replica_died")] == [5, 5]
-    assert sorted(one["replica"] for one in tell.named("replica_start")) == [0, 1]
+    assert [one["exit_codes"][-1] for one in events.named("replica_died")] == [5, 5]
+    assert sorted(one["replica"] for one in events.named("replica_start")) == [0, 1]
 
 
 def test_none_that_starts_is_an_engine_error(tmp_path: Path) -> None:
-    tell = Events()
+    events = Events()
     with pytest.raises(EngineError, match="exit code 5"):
-        started(Make(tmp_path, dies_first=99), tell=tell)
-    assert len(tell.named("replica_died")) == 2 * (1 + RESTARTS)
+        started(Make(tmp_path, dies_first=99), on_event=events)
+    assert len(events.named("replica_died")) == 2 * (1 + RESTARTS)
 
 
 def test_an_error_at_start_comes_through_as_itself(tmp_path: Path) -> None:
@@ -252,8 +252,8 @@ def test_an_error_at_start_comes_through_as_itself(tmp_path: Path) -> None:
 
 
 def test_an_engine_that_always_dies_of_a_request_ends_the_run(tmp_path: Path) -> None:
-    tell = Events()
-    engine = started(Make(tmp_path), tell=tell)
+    events = Events()
+    engine = started(Make(tmp_path), on_event=events)
     poison = Request("raise EngineError", Prompt.plain([1]), max_tokens=2)
     came: list[str] = []
     try:
@@ -262,14 +262,14 @@ def test_an_engine_that_always_dies_of_a_request_ends_the_run(tmp_path: Path) ->
     finally:
         engine.close()
     assert len(came) == len(set(came)) <= 15
-    died = tell.named("replica_died")
+    died = events.named("replica_died")
     assert len(died) == 2 * (1 + RESTARTS)
     assert {one["error"] for one in died} == {"the engine died: asked to"}
 
 
 def test_a_process_that_ends_by_itself_is_told_with_its_code(tmp_path: Path) -> None:
-    tell = Events()
-    engine = started(Make(tmp_path), tell=tell)
+    events = Events()
+    engine = started(Make(tmp_path), on_event=events)
     try:
         with pytest.raises(EngineError, match="exit code 7"):
             list(engine.run([Request("die", Prompt.plain([1]), max_tokens=2)]))
@@ -336,8 +336,8 @@ def test_one_that_hangs_is_ended_and_its_work_done_elsewhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(under_test, "STALL_SECONDS", 3.0)
-    tell = Events()
-    engine = started(Make(tmp_path, pace=0.01), tell=tell)
+    events = Events()
+    engine = started(Make(tmp_path, pace=0.01), on_event=events)
     requests = grid(prompts=20, configurations=10)
     found = []
     try:
@@ -348,17 +348,17 @@ def test_one_that_hangs_is_ended_and_its_work_done_elsewhere(
     finally:
         engine.close()
     assert_each_once(requests, {result.id: result.token_ids for result in found}, len(found))
-    assert [(one["replica"], one["error"]) for one in tell.named("replica_died")] == [(1, "it hangs")]
+    assert [(one["replica"], one["error"]) for one in events.named("replica_died")] == [(1, "it hangs")]
 
 
 def test_a_run_through_replicas_has_the_rows_of_one_engine(tmp_path: Path) -> None:
     """From a grid to a store, one of the two killed on the way."""
     made: list[Replicas] = []
-    tell = Events()
+    events = Events()
 
     def load(plan: Plan, spec: EngineSpec, extracts: bool) -> Replicas:
         make = partial(fake.fake_engine, plan, pace=0.02)
-        made.append(Replicas(make, [DeviceSlice()] * 2, window=200, tell=tell))
+        made.append(Replicas(make, [DeviceSlice()] * 2, window=200, on_event=events))
         return made[0]
 
     def kill() -> None:
@@ -375,7 +375,7 @@ def test_a_run_through_replicas_has_the_rows_of_one_engine(tmp_path: Path) -> No
     one = run_grid(written(tmp_path / "one"), load=fake.load()).folder
     same = "row_id, status, error, text, choice_logprobs, logit_diff, vector_sha256, engine, attempt"
     assert rows_of(two, same) == rows_of(one, same)
-    assert len(tell.named("replica_died")) == 1
+    assert len(events.named("replica_died")) == 1
     assert not pids(made[0])
 
 

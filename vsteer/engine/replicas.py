@@ -32,14 +32,10 @@ REQUESTS_IN_A_MESSAGE = 256
 CLOSE_SECONDS = 5.0
 
 
-class Tell(Protocol):
-    """Hears of what happens to replicas, by the name of the event."""
+class OnEvent(Protocol):
+    """Is called with what happens to replicas: the event's name and its fields."""
 
     def __call__(self, event: str, **fields: Any) -> None: ...
-
-
-def nobody(event: str, **fields: Any) -> None:
-    pass
 
 
 def window(max_num_seqs: int) -> int:
@@ -58,11 +54,11 @@ class Replicas(Engine):
         *,
         window: int,
         one_first: bool = False,
-        tell: Tell = nobody,
+        on_event: OnEvent = lambda event, **fields: None,
     ) -> None:
         """`one_first`: the others start when the first is up, and find what it compiled."""
         self.steps = 0
-        self._tell, self._window = tell, window
+        self._on_event, self._window = on_event, window
         self._info: EngineInfo | None = None
         self._table: Load | None = None
         self._run = 0
@@ -199,7 +195,7 @@ class Replicas(Engine):
                 if self._info not in (None, message):
                     raise SteeringFault(f"replicas differ: {self._info} and {message}")
                 self._info = message
-                self._tell("replica_start", replica=replica.number, seconds=replica.seconds)
+                self._on_event("replica_start", replica=replica.number, seconds=replica.seconds)
                 if self._table is not None:
                     replica.load(self._table)
                 else:
@@ -234,7 +230,7 @@ class Replicas(Engine):
         self._returned.extend(left)
         again = replica.restarts < RESTARTS and not self._killed
         said = why.message if why else f"its process ended with exit code {codes[0]}"
-        self._tell(
+        self._on_event(
             "replica_died",
             replica=replica.number,
             error=said,

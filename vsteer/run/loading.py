@@ -84,7 +84,7 @@ def load_vllm(
         find_slices(spec.replicas, spec),
         window=window(spec.max_num_seqs),
         one_first=not spec.enforce_eager,
-        tell=on_event,
+        on_event=on_event,
     )
 
 
