@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import multiprocessing
@@ -59,10 +60,21 @@ def test_rows_are_written_in_time_though_none_comes_after_them(tmp_path: Path) -
         assert stored(tmp_path) == [(row_id(0), "ok", 1)]
 
 
-def test_by_default_less_than_a_minute_is_lost() -> None:
-    defaults = open_store.__kwdefaults__
-    assert defaults is not None
-    assert defaults["shard_seconds"] <= 20
+def test_the_first_shards_come_soon_and_then_more_rarely(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    written = []
+    with open_store(tmp_path) as store:
+        # The clock's thread would write too, at a time of its own.
+        store._closing.wait = lambda timeout=None: True  # type: ignore[method-assign]
+        for number in range(700):
+            now += 0.1
+            store.append(row(number))
+            written.append(len(list((tmp_path / "rows").iterdir())))
+    at = [0.1 * n for n, (before, after) in enumerate(itertools.pairwise(written), 1) if after > before]
+    assert at == pytest.approx([1, 3, 7, 15, 31, 51], abs=1)
 
 
 def test_sql_answers_from_the_first_second(tmp_path: Path) -> None:
@@ -265,6 +277,18 @@ def test_a_forked_engine_does_not_keep_the_folder(tmp_path: Path) -> None:
     finally:
         (tmp_path / "end").touch()
         child.join()
+
+
+def test_a_lock_that_is_a_link_leaves_its_target_alone(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.txt"
+    mine.write_text("a week of work")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "run.lock").symlink_to(mine)
+    for look in (open_store, holder):
+        with pytest.raises(StoreError, match=r"run\.lock is a symbolic link"):
+            look(run)
+    assert mine.read_text() == "a week of work"
 
 
 def test_looking_at_a_run_never_keeps_one_from_starting(tmp_path: Path) -> None:

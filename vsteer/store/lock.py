@@ -44,7 +44,8 @@ class FolderLock:
     def __init__(self, folder: Path) -> None:
         path = folder / LOCK
         with disk_errors(f"locking {path}"):
-            self._handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            _refuse_link(path)
+            self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
             try:
                 if not _locked(self._handle):
                     raise _in_use(folder, _read_holder(path))
@@ -82,7 +83,8 @@ def holder(folder: Path) -> Holder | None:
     path = folder / LOCK
     with disk_errors(f"reading {path}"):
         try:
-            handle = os.open(path, os.O_RDONLY)
+            _refuse_link(path)
+            handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
         except FileNotFoundError:
             return None
         try:
@@ -92,6 +94,12 @@ def holder(folder: Path) -> Holder | None:
         finally:
             os.close(handle)
     return None
+
+
+def _refuse_link(path: Path) -> None:
+    """The lock is written into, and a link's target is somebody else's file."""
+    if path.is_symlink():
+        raise StoreError(f"{path} is a symbolic link, and a lock never is", hint="delete the link")
 
 
 def _read_holder(path: Path) -> Holder:

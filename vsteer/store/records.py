@@ -63,8 +63,10 @@ class RecordBuffer:
         # This is one step, so that an interrupt leaves a whole row or none.
         self._rows.append(values)
 
-    def table(self) -> pa.Table:
-        columns = zip(*self._rows, strict=True) if self._rows else [()] * len(self._schema)
+    def table(self, first: int = 0) -> pa.Table:
+        """The records from number `first` on."""
+        rows = self._rows[first:]
+        columns = zip(*rows, strict=True) if rows else [()] * len(self._schema)
         arrays = [pa.array(values, field.type) for values, field in zip(columns, self._schema, strict=True)]
         return pa.Table.from_arrays(arrays, schema=self._schema)
 

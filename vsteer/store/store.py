@@ -1,7 +1,9 @@
 """The one writer of a run folder: opened under a lock, fed row by row, killed at any moment.
 
-A row is safe once its shard is written: after `shard_rows` of them, or `shard_seconds` after the first,
-whichever comes sooner. Where a write fails, nothing is dropped: the same call goes on once the cause is gone.
+A shard is written after `shard_rows` rows, or `shard_seconds` after its first row, whichever comes sooner;
+the first shards of a start come after 1, 2, 4... seconds, so that SQL soon finds rows. A row that waits for
+its shard is in a journal a second later, and safe there. Where a write fails, nothing is dropped: the same
+call goes on once the cause is gone.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from vsteer.store.compaction import Compacted
 from vsteer.store.events import append_event, end_torn_line, read_events
 from vsteer.store.files import as_parquet, disk_errors, sync_folder, write_file
 from vsteer.store.ids import RowIds
+from vsteer.store.journal import Journal, journals, whole_rows
 from vsteer.store.lock import FolderLock
 from vsteer.store.manifest import Manifest, read_manifest, write_manifest
 from vsteer.store.records import Record, config_buffer, prompt_buffer, row_buffer
@@ -34,6 +37,8 @@ log = logging.getLogger(__name__)
 
 SHARD_ROWS = 10_000
 SHARD_SECONDS = 20.0
+# How long the first row of a start's first shard waits, and a row until it is in the journal.
+SOON = 1.0
 
 
 def open_store(folder: Path, *, shard_rows: int = SHARD_ROWS, shard_seconds: float = SHARD_SECONDS) -> Store:
@@ -61,6 +66,9 @@ class Store:
         self._shard_rows, self._shard_seconds = shard_rows, shard_seconds
         self._buffer = row_buffer()
         self._oldest = 0.0  # when the oldest row of the buffer came
+        self._wait = min(SOON, shard_seconds)  # how long that row may wait for its shard
+        self._journal = Journal(folder)
+        self._kept = 0  # how many rows of the buffer are in the journal
         self._failed: Path | None = None  # the shard of a write that failed
         self._mutex = threading.RLock()
         self._closing = threading.Event()
@@ -81,11 +89,21 @@ class Store:
         with disk_errors(f"reading {self._rows_folder}"):
             shards = sh.list_shards(self._rows_folder)
         self._next = 1 + max(map(sh.number_of, shards), default=0)
-        if not shards:
+        self._recover_journal()
+        if self._next == 1:
             # So that SQL on rows/*.parquet answers from the first second.
             self._write_shard(row_buffer().table())
         append_event(self.folder, "resume" if session > 1 else "start", session=session)
         return session
+
+    def _recover_journal(self) -> None:
+        """Write what a kill left in a journal as a shard, unless that shard was written before the kill."""
+        for number, journal in journals(self.folder).items():
+            if number >= self._next and len(rows := whole_rows(journal)):
+                self._next = number
+                self._write_shard(rows)
+            with disk_errors(f"deleting {journal}"):
+                journal.unlink()
 
     def write_plan(
         self,
@@ -129,6 +147,9 @@ class Store:
             if len(self._buffer):
                 self._write_shard(self._buffer.table())
                 self._buffer.clear()
+                self._journal.clear()
+                self._kept = 0
+                self._wait = min(self._shard_seconds, 2 * self._wait)
 
     def event(self, event: str, **fields: Any) -> None:
         """Write a line into events.jsonl, such as an engine's restart."""
@@ -217,9 +238,7 @@ class Store:
 
     def _due(self) -> bool:
         count = len(self._buffer)
-        return count >= self._shard_rows or (
-            count > 0 and time.monotonic() - self._oldest >= self._shard_seconds
-        )
+        return count >= self._shard_rows or (count > 0 and time.monotonic() - self._oldest >= self._wait)
 
     def _write_shard(self, rows: pa.Table) -> None:
         content = as_parquet(rows)
@@ -234,13 +253,17 @@ class Store:
         self._next += 1
 
     def _flush_in_time(self) -> None:
-        """Write rows that have waited long while no row came after them, as when an engine is slow."""
-        while not self._closing.wait(min(1.0, self._shard_seconds / 2)):
-            with self._mutex:
-                if self._due() and not self._closing.is_set():
-                    # The rows stay in the buffer, and the caller's next call meets the same fault.
-                    with suppress(StoreError):
-                        self.flush()
+        """Write rows that have waited long while no row came after them; keep the others in the journal."""
+        while not self._closing.wait(min(SOON, self._shard_seconds / 2)):
+            # After a fault the rows stay in the buffer, and the caller's next call meets the same fault.
+            with self._mutex, suppress(StoreError):
+                if self._closing.is_set():
+                    return
+                if self._due():
+                    self.flush()
+                elif len(self._buffer) > self._kept:
+                    self._journal.add(self._next, self._buffer.table(self._kept))
+                    self._kept = len(self._buffer)
 
     def _report(self, moved: list[sh.SetAside]) -> None:
         for file in moved:
