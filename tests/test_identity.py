@@ -68,8 +68,8 @@ def test_what_changes_no_output_changes_no_id(plan: Callable[..., Plan], folder:
 def test_what_changes_every_choice_changes_all_their_ids(
     plan: Callable[..., Plan], pairs: tuple[str, str]
 ) -> None:
-    before = {row.row_id for row in plan().rows() if row.asked.ask.kind == "choice"}
-    after = {row.row_id for row in plan(*pairs).rows() if row.asked.ask.kind == "choice"}
+    before = {row.row_id for row in plan().rows() if row.config.spec.evaluation.row_kind == "choice"}
+    after = {row.row_id for row in plan(*pairs).rows() if row.config.spec.evaluation.row_kind == "choice"}
     assert len(after) == len(before)
     assert not before & after
 
@@ -128,7 +128,7 @@ def test_data_that_changed_makes_another_vector_and_keeps_the_other_rows(
 def test_sampling_counts_where_it_is_done(plan: Callable[..., Plan]) -> None:
     sampled = ("max_tokens: 7", "max_tokens: 7, temperature: 0.5, samples: 2")
     before = plan(*sampled)
-    written = {row.row_id for row in before.rows() if row.asked.ask.kind == "open_ended"}
+    written = {row.row_id for row in before.rows() if row.config.spec.evaluation.row_kind == "open_ended"}
     others = ids(before) - written
     reseeded = ids(plan(*sampled, "seed: 5", "seed: 6"))
     assert not reseeded & written
@@ -137,12 +137,12 @@ def test_sampling_counts_where_it_is_done(plan: Callable[..., Plan]) -> None:
     assert not cooler & written
     # more samples leave the first ones what they were
     assert written < ids(plan("max_tokens: 7", "max_tokens: 7, temperature: 0.5, samples: 3"))
-    seeds = {(row.asked.item_id, row.sample): set[int]() for row in before.rows()}
+    seeds = {(row.rendered.item_id, row.sample): set[int]() for row in before.rows()}
     for row in before.rows():
-        seeds[row.asked.item_id, row.sample].add(row.seed)
+        seeds[row.rendered.item_id, row.sample].add(row.seed)
     assert all(len(found) == 1 for found in seeds.values())  # equal across configurations
     assert len(set.union(*seeds.values())) == len(seeds)  # and different everywhere else
-    requests = [row.requests()[0] for row in before.rows() if row.asked.ask.kind == "open_ended"]
+    requests = [row.requests()[0] for row in before.rows() if row.row_id in written]
     assert all(request.seed is not None and request.temperature == 0.5 for request in requests)
 
 

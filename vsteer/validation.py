@@ -36,7 +36,7 @@ def many(parse: Callable[[Any], T]) -> Callable[[Any], tuple[T, ...]]:
     """One value or a list of them, each once, in the order written."""
 
     def parse_many(value: Any) -> tuple[T, ...]:
-        if not isinstance(value, list):
+        if not isinstance(value, list | tuple):
             return (parse(value),)
         if not value:
             raise wrong(

@@ -61,7 +61,7 @@ def check(engine: Engine, folder: Path) -> None:
         (request,) = row.requests()
         record = row.record([results[request.id]])
         config = row.config
-        expected = oracle.log_odds(row.asked.question, config.operation, config.steering)
+        expected = oracle.log_odds(row.rendered.question, config.operation, config.steering)
         assert record["status"] == "ok"
         assert record["logit_diff"] == pytest.approx(expected, abs=1e-4)
         log_p, log_rest = record["choice_logprobs"]

@@ -49,7 +49,7 @@ def test_choice_probabilities_equal_transformers(tmp_path: Path) -> None:
         requests = row.requests()
         results = {result.id: result for result in engine.run(requests)}
         record = row.record([results[request.id] for request in requests])
-        question = next(words for words in ITEMS if words[0] == row.asked.question)
+        question = next(words for words in ITEMS if words[0] == row.rendered.question)
         header = tokenizer.apply_chat_template(
             [{"role": "user", "content": question[0]}], tokenize=False, add_generation_prompt=True
         )

@@ -149,7 +149,7 @@ def test_choice_probabilities_of_the_public_items_equal_transformers(tmp_path: P
         if steered and n // 2 % STEERED_EACH:
             continue
         assert record["status"] == "ok", record["error"]
-        question, lettered = row.asked.question, "words" not in row.evaluation
+        question, lettered = row.rendered.question, "words" not in row.evaluation
         if lettered:
             expected = [oracle.letter(question, letter, steered) for letter in record["choices"]]
         else:

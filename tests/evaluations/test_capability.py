@@ -11,6 +11,7 @@ import pytest
 
 from tests.results.made_up import ask
 from tests.run import fake
+from vsteer.evaluations.choice import ChoiceEvaluation
 from vsteer.grid.spec import read_grid
 from vsteer.plan.plan import make_plans
 from vsteer.run.start import run_grid
@@ -58,18 +59,20 @@ def written(folder: Path, orders: str) -> Path:
 
 def test_both_forms_are_asked_with_all_their_letters(tmp_path: Path) -> None:
     (plan,) = make_plans(read_grid(written(tmp_path, "both")))
-    by_name = {block.evaluation: block.prompts for block in plan.blocks}
+    by_name = {block.evaluation: block for block in plan.blocks}
     for name, labels, right in (
         ("mmlu:caa.json", "AB", ["A", "B"]),
         ("mmlu:usual.jsonl", "ABCD", ["C", "B"]),
     ):
-        asked = by_name[name]
-        assert len(asked) == 2 * QUESTIONS
-        assert {one.labels for one in asked} == {tuple(labels)}
-        assert {one.item.category for one in asked} == {"arithmetic"}
+        block = by_name[name]
+        evaluation, prompts = block.spec.evaluation, block.prompts
+        assert isinstance(evaluation, ChoiceEvaluation)
+        assert len(prompts) == 2 * QUESTIONS
+        assert {evaluation.labels(one) for one in prompts} == {tuple(labels)}
+        assert {one.item.category for one in prompts} == {"arithmetic"}
         # as it stands, and with its choices in the other order
-        assert [one.labels[one.scored.index(one.item.matching)] for one in asked[:2]] == right  # type: ignore[union-attr]
-    first = by_name["mmlu:usual.jsonl"][0]
+        assert [labels[evaluation.matching(one)] for one in prompts[:2]] == right
+    first = by_name["mmlu:usual.jsonl"].prompts[0]
     assert first.question == "What is 0 - 1?\n\nChoices:\n(A) -3\n(B) -2\n(C) -1\n(D) 0"
 
 

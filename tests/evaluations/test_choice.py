@@ -7,20 +7,14 @@ import pytest
 
 from vsteer.datasets.items import Choice, Item
 from vsteer.errors import SteeringFault
-from vsteer.evaluations.choice import (
-    CannotAsk,
-    CannotScore,
-    choice_requests,
-    orders,
-    score_choice,
-    scored_choices,
-    steps,
-)
-from vsteer.evaluations.prompt_spec import PromptSpec, RenderedPrompt
+from vsteer.evaluations.choice import ChoiceEvaluation, orders
+from vsteer.evaluations.evaluation import CannotAsk, CannotScore
+from vsteer.evaluations.given_answers import answer_requests, steps
+from vsteer.evaluations.rendered_prompt import RenderedPrompt
 from vsteer.prompts.answers import AmbiguousAnswers, common_prefix, cut_letters, cut_words
 from vsteer.protocol import Prompt, Result, Steering, Term
 
-CHOICE = PromptSpec("choice")
+CHOICE = ChoiceEvaluation(kind="choice", data=("items.json",))
 
 
 def item(
@@ -31,12 +25,12 @@ def item(
     return Item("0" * 16, question, made, matching, not_matching, line=1)
 
 
-def asked(
+def rendered(
     of: Item, answers: Sequence[tuple[int, ...]], scored: Sequence[int] | None = None
 ) -> RenderedPrompt:
     prompt = Prompt((1, 2, 3), 3, 2)
     return RenderedPrompt(
-        "e", CHOICE, of, "original", prompt, "p", tuple(scored or range(len(answers))), tuple(answers)
+        "e", of, "original", prompt, "p", tuple(scored or range(len(answers))), tuple(answers)
     )
 
 
@@ -96,7 +90,7 @@ def test_one_request_for_every_proper_prefix() -> None:
 
 def test_requests_force_the_prefix_and_leave_the_span_where_it_was() -> None:
     steering = Steering((Term("v", 3, 1.0),), (2, 3))
-    requests = choice_requests("r", asked(YES_NO, [(40, 41), (50,)]), steering)
+    requests = answer_requests("r", rendered(YES_NO, [(40, 41), (50,)]), steering)
     assert [request.id for request in requests] == ["r.0", "r.1"]
     assert [request.prompt.token_ids for request in requests] == [(1, 2, 3), (1, 2, 3, 40)]
     assert [request.logprob_token_ids for request in requests] == [(40, 50), (41,)]
@@ -106,69 +100,68 @@ def test_requests_force_the_prefix_and_leave_the_span_where_it_was() -> None:
 
 
 def test_score_of_single_tokens() -> None:
-    score = score_choice(
-        asked(FOUR, [(6,), (7,), (8,), (9,)]), [ok("r", 0, {6: 0.2, 7: 0.1, 8: 0.4, 9: 0.05})]
+    score = CHOICE.columns(
+        rendered(FOUR, [(6,), (7,), (8,), (9,)]), [ok("r", 0, {6: 0.2, 7: 0.1, 8: 0.4, 9: 0.05})]
     )
-    assert score.labels == ("A", "B", "C", "D")
-    assert score.logprobs == pytest.approx([math.log(p) for p in (0.2, 0.1, 0.4, 0.05)])
-    assert score.total_mass == pytest.approx(0.75)
-    assert score.p_match == pytest.approx(0.4 / 0.75)
-    assert score.logit_diff == pytest.approx(math.log(0.4 / 0.2))  # against A, which the file names
-    assert score.matching == 2
+    assert score["choices"] == ["A", "B", "C", "D"]
+    assert score["choice_logprobs"] == pytest.approx([math.log(p) for p in (0.2, 0.1, 0.4, 0.05)])
+    assert score["total_mass"] == pytest.approx(0.75)
+    assert score["p_match"] == pytest.approx(0.4 / 0.75)
+    assert score["logit_diff"] == pytest.approx(math.log(0.4 / 0.2))  # against A, which the file names
+    assert score["matching"] == 2
 
 
 def test_score_of_several_tokens_is_the_product() -> None:
     results = [ok("r", 0, {40: 0.5, 50: 0.3}), ok("r", 1, {41: 0.25})]
-    score = score_choice(asked(YES_NO, [(40, 41), (50,)]), results)
-    assert score.logprobs == pytest.approx([math.log(0.125), math.log(0.3)])
-    assert score.tokens == (2, 1)
-    assert score.logprobs_per_token == pytest.approx([math.log(0.125) / 2, math.log(0.3)])
-    assert score.total_mass == pytest.approx(0.425)
-    assert score.p_match == pytest.approx(0.125 / 0.425)
-    assert score.logit_diff == pytest.approx(math.log(0.125 / 0.3))
+    score = CHOICE.columns(rendered(YES_NO, [(40, 41), (50,)]), results)
+    assert score["choice_logprobs"] == pytest.approx([math.log(0.125), math.log(0.3)])
+    assert score["choice_tokens"] == [2, 1]
+    assert score["total_mass"] == pytest.approx(0.425)
+    assert score["p_match"] == pytest.approx(0.125 / 0.425)
+    assert score["logit_diff"] == pytest.approx(math.log(0.125 / 0.3))
 
 
 def test_where_the_file_names_no_opponent_all_others_are_it() -> None:
     capability = item(("A", "a"), ("B", "b"), ("C", "c"), matching=1, not_matching=None)
-    score = score_choice(asked(capability, [(6,), (7,), (8,)]), [ok("r", 0, {6: 0.1, 7: 0.5, 8: 0.15})])
-    assert score.logit_diff == pytest.approx(math.log(0.5 / 0.25))
+    score = CHOICE.columns(rendered(capability, [(6,), (7,), (8,)]), [ok("r", 0, {6: 0.1, 7: 0.5, 8: 0.15})])
+    assert score["logit_diff"] == pytest.approx(math.log(0.5 / 0.25))
 
 
 def test_tiny_probabilities_keep_their_ratio() -> None:
     result = Result("r.0", "ok", logprobs=({6: -800.0, 7: -801.0},))
-    score = score_choice(asked(item(("A", "a"), ("B", "b")), [(6,), (7,)]), [result])
-    assert score.total_mass == 0
-    assert score.p_match == pytest.approx(1 / (1 + math.exp(-1)))
-    assert score.logit_diff == pytest.approx(1)
+    score = CHOICE.columns(rendered(item(("A", "a"), ("B", "b")), [(6,), (7,)]), [result])
+    assert score["total_mass"] == 0
+    assert score["p_match"] == pytest.approx(1 / (1 + math.exp(-1)))
+    assert score["logit_diff"] == pytest.approx(1)
 
 
 def test_no_probability_at_all_is_no_ratio() -> None:
     result = Result("r.0", "ok", logprobs=({6: -math.inf, 7: -math.inf},))
-    score = score_choice(asked(item(("A", "a"), ("B", "b")), [(6,), (7,)]), [result])
-    assert (score.p_match, score.logit_diff, score.total_mass) == (None, None, 0)
+    score = CHOICE.columns(rendered(item(("A", "a"), ("B", "b")), [(6,), (7,)]), [result])
+    assert (score["p_match"], score["logit_diff"], score["total_mass"]) == (None, None, 0)
 
 
 def test_a_probability_that_did_not_come_back_is_loud() -> None:
     with pytest.raises(SteeringFault, match=r"without log-probabilities of \[7\]"):
-        score_choice(asked(YES_NO, [(6,), (7,)]), [ok("r", 0, {6: 0.5})])
+        CHOICE.columns(rendered(YES_NO, [(6,), (7,)]), [ok("r", 0, {6: 0.5})])
 
 
 def test_nan_is_no_score() -> None:
     result = Result("r.0", "ok", logprobs=({6: math.nan, 7: -1.0},))
     with pytest.raises(CannotScore, match="not numbers"):
-        score_choice(asked(YES_NO, [(6,), (7,)]), [result])
+        CHOICE.columns(rendered(YES_NO, [(6,), (7,)]), [result])
 
 
 def test_caa_scores_the_two_letters_that_the_file_names() -> None:
-    caa = PromptSpec("choice", caa_compat=True)
-    assert scored_choices(FOUR, CHOICE) == (0, 1, 2, 3)
-    assert scored_choices(FOUR, caa) == (0, 2)
-    two = asked(FOUR, [(6,), (8,)], scored=(0, 2))
-    score = score_choice(two, [ok("r", 0, {6: 0.2, 8: 0.6})])
-    assert (score.labels, score.matching) == (("A", "C"), 1)
-    assert score.p_match == pytest.approx(0.75)
+    caa = ChoiceEvaluation(kind="choice", data=("items.json",), caa_compat=True)
+    assert CHOICE.scored(FOUR) == (0, 1, 2, 3)
+    assert caa.scored(FOUR) == (0, 2)
+    two = rendered(FOUR, [(6,), (8,)], scored=(0, 2))
+    score = CHOICE.columns(two, [ok("r", 0, {6: 0.2, 8: 0.6})])
+    assert (score["choices"], score["matching"]) == (["A", "C"], 1)
+    assert score["p_match"] == pytest.approx(0.75)
     with pytest.raises(CannotAsk, match="two letters"):
-        scored_choices(YES_NO, caa)
+        caa.scored(YES_NO)
 
 
 def test_the_other_order_is_asked_where_it_means_the_same() -> None:

@@ -15,10 +15,10 @@ from tests.plan.sample import filled, planner, refused
 from vsteer.datasets import items
 from vsteer.engine.proof.reference import ReferenceEngine
 from vsteer.errors import SteeringFault
-from vsteer.evaluations.choice import CannotAsk, CannotScore, choice_requests
-from vsteer.evaluations.open_ended import ask_open
-from vsteer.evaluations.prompt_spec import PromptSpec, RenderedPrompt
-from vsteer.evaluations.refusal_tokens import ask_refusal_tokens, log_one_less, score_refusal_tokens
+from vsteer.evaluations.evaluation import CannotAsk, CannotScore
+from vsteer.evaluations.open_ended import OpenEndedEvaluation
+from vsteer.evaluations.refusal_tokens import RefusalTokensEvaluation, log_one_less
+from vsteer.evaluations.rendered_prompt import RenderedPrompt
 from vsteer.models import resolve
 from vsteer.protocol import Prompt, Result
 
@@ -29,28 +29,34 @@ LLAMA_2 = (
 )
 
 
-def asked(*tokens: int) -> RenderedPrompt:
-    ask = PromptSpec("choice", refusal_tokens=tuple(f"t{token}" for token in tokens))
-    return RenderedPrompt(
-        "e", ask, QUESTION, "original", Prompt((1, 2), 2, 2), "p", answers=tuple((n,) for n in tokens)
+def evaluation(*tokens: str, answer_prefix: str | None = None) -> RefusalTokensEvaluation:
+    return RefusalTokensEvaluation(
+        kind="refusal_tokens", data=("open.json",), tokens=tokens, answer_prefix=answer_prefix
     )
 
 
-def result(logprobs: dict[int, float]) -> list[Result]:
-    return [Result("r.0", "ok", logprobs=(logprobs,))]
+def rendered(*tokens: int) -> RenderedPrompt:
+    prompt = Prompt((1, 2), 2, 2)
+    return RenderedPrompt("e", QUESTION, "original", prompt, "p", answers=tuple((n,) for n in tokens))
+
+
+def scored(logprobs: dict[int, float], *tokens: int) -> dict[str, Any]:
+    """The columns of a row of these tokens, the log-probabilities being what came back."""
+    results = [Result("r.0", "ok", logprobs=(logprobs,))]
+    return evaluation(*(f"t{token}" for token in tokens)).columns(rendered(*tokens), results)
 
 
 def test_the_sum_of_the_tokens_stands_against_all_others() -> None:
-    score = score_refusal_tokens(asked(5, 9), result({5: math.log(0.5), 9: math.log(0.25), 7: -0.1}))
-    assert score.labels == ("t5 or t9", "any other token")
-    assert score.logprobs == pytest.approx((math.log(0.75), math.log(0.25)))
-    assert score.logit_diff == pytest.approx(math.log(3))
-    assert (score.p_match, score.total_mass) == pytest.approx((0.75, 1.0))
-    assert (score.tokens, score.matching) == ((1, 1), 0)
+    score = scored({5: math.log(0.5), 9: math.log(0.25), 7: -0.1}, 5, 9)
+    assert score["choices"] == ["t5 or t9", "any other token"]
+    assert score["choice_logprobs"] == pytest.approx([math.log(0.75), math.log(0.25)])
+    assert score["logit_diff"] == pytest.approx(math.log(3))
+    assert (score["p_match"], score["total_mass"]) == pytest.approx((0.75, 1.0))
+    assert (score["choice_tokens"], score["matching"]) == ([1, 1], 0)
 
 
 def test_a_row_is_one_request_of_the_open_question() -> None:
-    (request,) = choice_requests("r", asked(5, 9), None)
+    (request,) = evaluation("t5", "t9").requests("r", rendered(5, 9), None, 0)
     assert (request.prompt.token_ids, request.max_tokens, request.logprob_token_ids) == ((1, 2), 1, (5, 9))
 
 
@@ -64,30 +70,30 @@ def test_one_less_p_is_exact_at_both_ends(log_p: float) -> None:
 
 
 def test_a_p_near_0_keeps_its_logarithm() -> None:
-    score = score_refusal_tokens(asked(5, 9), result({5: -800.0, 9: -800.0}))
-    assert score.logit_diff == pytest.approx(-800 + math.log(2), rel=1e-15)
-    assert score.p_match == 0.0
-    nothing = score_refusal_tokens(asked(5), result({5: -math.inf}))
-    assert (nothing.logit_diff, nothing.p_match) == (-math.inf, 0.0)
+    score = scored({5: -800.0, 9: -800.0}, 5, 9)
+    assert score["logit_diff"] == pytest.approx(-800 + math.log(2), rel=1e-15)
+    assert score["p_match"] == 0.0
+    nothing = scored({5: -math.inf}, 5)
+    assert (nothing["logit_diff"], nothing["p_match"]) == (-math.inf, 0.0)
 
 
 @pytest.mark.parametrize("log_p", [0.0, 3e-6, -1e-9])
 def test_a_p_that_float32_can_t_tell_from_1_is_held(log_p: float) -> None:
-    score = score_refusal_tokens(asked(5), result({5: log_p}))
-    assert score.logit_diff == pytest.approx(math.log(2**20 - 1))
-    assert score.p_match == 1 - 2.0**-20
+    score = scored({5: log_p}, 5)
+    assert score["logit_diff"] == pytest.approx(math.log(2**20 - 1))
+    assert score["p_match"] == 1 - 2.0**-20
     # what float32 can tell is left as it is
-    near = score_refusal_tokens(asked(5), result({5: math.log1p(-1e-5)}))
-    assert near.logit_diff == pytest.approx(math.log(99999))
+    near = scored({5: math.log1p(-1e-5)}, 5)
+    assert near["logit_diff"] == pytest.approx(math.log(99999))
 
 
 def test_what_is_no_probability_is_no_score() -> None:
     with pytest.raises(CannotScore, match="NaN"):
-        score_refusal_tokens(asked(5, 9), result({5: math.nan, 9: -1.0}))
+        scored({5: math.nan, 9: -1.0}, 5, 9)
     with pytest.raises(CannotScore, match=r"come to 1\.2"):
-        score_refusal_tokens(asked(5, 9), result({5: math.log(0.6), 9: math.log(0.6)}))
+        scored({5: math.log(0.6), 9: math.log(0.6)}, 5, 9)
     with pytest.raises(SteeringFault, match=r"without log-probabilities of \[9\]"):
-        score_refusal_tokens(asked(5, 9), result({5: -1.0}))
+        scored({5: -1.0}, 5, 9)
 
 
 @pytest.fixture(scope="module")
@@ -113,20 +119,17 @@ def test_a_token_is_the_one_that_would_follow_the_prompt(
     other = copy.deepcopy(tokenizer)
     if template != "own":
         other.chat_template = template
-    ask = PromptSpec("choice", refusal_tokens=texts)
-    prompt, answers = ask_refusal_tokens(other, QUESTION, ask)
+    prompt, _, answers = evaluation(*texts).render(other, QUESTION, None)
     assert tuple(other.convert_ids_to_tokens([token for (token,) in answers])) == expected
-    assert prompt == ask_open(other, QUESTION, PromptSpec("open_ended"))
+    written = OpenEndedEvaluation(kind="open_ended", data=("open.json",))
+    assert prompt == written.render(other, QUESTION, None).prompt
 
 
 def test_a_forced_start_of_the_answer_is_followed_as_it_is_written(tokenizer: Any) -> None:
-    ask = PromptSpec("choice", answer_prefix="Well,", refusal_tokens=(" I",))
-    prompt, ((token,),) = ask_refusal_tokens(tokenizer, QUESTION, ask)
+    prompt, _, ((token,),) = evaluation(" I", answer_prefix="Well,").render(tokenizer, QUESTION, None)
     assert tokenizer.decode([*prompt.token_ids, token]).endswith("assistant\nWell, I")
     with pytest.raises(CannotAsk, match="no token of its own"):
-        ask_refusal_tokens(
-            tokenizer, QUESTION, PromptSpec("choice", answer_prefix="Wel", refusal_tokens=("l",))
-        )
+        evaluation("l", answer_prefix="Wel").render(tokenizer, QUESTION, None)
 
 
 @pytest.fixture

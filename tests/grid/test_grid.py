@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from vsteer.evaluations.choice import ChoiceSpec
-from vsteer.evaluations.open_ended import OpenEndedSpec
+from vsteer.evaluations.choice import ChoiceEvaluation
+from vsteer.evaluations.open_ended import OpenEndedEvaluation
 from vsteer.grid.axes import parse_layers, parse_multipliers
 from vsteer.grid.problems import GridError
 from vsteer.grid.spec import Grid, read_grid
@@ -63,9 +63,9 @@ def test_a_grid_is_read(tmp_path: Path) -> None:
     assert first.positions == ("all", "after_prompt", (0, 4))
     assert second.positions == ("all",)
     choice, written = grid.evaluations
-    assert isinstance(choice, ChoiceSpec)
+    assert isinstance(choice, ChoiceEvaluation)
     assert choice.both_orders
-    assert isinstance(written, OpenEndedSpec)
+    assert isinstance(written, OpenEndedEvaluation)
     assert (written.samples, written.stop, written.max_tokens) == (3, ("END",), 100)
     names = [name for name, _, _ in grid.named_evaluations()]
     assert names == ["choice:refusal", "choice:sentiment", "open_ended:refusal"]

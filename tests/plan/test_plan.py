@@ -43,7 +43,7 @@ def test_rows_are_configurations_times_questions_times_samples(plan: Callable[..
 
 def test_samples_and_system_prompts_multiply(plan: Callable[..., Plan]) -> None:
     one = plan("max_tokens: 7", "temperature: 0.5, samples: 3, system: [null, Be brief.], limit: 1")
-    written = [block for block in one.blocks if block.ask.kind == "open_ended"]
+    written = [block for block in one.blocks if block.spec.evaluation.row_kind == "open_ended"]
     assert [(block.system, len(block.configs), block.rows) for block in written] == [
         ("", 17, 17 * 3),
         ("Be brief.", 17, 17 * 3),
@@ -116,7 +116,7 @@ def test_requests_steer_an_absolute_span(plan: Callable[..., Plan]) -> None:
     for row in plan().rows():
         (request,) = row.requests()
         assert row_of(request.id) == (row.row_id, 0)
-        prompt = row.asked.prompt
+        prompt = row.rendered.prompt
         if row.config.positions is None:
             assert request.steering is None
         else:
@@ -124,14 +124,14 @@ def test_requests_steer_an_absolute_span(plan: Callable[..., Plan]) -> None:
             start = {"all": 0, "after_prompt": prompt.template_length - 1}[str(row.config.positions)]
             assert request.steering.positions == (start, OPEN_END)
             assert request.steering.terms == row.config.terms
-        choice = row.asked.ask.kind == "choice"
+        choice = row.config.spec.evaluation.row_kind == "choice"
         assert request.max_tokens == (1 if choice else 7)
-        assert len(request.logprob_token_ids) == (len(row.asked.answers) if choice else 0)
+        assert len(request.logprob_token_ids) == (len(row.rendered.answers) if choice else 0)
 
 
 def test_rows_come_prompt_by_prompt_with_the_baseline_first(plan: Callable[..., Plan]) -> None:
     one = plan()
-    groups = [list(rows) for _, rows in groupby(one.rows(), key=lambda row: row.asked.prompt_id)]
+    groups = [list(rows) for _, rows in groupby(one.rows(), key=lambda row: row.rendered.prompt_id)]
     assert len(groups) == 9
     for rows in groups:
         assert rows[0].config.positions is None
@@ -150,10 +150,10 @@ def test_an_answer_of_several_tokens_is_one_row(plan: Callable[..., Plan]) -> No
     assert block.rows == 2 * 17
     row = next(row for row in one.rows() if row.config.positions == "after_prompt")
     requests = row.requests()
-    length = len(row.asked.prompt.token_ids)
+    length = len(row.rendered.prompt.token_ids)
     assert len(requests) > 1
     assert {request.steering for request in requests} == {requests[0].steering}
-    assert all(request.prompt.token_ids[:length] == row.asked.prompt.token_ids for request in requests)
+    assert all(request.prompt.token_ids[:length] == row.rendered.prompt.token_ids for request in requests)
     results = [
         Result(
             request.id,
@@ -167,7 +167,7 @@ def test_an_answer_of_several_tokens_is_one_row(plan: Callable[..., Plan]) -> No
         for request in requests
     ]
     record = row.record(results)
-    assert record["choice_logprobs"] == [-float(len(tokens)) for tokens in row.asked.answers]
+    assert record["choice_logprobs"] == [-float(len(tokens)) for tokens in row.rendered.answers]
     assert record["prompt_tokens"] == 9 * len(requests)
     assert record["steered_tokens"] == 3 * len(requests)
     assert record["completion_tokens"] == len(requests)
@@ -175,7 +175,7 @@ def test_an_answer_of_several_tokens_is_one_row(plan: Callable[..., Plan]) -> No
 
 def test_a_record_s_values(plan: Callable[..., Plan]) -> None:
     rows = list(plan().rows())
-    swapped = next(row for row in rows if row.asked.order == "swapped" and row.config.multiplier == 1)
+    swapped = next(row for row in rows if row.rendered.order == "swapped" and row.config.multiplier == 1)
     (request,) = swapped.requests()
     a, b = request.logprob_token_ids
     result = Result(request.id, "ok", None, (a,), "A", "length", ({a: -1.0, b: -3.0},), (), 30, 16, 5)
@@ -190,7 +190,7 @@ def test_a_record_s_values(plan: Callable[..., Plan]) -> None:
     assert (record["layers"], record["layer"], record["multiplier"]) == ([1], 1, 1.0)
     failed = swapped.record([Result(request.id, "error", error="too long")])
     assert (failed["status"], failed["error"], failed["p_match"]) == ("error", "too long", None)
-    written = next(row for row in rows if row.asked.ask.kind == "open_ended")
+    written = next(row for row in rows if row.config.spec.evaluation.row_kind == "open_ended")
     record = written.record([Result("x", "ok", None, (5, 6), "hi", "stop", (), (), 30, 16, 0)])
     assert (record["text"], record["token_ids"], record["finish_reason"]) == ("hi", [5, 6], "stop")
     assert record["choices"] is None

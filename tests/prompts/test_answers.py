@@ -11,12 +11,13 @@ from vsteer.datasets.builtin import data_path
 from vsteer.datasets.items import Item
 from vsteer.datasets.readers import read_questions
 from vsteer.errors import ModelError
-from vsteer.evaluations.choice import CannotAsk, ask_choice
-from vsteer.evaluations.prompt_spec import PromptSpec
+from vsteer.evaluations.choice import ChoiceEvaluation
+from vsteer.evaluations.evaluation import CannotAsk
 from vsteer.models import resolve
 from vsteer.prompts.answers import decoded, gap, render
 
-CHOICE, CAA = PromptSpec("choice"), PromptSpec("choice", caa_compat=True)
+CHOICE = ChoiceEvaluation(kind="choice", data=("items.json",))
+CAA = ChoiceEvaluation(kind="choice", data=("items.json",), caa_compat=True)
 CAA_DATA = Path("/work/shared/data/caa")
 # Llama 2's, without its system prompt: the answer follows after a space
 LLAMA_2 = (
@@ -68,7 +69,7 @@ HEADER = (
 
 
 def test_a_letter_in_chatml(tokenizer: Any, read: Callable[..., Item]) -> None:
-    prompt, scored, answers = ask_choice(tokenizer, read(**LETTERED), CHOICE)
+    prompt, scored, answers = CHOICE.render(tokenizer, read(**LETTERED), None)
     # what the model sees ends in the bracket, without a space: ChatML's header ends in a line break
     assert decoded(tokenizer, prompt.token_ids) == HEADER + "("
     assert scored == (0, 1)
@@ -80,15 +81,15 @@ def test_a_letter_in_chatml(tokenizer: Any, read: Callable[..., Item]) -> None:
 
 
 def test_caa_forces_a_space_and_a_bracket(tokenizer: Any, read: Callable[..., Item]) -> None:
-    prompt, _, answers = ask_choice(tokenizer, read(**LETTERED), CAA)
+    prompt, _, answers = CAA.render(tokenizer, read(**LETTERED), None)
     assert decoded(tokenizer, prompt.token_ids) == HEADER + " ("
     assert [decoded(tokenizer, tokens) for tokens in answers] == ["A", "B"]
 
 
 def test_llama_2_wants_the_space_by_itself(templated: Any, read: Callable[..., Item]) -> None:
     tokenizer = templated(LLAMA_2)
-    asked = read(**LETTERED)
-    plain, caa = (ask_choice(tokenizer, asked, ask)[0] for ask in (CHOICE, CAA))
+    item = read(**LETTERED)
+    plain, caa = (evaluation.render(tokenizer, item, None).prompt for evaluation in (CHOICE, CAA))
     assert plain == caa
     question = LETTERED["question"]
     assert decoded(tokenizer, plain.token_ids) == f"<s>[INST] {question} [/INST] ("
@@ -98,7 +99,7 @@ def test_llama_2_wants_the_space_by_itself(templated: Any, read: Callable[..., I
 
 def test_a_base_model_is_asked_plainly(templated: Any, read: Callable[..., Item]) -> None:
     tokenizer = templated(None)
-    prompt, _, answers = ask_choice(tokenizer, read(**LETTERED), CHOICE)
+    prompt, _, answers = CHOICE.render(tokenizer, read(**LETTERED), None)
     assert decoded(tokenizer, prompt.token_ids) == f"Input: {LETTERED['question']}\nResponse: ("
     assert [decoded(tokenizer, tokens) for tokens in answers] == ["A", "B"]
     assert decoded(tokenizer, prompt.token_ids[: prompt.user_turn_length]) == f"Input: {LETTERED['question']}"
@@ -109,7 +110,7 @@ def test_a_base_model_is_asked_plainly(templated: Any, read: Callable[..., Item]
 
 def test_words_of_several_tokens_are_scored_whole(tokenizer: Any, read: Callable[..., Item]) -> None:
     words = read(prompt="How was it?", positive=" wonderful", negative="bad")
-    prompt, _, answers = ask_choice(tokenizer, words, CHOICE)
+    prompt, _, answers = CHOICE.render(tokenizer, words, None)
     assert decoded(tokenizer, prompt.token_ids).endswith("<|im_start|>assistant\n")
     assert [decoded(tokenizer, tokens) for tokens in answers] == ["wonderful", "bad"]
     assert len(answers[0]) == 3  # w, onder, ful
@@ -118,8 +119,8 @@ def test_words_of_several_tokens_are_scored_whole(tokenizer: Any, read: Callable
 
 def test_a_forced_prefix_stands_as_it_is_written(tokenizer: Any, read: Callable[..., Item]) -> None:
     words = read(prompt="How was it?", positive="Good", negative="Bad")
-    ask = PromptSpec("choice", answer_prefix="It was ")
-    prompt, _, answers = ask_choice(tokenizer, words, ask)
+    forced = ChoiceEvaluation(kind="choice", data=("items.json",), answer_prefix="It was ")
+    prompt, _, answers = forced.render(tokenizer, words, None)
     # the space before the word belongs to the word's token, so it is scored with it
     assert decoded(tokenizer, prompt.token_ids).endswith("assistant\nIt was")
     assert [decoded(tokenizer, tokens) for tokens in answers] == [" Good", " Bad"]
@@ -128,7 +129,7 @@ def test_a_forced_prefix_stands_as_it_is_written(tokenizer: Any, read: Callable[
 def test_answers_that_begin_one_another_are_refused(tokenizer: Any, read: Callable[..., Item]) -> None:
     words = read(prompt="How was it?", positive="Not", negative="Not sure")
     with pytest.raises(CannotAsk, match="begins another: 'Not', 'Not sure'"):
-        ask_choice(tokenizer, words, CHOICE)
+        CHOICE.render(tokenizer, words, None)
 
 
 def test_numbered_choices(tokenizer: Any, tmp_path: Path) -> None:
@@ -145,7 +146,7 @@ def test_numbered_choices(tokenizer: Any, tmp_path: Path) -> None:
         )
     )
     ((item),) = read_questions(tmp_path / "n.json").items
-    _, _, answers = ask_choice(tokenizer, item, CHOICE)
+    _, _, answers = CHOICE.render(tokenizer, item, None)
     assert decoded(tokenizer, answers[0]) == "1)"
     assert decoded(tokenizer, answers[9]) == "10"
 
@@ -164,7 +165,7 @@ def test_the_gap_before_an_answer(tokenizer: Any, templated: Any) -> None:
 @pytest.mark.parametrize("behaviour", ["refusal", "sentiment", "language"])
 def test_every_built_in_question_can_be_asked(tokenizer: Any, behaviour: str) -> None:
     for item in read_questions(data_path(behaviour, "questions")).items:
-        prompt, _, answers = ask_choice(tokenizer, item, CHOICE)
+        prompt, _, answers = CHOICE.render(tokenizer, item, None)
         whole = [decoded(tokenizer, prompt.token_ids + tokens) for tokens in answers]
         for text, choice in zip(whole, item.choices, strict=True):
             assert text.endswith("\n(" + choice.label if choice.label else "\n" + choice.text)
@@ -176,11 +177,11 @@ def test_caa_data_is_asked_by_its_own_letters(tokenizer: Any, behaviour: str) ->
     counts = set()
     for part in ("test/{}/test_dataset_ab.json", "generate/{}/generate_dataset.json"):
         for item in read_questions(CAA_DATA / part.format(behaviour)).items:
-            prompt, scored, answers = ask_choice(tokenizer, item, CHOICE)
+            prompt, scored, answers = CHOICE.render(tokenizer, item, None)
             assert [decoded(tokenizer, tokens) for tokens in answers] == [c.label for c in item.choices]
             assert decoded(tokenizer, prompt.token_ids).endswith("assistant\n(")
             counts.add(len(scored))
-            _, named, two = ask_choice(tokenizer, item, CAA)
+            _, named, two = CAA.render(tokenizer, item, None)
             assert len(two) == 2
             assert set(named) == {item.matching, item.not_matching}
     # counted by hand in the files: lines that begin with a letter in brackets

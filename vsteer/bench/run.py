@@ -53,7 +53,7 @@ def _over_generate(
     model: str, folder: Path, questions: int, on_progress: Callable[[str], None]
 ) -> list[Figure]:
     plan = made_up_plan(model, folder, multipliers=[-1, 1], questions=questions, prompts=4)
-    prompts = list({row.asked.prompt_id: None for row in plan.rows()})
+    prompts = list({row.rendered.prompt_id: None for row in plan.rows()})
     size = budget(plan)
     options = EngineOptions(max_model_len=512, kv_cache_gib=2)
     with ExitStack() as stack:
@@ -72,7 +72,7 @@ def _over_generate(
         def rows_of(round_: int) -> list[Row]:
             # other prompts every round, so that nothing is found from the round before
             chosen = set(prompts[round_::ROUNDS])
-            return [row for row in plan.rows() if row.asked.prompt_id in chosen]
+            return [row for row in plan.rows() if row.rendered.prompt_id in chosen]
 
         def through_run(round_: int) -> float:
             rows = rows_of(round_)

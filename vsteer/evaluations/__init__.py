@@ -1,1 +1,1 @@
-"""What a model is asked and how its answers become rows: one file for each kind of evaluation."""
+"""What a model is asked and how its answers become rows: one class for each kind of evaluation."""

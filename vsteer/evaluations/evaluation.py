@@ -1,16 +1,78 @@
-"""What every kind of evaluation has in common: the settings of one entry of `evaluations:` in a grid."""
+"""A kind of evaluation is one class: its settings in a grid, its prompts, its requests and its records.
+
+The plan and the run know no kind by name. A new kind is a subclass in a file of its own, an entry in
+`kinds.py`, and a query for its rows.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from vsteer.datasets.records import Source
+from vsteer.evaluations.rendered_prompt import AnyItem, Order, RenderedPrompt, Rendering
+from vsteer.protocol import Positions, Prompt, Request, Result, Steering
 from vsteer.validation import Count, Names, Strict, Systems, Text, Texts
 
+Question = tuple[AnyItem, Order]
+# How a row is stored: with the log-probabilities of given answers, or with a text.
+RowKind = Literal["choice", "open_ended"]
+# Without a tokenizer: English text has about four characters a token, and a chat template adds some tokens.
+CHARACTERS_A_TOKEN, TEMPLATE_TOKENS = 4, 20
 
-class Evaluation(Strict):
-    """One entry of `evaluations:`; a kind of evaluation is a class of its own, listed in `kinds.py`."""
+
+class CannotAsk(ValueError):
+    """Why an item can't be asked this way. The plan adds where the item stands, or the setting at fault."""
+
+    def __init__(self, message: str, hint: str = "fix the item", setting: str | None = None) -> None:
+        super().__init__(message)
+        self.hint, self.setting = hint, setting
+
+
+class CannotScore(ValueError):
+    """Why a row's results say nothing: the row failed."""
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What an evaluation asks of one data set, each question once."""
+
+    questions: tuple[Question, ...]
+    data_sha256: str
+    notes: tuple[str, ...]
+
+    @classmethod
+    def of(
+        cls, questions: Sequence[Question], source: Source, duplicates: int, notes: Sequence[str] = ()
+    ) -> Questions:
+        repeated = f"{duplicates} questions stand in the data more than once and are asked once"
+        return cls(tuple(questions), source.sha256, (*notes, *([repeated] if duplicates else [])))
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How many tokens a request generates, how they are drawn, and how many samples a question has."""
+
+    max_tokens: int = 1
+    temperature: float = 0.0
+    top_p: float = 1.0
+    samples: int = 1
+
+
+class Evaluation(Strict, ABC):
+    """One entry of `evaluations:` in a grid."""
+
+    # How its rows are stored.
+    row_kind: ClassVar[RowKind]
+    # What is asked where the grid names a built-in behaviour without one of its parts.
+    builtin_part: ClassVar[str]
+    # Whether random and shuffled-label vectors are run beside each steered configuration.
+    has_controls: ClassVar[bool]
 
     kind: str
     name: Text | None = None
@@ -24,3 +86,65 @@ class Evaluation(Strict):
         """What results call it: its kind and its data, or its own name."""
         own = self.name or self.kind
         return own if self.name and len(self.data) == 1 else f"{own}:{data}"
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling()
+
+    @property
+    def wants_perplexity(self) -> bool:
+        """Whether the run works out the perplexity of each text under the unsteered model."""
+        return False
+
+    @property
+    def only_positions(self) -> tuple[Positions, str] | None:
+        """The positions to which its recipe is bound, and the setting that says so."""
+        return None
+
+    @abstractmethod
+    def identity(self, seed: int) -> dict[str, Any]:
+        """What changes an output besides the system prompt and the forced prefix; `seed` is the run's."""
+
+    @abstractmethod
+    def questions(self, path: Path) -> Questions:
+        """The questions of a data file."""
+
+    @abstractmethod
+    def render(self, tokenizer: Any, item: AnyItem, system: str | None) -> Rendering:
+        """The item in the model's tokens. Raises CannotAsk."""
+
+    @abstractmethod
+    def estimate(self, item: AnyItem, system: str | None) -> Rendering:
+        """The item in about as many tokens as a model would make of it, while no tokenizer is here."""
+
+    def sure_without_tokenizer(self, item: AnyItem) -> bool:
+        """Whether `estimate` has the right number of tokens in each answer."""
+        return True
+
+    def labels(self, rendered: RenderedPrompt) -> tuple[str, ...]:
+        """How results name the given answers; empty where there are none."""
+        return ()
+
+    def matching(self, rendered: RenderedPrompt) -> int | None:
+        """Which of the labels matches the behaviour; None where there are no given answers."""
+        return None
+
+    @abstractmethod
+    def requests(
+        self, row_id: str, rendered: RenderedPrompt, steering: Steering | None, seed: int
+    ) -> tuple[Request, ...]:
+        """What an engine must answer for one row, named `row_id.0`, `row_id.1`, ..., the prompt alone first.
+
+        `steering` has an absolute span, so that a forced answer can't move it.
+        """
+
+    @abstractmethod
+    def columns(self, rendered: RenderedPrompt, results: Sequence[Result]) -> dict[str, Any]:
+        """The row's columns that hold what was answered, from all results of `requests` in their order.
+
+        Raises CannotScore.
+        """
+
+    def estimated_prompt(self, text: str, system: str | None) -> Prompt:
+        characters = len(system or "") + len(text) + len(self.answer_prefix or "")
+        return Prompt.plain([0] * (TEMPLATE_TOKENS + characters // CHARACTERS_A_TOKEN))

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 from functools import reduce
 from operator import or_
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from vsteer.evaluations.choice import ChoiceSpec
+from vsteer.evaluations.choice import ChoiceEvaluation
 from vsteer.evaluations.evaluation import Evaluation
-from vsteer.evaluations.open_ended import OpenEndedSpec
-from vsteer.evaluations.refusal_tokens import RefusalTokensSpec
+from vsteer.evaluations.open_ended import OpenEndedEvaluation
+from vsteer.evaluations.refusal_tokens import RefusalTokensEvaluation
 
 KINDS: dict[str, type[Evaluation]] = {
-    "choice": ChoiceSpec,
-    "open_ended": OpenEndedSpec,
-    "refusal_tokens": RefusalTokensSpec,
+    "choice": ChoiceEvaluation,
+    "open_ended": OpenEndedEvaluation,
+    "refusal_tokens": RefusalTokensEvaluation,
 }
 
 if TYPE_CHECKING:
     AnyKind = Evaluation
+    KindName = str
 else:
-    # An entry of a grid, told from the others by its `kind`.
+    # An entry of a grid, known by its `kind`.
     AnyKind = Annotated[reduce(or_, KINDS.values()), Field(discriminator="kind")]
+    KindName = Literal[tuple(KINDS)]

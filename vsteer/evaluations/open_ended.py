@@ -1,20 +1,31 @@
-"""Open questions: the model's own words, greedy or sampled. `vsteer score` scores them afterwards."""
+"""Open-ended questions: the model's own words, greedy or sampled, stored as text.
+
+Scorers read the texts afterwards (`vsteer score`): refusal phrases, an LLM judge. Their perplexity under the
+unsteered model, which shows where steering breaks the text, is worked out while the model is loaded.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from vsteer.datasets import items
-from vsteer.evaluations.evaluation import Evaluation
-from vsteer.evaluations.prompt_spec import PromptSpec, RenderedPrompt
+from vsteer.datasets.readers import read_prompts
+from vsteer.evaluations.evaluation import Evaluation, Questions, RowKind, Sampling
+from vsteer.evaluations.rendered_prompt import AnyItem, RenderedPrompt, Rendering
 from vsteer.prompts.answers import render
-from vsteer.protocol import Prompt, Request, Steering
+from vsteer.protocol import Request, Result, Steering
 from vsteer.validation import Count, Texts, wrong
 
 
-class OpenEndedSpec(Evaluation):
+class OpenEndedEvaluation(Evaluation):
+    row_kind: ClassVar[RowKind] = "open_ended"
+    builtin_part: ClassVar[str] = "open"
+    has_controls: ClassVar[bool] = False
+
     kind: Literal["open_ended"]
     max_tokens: Count = 100
     temperature: Annotated[float, Field(ge=0, le=100)] = 0.0
@@ -24,30 +35,65 @@ class OpenEndedSpec(Evaluation):
     coherence: bool = True  # each text's perplexity under the unsteered model; changes no row
 
     @model_validator(mode="after")
-    def _samples_differ(self) -> OpenEndedSpec:
+    def _samples_differ(self) -> OpenEndedEvaluation:
         if self.samples > 1 and self.temperature == 0:
             hint = "set a temperature above 0, or one sample"
             raise wrong("at temperature 0 every sample is the same", hint, "samples")
         return self
 
+    @property
+    def sampling(self) -> Sampling:
+        top_p = self.top_p if self.temperature > 0 else 1.0
+        return Sampling(self.max_tokens, self.temperature, top_p, self.samples)
 
-def ask_open(tokenizer: Any, item: items.Prompt, ask: PromptSpec) -> Prompt:
-    return render(tokenizer, item.text, ask.system, ask.answer_prefix or "")
+    @property
+    def wants_perplexity(self) -> bool:
+        return self.coherence
+
+    def identity(self, seed: int) -> dict[str, Any]:
+        drawn = {"max_tokens": self.max_tokens, "temperature": self.temperature, "stop": list(self.stop)}
+        # Greedy decoding throws no dice.
+        return drawn | ({"top_p": self.top_p, "seed": seed} if self.temperature > 0 else {})
+
+    def questions(self, path: Path) -> Questions:
+        return prompts_of(path, self.limit)
+
+    def render(self, tokenizer: Any, item: AnyItem, system: str | None) -> Rendering:
+        assert isinstance(item, items.Prompt)
+        return Rendering(render(tokenizer, item.text, system, self.answer_prefix or ""))
+
+    def estimate(self, item: AnyItem, system: str | None) -> Rendering:
+        assert isinstance(item, items.Prompt)
+        return Rendering(self.estimated_prompt(item.text, system))
+
+    def requests(
+        self, row_id: str, rendered: RenderedPrompt, steering: Steering | None, seed: int
+    ) -> tuple[Request, ...]:
+        sampling = self.sampling
+        request = Request(
+            f"{row_id}.0",
+            rendered.prompt,
+            steering,
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            seed=seed if sampling.temperature > 0 else None,
+            stop=self.stop,
+        )
+        return (request,)
+
+    def columns(self, rendered: RenderedPrompt, results: Sequence[Result]) -> dict[str, Any]:
+        (result,) = results
+        return {
+            "text": result.text,
+            "token_ids": list(result.token_ids),
+            "finish_reason": result.finish_reason,
+        }
 
 
-def open_requests(
-    row_id: str, asked: RenderedPrompt, steering: Steering | None, seed: int
-) -> tuple[Request, ...]:
-    ask = asked.ask
-    sampled = ask.temperature > 0
-    request = Request(
-        f"{row_id}.0",
-        asked.prompt,
-        steering,
-        max_tokens=ask.max_tokens,
-        temperature=ask.temperature,
-        top_p=ask.top_p if sampled else 1.0,
-        seed=seed if sampled else None,
-        stop=ask.stop,
-    )
-    return (request,)
+def prompts_of(path: Path, limit: int | None) -> Questions:
+    """The prompts of a file without answers, each once, in the file's order."""
+    found = read_prompts(path)
+    unique = {prompt.item_id: prompt for prompt in reversed(found.prompts)}
+    chosen = list(unique.values())[::-1][:limit]
+    return Questions.of([(prompt, "original") for prompt in chosen], found.source, found.duplicates)

@@ -25,7 +25,7 @@ from pydantic import (
 )
 
 from vsteer.engine.options import EngineOptions
-from vsteer.evaluations.kinds import AnyKind
+from vsteer.evaluations.kinds import AnyKind, KindName
 from vsteer.grid.axes import Layers, parse_layers, parse_multipliers, parse_norm, parse_positions
 from vsteer.grid.problems import GridError, Loc, Source
 from vsteer.grid.yaml_lines import read_yaml
@@ -169,7 +169,7 @@ class Exclude(Strict):
     multipliers: Multipliers | None = None
     positions: PositionList | None = None
     evaluation: Texts | None = None
-    kind: Literal["choice", "open_ended"] | None = None  # of the rows
+    kind: KindName | None = None  # choice takes every kind with it whose rows are stored as choices
 
     @model_validator(mode="after")
     def _says_something(self) -> Exclude:

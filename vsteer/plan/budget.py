@@ -11,14 +11,10 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from vsteer.evaluations.choice import steps
-from vsteer.evaluations.open_ended import OpenEndedSpec
-from vsteer.evaluations.prompt_spec import RenderedPrompt
 from vsteer.operations import graph_modules
 from vsteer.plan.plan import Block, Plan
 from vsteer.protocol import OPEN_END, Positions, Prompt
 
-# Compressed bytes of a row, measured on no store yet: two hashes, a few floats, small integers.
 BYTES_A_ROW = 120
 BYTES_A_TOKEN = 6  # its id and its text
 _TOTALS = (
@@ -141,47 +137,39 @@ def budget(plan: Plan) -> Budget:
 
 
 def _block(plan: Plan, block: Block) -> BlockBudget:
+    evaluation, configs = block.spec.evaluation, len(block.configs)
     places = Counter(config.positions for config in block.configs)
-    asked_for = [_lengths(asked, block.samples) for asked in block.prompts]
+    # the prompt lengths of one configuration's requests for each question
+    lengths = [
+        [len(request.prompt.token_ids) for request in evaluation.requests("", rendered, None, 0)]
+        * block.samples
+        for rendered in block.prompts
+    ]
     cached = plan.grid.engine_for(plan.grid.model[plan.model]).prefix_caching
     size = plan.facts.block_size if cached else OPEN_END
-    requests = sum(map(len, asked_for)) * len(block.configs)
+    requests = sum(map(len, lengths)) * configs
+    most = evaluation.sampling.max_tokens
+    # each prompt with its text, all but the last token: no cached block is read for it
+    texts = sum(len(rendered.prompt.token_ids) + most - 1 for rendered in block.prompts)
     return BlockBudget(
         evaluation=block.evaluation,
-        kind=block.ask.kind,
+        kind=evaluation.row_kind,
         system=block.system,
-        configurations=len(block.configs),
+        configurations=configs,
         prompts=len(block.prompts),
-        swapped=sum(asked.order == "swapped" for asked in block.prompts),
+        swapped=sum(rendered.order == "swapped" for rendered in block.prompts),
         samples=block.samples,
         rows=block.rows,
         requests=requests,
-        prompt_tokens=sum(map(sum, asked_for)) * len(block.configs),
+        prompt_tokens=sum(map(sum, lengths)) * configs,
         computed_tokens=sum(
-            computed_tokens(asked.prompt, lengths, places, size)
-            for asked, lengths in zip(block.prompts, asked_for, strict=True)
+            computed_tokens(rendered.prompt, each, places, size)
+            for rendered, each in zip(block.prompts, lengths, strict=True)
         ),
-        output_tokens=requests * block.ask.max_tokens,
-        coherence_tokens=_coherence_tokens(plan, block),
+        output_tokens=requests * most,
+        coherence_tokens=texts * configs * block.samples if evaluation.wants_perplexity else 0,
         first_prompt=plan.text(block.prompts[0]),
     )
-
-
-def _coherence_tokens(plan: Plan, block: Block) -> int:
-    """Each prompt with its text, all but the last token: no cached block is read for it."""
-    spec = plan.grid.evaluations[block.place]
-    if not isinstance(spec, OpenEndedSpec) or not spec.coherence:
-        return 0
-    prompts = sum(len(asked.prompt.token_ids) + block.ask.max_tokens - 1 for asked in block.prompts)
-    return prompts * len(block.configs) * block.samples
-
-
-def _lengths(asked: RenderedPrompt, samples: int) -> list[int]:
-    """The prompt lengths of one configuration's requests for this question."""
-    length = len(asked.prompt.token_ids)
-    if asked.answers:
-        return [length + len(prefix) for prefix in steps(asked.answers)]
-    return [length] * samples
 
 
 def computed_tokens(

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vsteer.evaluations.choice import ChoiceSpec
 from vsteer.evaluations.prompt_spec import PromptSpec
 from vsteer.grid.axes import Group
 from vsteer.grid.problems import Loc
@@ -42,7 +41,7 @@ class Config:
 
     config_id: str
     model: str
-    ask: PromptSpec
+    spec: PromptSpec
     vector: VectorUse | None = None
     layers: Group = ()
     multiplier: float | None = 0.0  # None: an operation that has none
@@ -75,7 +74,7 @@ class Config:
                 "multiplier": self.multiplier,
                 "positions": list(self.positions) if isinstance(self.positions, tuple) else self.positions,
             }
-        return {"version": VERSION, "model": dict(model), "ask": self.ask.identity(), "steering": steering}
+        return {"version": VERSION, "model": dict(model), "ask": self.spec.identity(), "steering": steering}
 
     def axes(self) -> dict[str, Any]:
         """What a configuration varies, in plain values, as tables hold it; the vector's hash is the run's."""
@@ -114,9 +113,9 @@ class ConfigExpander:
         self.excluded = [0] * len(grid.exclude)  # how many configurations each entry left out
         self._uses: dict[str, VectorUse] = {}
 
-    def baseline(self, ask: PromptSpec, control: str, system: str) -> Config:
+    def baseline(self, spec: PromptSpec, control: str, system: str) -> Config:
         model = self.grid.model[self.model].id
-        return Config("", model, ask, control=control, system=system, layer_count=self.layer_count)
+        return Config("", model, spec, control=control, system=system, layer_count=self.layer_count)
 
     def configs(self, evaluation: int, name: str, baseline: Config) -> Iterator[tuple[Config, Loc]]:
         """Configurations without their ids, in the grid's order, each with the place of its positions."""
@@ -176,17 +175,18 @@ class ConfigExpander:
 
     def _positions(self, n: int, axis: Axis, evaluation: int) -> list[tuple[Loc, Positions]]:
         at: Loc = ("grid", n, "positions")
-        spec = self.grid.evaluations[evaluation]
+        only = self.grid.evaluations[evaluation].only_positions
         places: list[tuple[Loc, Positions]] = [((*at, k), where) for k, where in enumerate(axis.positions)]
-        if not (isinstance(spec, ChoiceSpec) and spec.caa_compat):
+        if only is None:
             return places
+        wanted, setting = only
         if "positions" not in axis.model_fields_set:
-            return [(at, "after_user_turn")]
-        taken = [one for one in places if one[1] == "after_user_turn"]
+            return [(at, wanted)]
+        taken = [one for one in places if one[1] == wanted]
         if not taken:
             place = self.grid.place(("evaluations", evaluation))
-            message = f"caa_compat ({place}) steers after_user_turn, and this block has other positions"
-            raise self.grid.error(at, message, "add after_user_turn to the positions, or leave them out")
+            message = f"{setting} ({place}) steers {wanted}, and this block has other positions"
+            raise self.grid.error(at, message, f"add {wanted} to the positions, or leave them out")
         return taken
 
     def _is_excluded(self, config: Config, evaluation: str) -> bool:
@@ -234,6 +234,6 @@ def _matches(exclude: Exclude, layers: frozenset[Group] | None, config: Config, 
             exclude.multipliers is None or config.multiplier in exclude.multipliers,
             exclude.positions is None or config.positions in exclude.positions,
             exclude.evaluation is None or evaluation in exclude.evaluation,
-            exclude.kind is None or exclude.kind == config.ask.kind,
+            exclude.kind in (None, config.spec.evaluation.kind, config.spec.evaluation.row_kind),
         )
     )

@@ -13,14 +13,14 @@ from typing import Any
 
 from vsteer.datasets import items
 from vsteer.errors import UsageError
-from vsteer.evaluations.open_ended import OpenEndedSpec
-from vsteer.evaluations.prompt_spec import PromptSpec, RenderedPrompt
+from vsteer.evaluations.prompt_spec import PromptSpec
+from vsteer.evaluations.rendered_prompt import RenderedPrompt
 from vsteer.grid.problems import Loc
 from vsteer.grid.spec import Grid
 from vsteer.identity import canonical, identify, row_id, sampling_seed
 from vsteer.plan.configurations import Config, ConfigExpander, VectorUse, with_id
 from vsteer.plan.model_facts import ModelFacts, find_model
-from vsteer.plan.questions import PromptRenderer, read_questions, ways_to_ask
+from vsteer.plan.questions import PromptRenderer, prompt_specs, read_questions
 from vsteer.plan.rows import Row
 from vsteer.plan.vector_sources import VectorSource, check_file, vector_sources
 from vsteer.prompts.answers import decoded
@@ -36,14 +36,17 @@ class Block:
 
     evaluation: str
     place: int  # in the grid's list
-    ask: PromptSpec
-    samples: int
+    spec: PromptSpec
     configs: tuple[Config, ...]
     prompts: tuple[RenderedPrompt, ...]
     system: str = ""  # the system prompt's name
     data: str = ""  # as the grid names it
     data_sha256: str = ""
     template: str = ""  # chat or plain, and the hash of how it renders a question; empty while pending
+
+    @property
+    def samples(self) -> int:
+        return self.spec.evaluation.sampling.samples
 
     @property
     def rows(self) -> int:
@@ -95,36 +98,38 @@ class Plan:
                 f"{self.facts.name} is not at hand, so the rows have no ids yet", "fetch the model first"
             )
         for block in self.blocks:
-            for asked in block.prompts:
+            for rendered in block.prompts:
                 seeds = [
-                    sampling_seed(self.grid.seed, asked.item_id, asked.order, n) for n in range(block.samples)
+                    sampling_seed(self.grid.seed, rendered.item_id, rendered.order, n)
+                    for n in range(block.samples)
                 ]
                 for config in block.configs:
                     for n, seed in enumerate(seeds):
-                        name = row_id(config.config_id, asked.item_id, asked.order, n)
-                        yield Row(name, config, asked, n, seed)
+                        name = row_id(config.config_id, rendered.item_id, rendered.order, n)
+                        yield Row(name, config, rendered, n, seed)
 
     def config_records(self) -> Iterator[dict[str, Any]]:
         """Every configuration of every evaluation in plain values; the vector's hash is the run's."""
         weights = self.facts.weights or {}
         for block in self.blocks:
+            evaluation = block.spec.evaluation
             for config in block.configs:
                 yield {
                     "config_id": config.config_id,
                     "evaluation": block.evaluation,
-                    "kind": block.ask.kind,
+                    "kind": evaluation.row_kind,
                     **config.axes(),
                     "model_commit": weights.get("commit") or weights.get("sha256", ""),
                     "dtype": self.facts.dtype,
                     "quantization": self.facts.quantization or "",
                     "kv_cache_dtype": self.facts.kv_cache_dtype,
                     "template": block.template,
-                    "system_prompt": block.ask.system or "",
-                    "forced_prefix": block.ask.answer_prefix or "",
+                    "system_prompt": block.spec.system or "",
+                    "forced_prefix": evaluation.answer_prefix or "",
                     "vector_recipe": canonical(config.vector.recipe) if config.vector else "",
-                    "max_tokens": block.ask.max_tokens,
-                    "temperature": block.ask.temperature,
-                    "top_p": block.ask.top_p,
+                    "max_tokens": evaluation.sampling.max_tokens,
+                    "temperature": evaluation.sampling.temperature,
+                    "top_p": evaluation.sampling.top_p,
                     "seed": self.grid.seed,
                     "rows": len(block.prompts) * block.samples,
                 }
@@ -132,32 +137,33 @@ class Plan:
     def prompt_records(self) -> Iterator[dict[str, Any]]:
         """Every prompt in plain values."""
         for block in self.blocks:
-            for asked in block.prompts:
-                item = asked.item
+            evaluation = block.spec.evaluation
+            for rendered in block.prompts:
+                item = rendered.item
                 yield {
-                    "prompt_id": asked.prompt_id,
-                    "item_id": asked.item_id,
+                    "prompt_id": rendered.prompt_id,
+                    "item_id": rendered.item_id,
                     "evaluation": block.evaluation,
-                    "kind": block.ask.kind,
+                    "kind": evaluation.row_kind,
                     "data": block.data,
                     "data_sha256": block.data_sha256,
                     "category": item.category,
-                    "letter_order": asked.order,
+                    "letter_order": rendered.order,
                     "swapped_from": item.swapped_from if isinstance(item, items.Item) else "",
                     "system": block.system,
-                    "question": asked.question,
-                    "prompt": self.text(asked),
-                    "token_ids": list(asked.prompt.token_ids),
-                    "prompt_tokens": len(asked.prompt.token_ids),
-                    "choices": list(asked.labels) or None,
-                    "matching": asked.matching,
+                    "question": rendered.question,
+                    "prompt": self.text(rendered),
+                    "token_ids": list(rendered.prompt.token_ids),
+                    "prompt_tokens": len(rendered.prompt.token_ids),
+                    "choices": list(evaluation.labels(rendered)) or None,
+                    "matching": evaluation.matching(rendered),
                 }
 
-    def text(self, asked: RenderedPrompt) -> str:
+    def text(self, rendered: RenderedPrompt) -> str:
         """A prompt as the model sees it; the bare question while the model isn't here."""
         if self.pending:
-            return asked.question
-        return decoded(self.tokenizer, asked.prompt.token_ids)
+            return rendered.question
+        return decoded(self.tokenizer, rendered.prompt.token_ids)
 
 
 def make_plans(grid: Grid, today: date | None = None) -> tuple[Plan, ...]:
@@ -174,7 +180,7 @@ def make_plans(grid: Grid, today: date | None = None) -> tuple[Plan, ...]:
     for n, counts in enumerate(zip(*(plan.excluded for plan in plans), strict=True)):
         if not sum(counts):
             raise grid.error(
-                ("exclude", n), "this exclusion matches no configuration", "mend it, or take it out"
+                ("exclude", n), "this exclusion matches no configuration", "fix it, or take it out"
             )
     return tuple(plans)
 
@@ -184,44 +190,41 @@ def make_plan(grid: Grid, model: int, facts: ModelFacts, tokenizer: Any, today: 
     today = today or date.today()
     tokenizer = dated(tokenizer, today)
     sources = vector_sources(grid)
-    steered = ConfigExpander(grid, model, facts.layers, sources)
+    expander = ConfigExpander(grid, model, facts.layers, sources)
     blocks: list[Block] = []
     notes: list[str] = []
     for name, data, place in grid.named_evaluations():
-        spec = grid.evaluations[place]
-        found = read_questions(grid, name, data, place)
-        notes += found.notes
-        for ask, system, control in ways_to_ask(grid, place):
-            asking = PromptRenderer(grid, place, name, ask, tokenizer)
+        found = read_questions(grid, data, place)
+        notes += (f"{name}: {note}" for note in found.notes)
+        for spec, system, control in prompt_specs(grid, place):
+            renderer = PromptRenderer(grid, place, name, spec, tokenizer)
             places: dict[Positions | None, Loc] = {}
-            rendering = asking.rendering()
-            configs = _configs(
-                asking, steered, steered.baseline(ask, control, system), facts.identity() | rendering, places
-            )
+            template = renderer.template()
+            baseline = expander.baseline(spec, control, system)
+            configs = _configs(renderer, expander, baseline, facts.identity() | template, places)
             block = Block(
                 evaluation=name,
                 place=place,
-                ask=ask,
-                samples=spec.samples if isinstance(spec, OpenEndedSpec) else 1,
+                spec=spec,
                 configs=configs,
-                prompts=tuple(asking.asked(item, order) for item, order in found.questions),
+                prompts=tuple(renderer.rendered(item, order) for item, order in found.questions),
                 system=system,
                 data=data,
                 data_sha256=found.data_sha256,
-                template=" ".join(rendering.values()),
+                template=" ".join(template.values()),
             )
             _check_positions(grid, block, places, estimated=tokenizer is None)
             blocks.append(block)
     _check_questions_differ(grid, blocks)
     _check_files(grid, facts, blocks)
     notes += _too_long(grid, model, facts, blocks)
-    excluded = tuple(steered.excluded)
+    excluded = tuple(expander.excluded)
     return Plan(grid, model, facts, tokenizer, tuple(blocks), tuple(notes), excluded, sources, today)
 
 
 def _configs(
-    asking: PromptRenderer,
-    steered: ConfigExpander,
+    renderer: PromptRenderer,
+    expander: ConfigExpander,
     baseline: Config,
     model: Mapping[str, Any],
     places: dict[Positions | None, Loc],
@@ -236,58 +239,59 @@ def _configs(
         config = with_id(config, model)
         found.setdefault(config.config_id, config)
         if len(found) > MOST_CONFIGS:
-            message = f"more than {MOST_CONFIGS} configurations of {asking.name}"
-            raise asking.grid.error(("grid",), message, "take fewer layers, norms or controls")
+            message = f"more than {MOST_CONFIGS} configurations of {renderer.name}"
+            raise renderer.grid.error(("grid",), message, "take fewer layers, norms or controls")
 
     add(baseline)
     if baseline.control:
         return tuple(found.values())  # a system prompt as a control is not steered besides
     own = []
-    for config, place in steered.configs(asking.place, asking.name, baseline):
+    for config, place in expander.configs(renderer.place, renderer.name, baseline):
         places.setdefault(config.positions, place)
         own.append(config)
         add(config)
-    if baseline.ask.kind == "choice":
+    if baseline.spec.evaluation.has_controls:
         for config in own:
-            for beside in steered.controls(config):
+            for beside in expander.controls(config):
                 add(beside)
     return tuple(found.values())
 
 
 def _check_positions(grid: Grid, block: Block, places: Mapping[Any, Loc], estimated: bool) -> None:
     """Refuse positions that can't act on what is scored: no token of theirs is processed before it."""
+    evaluation = block.spec.evaluation
     for positions, place in places.items():
-        for asked in block.prompts:
-            if estimated and not _sure_without_tokens(asked, positions):
+        for rendered in block.prompts:
+            # from words alone it is only known that positions behind the prompt can't act
+            sure = positions == "generated" and evaluation.sure_without_tokenizer(rendered.item)
+            if estimated and not sure:
                 continue
-            # an answer's tokens but its last are forced in one request or another
-            longest = len(asked.prompt.token_ids) + asked.forced_tokens
-            if expected_steered_tokens(asked.prompt.span(positions), longest, block.ask.max_tokens):
+            span = rendered.prompt.span(positions)
+            if any(
+                expected_steered_tokens(span, len(request.prompt.token_ids), request.max_tokens)
+                for request in evaluation.requests("", rendered, None, 0)
+            ):
                 continue
             message = (
                 f"positions {positions} ({grid.place(place)}) cannot act on what {block.evaluation} "
-                f"scores: of the item on line {asked.item.line} no token that is processed lies in them"
+                f"scores: for the item on line {rendered.item.line} no token that is processed lies in them"
             )
             hint = "exclude them for this evaluation, or take positions within the prompt"
             raise grid.error(("evaluations", block.place), message, hint)
 
 
-def _sure_without_tokens(asked: RenderedPrompt, positions: Any) -> bool:
-    """Whether it can be told from words alone that positions can't act: a letter is one token."""
-    return positions == "generated" and not (isinstance(asked.item, items.Item) and not asked.item.lettered)
-
-
 def _check_questions_differ(grid: Grid, blocks: Iterable[Block]) -> None:
     """Two evaluations that ask the same question in the same way would share its rows, and one lack them."""
-    seen: dict[tuple[PromptSpec, str, str], Block] = {}
+    seen: dict[tuple[str, str, str], Block] = {}
     for block in blocks:
-        for asked in block.prompts:
-            first = seen.setdefault((block.ask, asked.item_id, asked.order), block)
+        way = canonical(block.spec.identity())
+        for rendered in block.prompts:
+            first = seen.setdefault((way, rendered.item_id, rendered.order), block)
             if first is not block:
                 place = grid.place(("evaluations", first.place))
                 message = (
                     f"{block.evaluation} asks what {first.evaluation} ({place}) asks in the same way: "
-                    f"its item on line {asked.item.line}"
+                    f"its item on line {rendered.item.line}"
                 )
                 hint = "join the two, or take the item out of one of them"
                 raise grid.error(("evaluations", block.place), message, hint)
@@ -310,8 +314,13 @@ def _too_long(grid: Grid, model: int, facts: ModelFacts, blocks: Iterable[Block]
         return []
     notes = []
     for block in blocks:
-        needed = (len(p.prompt.token_ids) + p.forced_tokens + block.ask.max_tokens for p in block.prompts)
-        over = sum(tokens > room for tokens in needed)
+        over = sum(
+            any(
+                len(request.prompt.token_ids) + request.max_tokens > room
+                for request in block.spec.evaluation.requests("", rendered, None, 0)
+            )
+            for rendered in block.prompts
+        )
         if over:
             fate = f"{over} prompts don't fit into {room} tokens; their rows will fail"
             notes.append(f"{block.evaluation}: {fate}")

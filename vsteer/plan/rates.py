@@ -86,7 +86,7 @@ def known_rates(plan: Plan) -> Rates | None:
     if plan.pending:
         return None
     found = _read().get(_key(plan), {})
-    generates = any(block.ask.max_tokens > 1 for block in plan.blocks)
+    generates = any(block.spec.evaluation.sampling.max_tokens > 1 for block in plan.blocks)
     if "prompt" not in found or (generates and "output" not in found):
         return None
     prompt, output = found["prompt"], found.get("output", [1.0, 1.0])

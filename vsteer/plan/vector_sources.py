@@ -11,9 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vsteer.datasets.builtin import find_data, find_file
-from vsteer.datasets.items import ItemSet, PromptSet
-from vsteer.datasets.readers import read_prompts, read_questions
+from vsteer.datasets.builtin import find_file
 from vsteer.errors import VsteerError
 from vsteer.grid.problems import Loc
 from vsteer.grid.spec import DataVector, FileVector, Grid
@@ -104,7 +102,7 @@ def check_file(
     """Refuse a vector's file that does not fit the model, or lacks a layer that is steered with it."""
     at: Loc = ("vectors", source.name, "file")
     assert isinstance(source.made_from, VectorFile)
-    with _located(grid, at):
+    with located(grid, at):
         vector = load(source.made_from.path, source.name)
         if layers is not None and hidden_size is not None:
             for_model(vector, layers, hidden_size)
@@ -122,16 +120,6 @@ def norm_recipe(norm: str, sources: dict[str, VectorSource]) -> Any:
     }
 
 
-def read_items(grid: Grid, loc: Loc, data: str) -> ItemSet:
-    with _located(grid, loc):
-        return read_questions(find_data(data, "questions", grid.folder))
-
-
-def read_open(grid: Grid, loc: Loc, data: str) -> PromptSet:
-    with _located(grid, loc):
-        return read_prompts(find_data(data, "open", grid.folder))
-
-
 def _source(grid: Grid, name: str, spec: DataVector | FileVector) -> VectorSource:
     beside = grid.folder
     if isinstance(spec, FileVector):
@@ -139,7 +127,7 @@ def _source(grid: Grid, name: str, spec: DataVector | FileVector) -> VectorSourc
         path = find_file(spec.file, beside)
         if path is None:
             raise grid.error(at, f"no vector file {spec.file[:200]!r}", "paths are relative to the grid")
-        with _located(grid, at):
+        with located(grid, at):
             return VectorSource(name, VectorFile(path, file_sha256(path)), ("stored",))
     recipe = make_recipe(
         spec.data,
@@ -149,13 +137,13 @@ def _source(grid: Grid, name: str, spec: DataVector | FileVector) -> VectorSourc
         system=spec.system,
         name=name,
         beside=beside,
-        located=lambda setting: _located(grid, ("vectors", name, setting)),
+        located=lambda setting: located(grid, ("vectors", name, setting)),
     )
     return VectorSource(name, recipe, spec.norm)
 
 
 @contextmanager
-def _located(grid: Grid, loc: Loc) -> Iterator[None]:
+def located(grid: Grid, loc: Loc) -> Iterator[None]:
     """Put the grid's line to whatever is wrong."""
     try:
         yield

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from vsteer.errors import EngineError, StoreError
-from vsteer.evaluations.open_ended import OpenEndedSpec
 from vsteer.grid.spec import EngineSpec
 from vsteer.packages import vllm_version
 from vsteer.plan.plan import Plan
@@ -164,7 +163,7 @@ class ModelRun:
         return [
             name
             for name, _, place in self.plan.grid.named_evaluations()
-            if isinstance(spec := self.plan.grid.evaluations[place], OpenEndedSpec) and spec.coherence
+            if self.plan.grid.evaluations[place].wants_perplexity
         ]
 
     def _coherence_file(self) -> CoherenceFile:
