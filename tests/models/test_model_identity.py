@@ -159,6 +159,6 @@ def test_that_much_is_read_is_said(
 ) -> None:
     monkeypatch.setattr(identity, "LARGE", 2**20)
     model_sha256(settled)
-    assert "once, to know them again" in capsys.readouterr().err
+    assert "once, to recognise them later" in capsys.readouterr().err
     model_sha256(settled)
     assert capsys.readouterr().err == ""

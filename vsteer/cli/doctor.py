@@ -1,4 +1,4 @@
-"""`vsteer doctor`: would a run start on this machine, and what would make it faster?"""
+"""`vsteer doctor`: whether a run would start on this machine, and what would make it faster."""
 
 import json
 import shutil
@@ -11,11 +11,11 @@ import click
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def doctor(as_json: bool) -> None:
-    """Say what a run would meet on this machine, and what to do about it.
+    """Show what a run would meet on this machine, and how to fix it.
 
-    Versions; whether everything inside vLLM that vsteer leans on is as vsteer knows it; devices, threads,
-    memory and space. `warn` is what slows a run or may keep it from its end, `REFUSED` what keeps it from
-    starting. Nothing is loaded. Exits 1 when a run would be refused.
+    It looks at versions, at whether everything inside vLLM that vsteer depends on is as vsteer knows it, at
+    devices, threads, memory and space. `warn` marks what slows a run or may end it early, `REFUSED` what
+    keeps it from starting. Nothing is loaded. Exits 1 when a run would be refused.
 
     \b
     Example:
@@ -27,12 +27,12 @@ def doctor(as_json: bool) -> None:
     machine = this_machine()
     found = examine(machine)
     if as_json:
-        said = {
+        report = {
             "refused": found.refused,
             "versions": found.versions,
             "findings": [asdict(finding) for finding in found.findings],
         }
-        click.echo(json.dumps(said, indent=2))
+        click.echo(json.dumps(report, indent=2))
     else:
         width = min(110, shutil.get_terminal_size().columns)
         versions = "  ".join(f"{name} {version}" for name, version in found.versions.items())
@@ -52,7 +52,7 @@ def doctor(as_json: bool) -> None:
 
 
 def _wrapped(lead: str, text: str, width: int) -> str:
-    """Commands and paths stay whole, so that they can be copied."""
+    """The text in lines, with commands and paths whole, so that they can be copied."""
     return textwrap.fill(
         text,
         width=width,

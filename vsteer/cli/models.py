@@ -12,7 +12,7 @@ def models() -> None:
     """List, fetch and locate the named models that need no hub.
 
     They are kept in $VSTEER_HOME/models (by default ~/.cache/vsteer/models). Wherever vsteer wants a model,
-    one of these names, a folder or a hub id will do.
+    you can give one of these names, a folder or a hub id.
 
     \b
     Example:
@@ -23,7 +23,7 @@ def models() -> None:
 @models.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array instead of a table.")
 def list_models(as_json: bool) -> None:
-    """List the named models and whether each is here already.
+    """List the named models and whether this machine has them.
 
     \b
     Example:
@@ -56,7 +56,7 @@ def list_models(as_json: bool) -> None:
 @models.command()
 @click.argument("name")
 def get(name: str) -> None:
-    """Make the model NAME if it isn't here yet, and print its folder.
+    """Make the model NAME if this machine lacks it, and print its folder.
 
     \b
     Example:
@@ -68,7 +68,7 @@ def get(name: str) -> None:
 @models.command()
 @click.argument("name")
 def path(name: str) -> None:
-    """Print the folder of the model NAME, which must be here already.
+    """Print the folder of the model NAME, which `get` must have made.
 
     \b
     Example:

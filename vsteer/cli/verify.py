@@ -1,4 +1,4 @@
-"""`vsteer verify MODEL`: does vLLM steer the user's own model as plain Hugging Face hooks do?"""
+"""`vsteer verify MODEL`: whether vLLM steers the user's own model as plain Hugging Face hooks do."""
 
 import json
 
@@ -10,19 +10,19 @@ import click
 @click.option("--revision", help="Revision of a hub model.")
 @click.option("--rows", default=40, show_default=True, help="How many mixed requests to compare.")
 @click.option("--tensor-parallel-size", type=click.IntRange(min=1), default=1, show_default=True)
-@click.option("--eager", is_flag=True, help="Without compilation: a quicker start.")
+@click.option("--eager", is_flag=True, help="Start sooner, without compilation.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def verify(
     model: str, revision: str | None, rows: int, tensor_parallel_size: int, eager: bool, as_json: bool
 ) -> None:
-    """Hold vLLM's steering of MODEL against Hugging Face's, in float32.
+    """Compare vLLM's steering of MODEL with Hugging Face's, in float32.
 
-    First the canary: every layer must steer, an unsteered batch mate must stay as it is, and cache blocks of
-    different steerings must be told apart. Then mixed requests in one batch (layers, vectors, several terms,
-    all kinds of positions), their log-probabilities teacher-forced through the reference engine, with streams
-    captured at every layer. A row must agree to 1e-4, and a slip by one layer or one position would have
-    shown at 100 times that. Exits 1 when a row is wrong. Both engines hold the model at once, so there must
-    be memory for two.
+    First comes the canary: every layer must steer, an unsteered batch mate must stay as it is, and cache
+    blocks of different steerings must be kept apart. Then mixed requests run in one batch (layers, vectors,
+    several terms, all kinds of positions), with streams captured at every layer, and the reference engine
+    computes their log-probabilities teacher-forced. A row must agree to 1e-4, and a slip by one layer or one
+    position would have shown at 100 times that. Exits 1 when a row is wrong. Both engines hold the model at
+    once, so there must be memory for two.
 
     \b
     Example:

@@ -27,7 +27,7 @@ class DeviceSlice:
     cores: tuple[int, ...] = ()
 
     def occupy(self) -> None:
-        """Keep this process and its children here; before anything of vLLM is imported."""
+        """Keep this process and its children here. It must come before vLLM is imported."""
         os.environ.update(self.environment)
         if self.cores:
             os.sched_setaffinity(0, self.cores)
@@ -62,7 +62,7 @@ def cpu_slices(replicas: int, ranks: int, cores: Sequence[int], bind: str) -> li
         shares = _shares(replicas, ranks, bind.split("|"), f"core lists in {BIND}")
         return [DeviceSlice({BIND: "|".join(share[:ranks])}) for share in shares]
     if not cores:
-        return [DeviceSlice()] * replicas  # a system without affinity
+        return [DeviceSlice()] * replicas  # this system has no affinity
     return [DeviceSlice(cores=tuple(share)) for share in _shares(replicas, ranks, cores, "cores")]
 
 

@@ -1,7 +1,7 @@
-"""One replica: a process of its own that hosts one engine, and what is said over its pipe.
+"""One replica: a process of its own that hosts one engine, and the messages over its pipe.
 
-Its engine is never left waiting for requests while some are under way: where none comes, the round ends, what
-is under way finishes, and the next request begins another round.
+The engine never waits for requests while some are under way: where none comes, the round ends, what is under
+way finishes, and the next request begins another round.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from vsteer.protocol import Engine, Request, Result, Steering, Vectors
 
 # How long an engine with requests under way waits for more of them.
 PATIENCE_SECONDS = 0.05
-# Results in one message, and as many may wait for the pipe: captured ones are large.
+# The most results in one message, and as many may wait for the pipe, since captured ones are large.
 RESULTS = 32
-# How long an engine with a dead process may take to say what happened.
-LAST_WORDS_SECONDS = 3
+# How long an engine with a dead process may take to report why it died.
+LAST_REPORT_SECONDS = 3
 
 MakeEngine = Callable[[], Engine]
 
@@ -41,8 +41,8 @@ class Load:
 
 
 @dataclass(frozen=True)
-class Ask:
-    """Requests of a run, which is told by its number so that nothing of an abandoned one is mistaken."""
+class Work:
+    """Requests of a run. Its number keeps them apart from those of an abandoned run."""
 
     run: int
     requests: tuple[Request, ...]
@@ -73,21 +73,21 @@ class Answers:
 
 @dataclass(frozen=True)
 class Failed:
-    """The replica's last word."""
+    """The replica's last message."""
 
     error: BaseException
     exit_codes: tuple[int | None, ...] = ()
 
 
-Message = Load | Ask | Stop
+Message = Load | Work | Stop
 
 
-def serve(connection: Connection[Any, Any], parent: int, place: DeviceSlice) -> None:
-    """The process's whole life. The first message is what makes the engine."""
-    # a session of its own: Ctrl-C goes to the parent alone, and what the engine starts can be ended with it
+def serve(connection: Connection[Any, Any], parent: int, devices: DeviceSlice) -> None:
+    """The process's whole life. The first message is the function that makes the engine."""
+    # In a session of its own Ctrl-C does not reach it, and it can be killed together with what it starts.
     os.setsid()
     threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
-    place.occupy()
+    devices.occupy()
     try:
         make: MakeEngine = connection.recv()
         engine = make()
@@ -99,13 +99,13 @@ def serve(connection: Connection[Any, Any], parent: int, place: DeviceSlice) -> 
 
 
 def portable(error: BaseException) -> BaseException:
-    """The error itself where it survives the way, its words otherwise; with where it was raised."""
-    said = "".join(traceback.format_exception(error))
+    """The error itself if it can be pickled, else its text; either with its traceback."""
+    text = "".join(traceback.format_exception(error))
     try:
         same: BaseException = pickle.loads(pickle.dumps(error))
     except Exception:
-        return RuntimeError(f"in a replica's process:\n{said}")
-    same.add_note(f"in a replica's process:\n{said}")
+        return RuntimeError(f"in a replica's process:\n{text}")
+    same.add_note(f"in a replica's process:\n{text}")
     return same
 
 
@@ -116,7 +116,7 @@ class _Serving:
         self.engine = engine
         self.inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self.put_back: Message | None = None
-        self.run = 0  # the newest that was heard of
+        self.run = 0  # the newest run of which a message came
         self._connection = connection
         self._outbox: queue.Queue[Any] = queue.Queue(RESULTS)
         self._writer = threading.Thread(target=self._write, daemon=True)
@@ -144,39 +144,39 @@ class _Serving:
         message, self.put_back = self.put_back, None
         return message or self.inbox.get()
 
-    def _round(self, asked: Ask) -> None:
+    def _round(self, work: Work) -> None:
         """Requests through the engine until no more come."""
-        feed = _Feed(self, asked)
-        # left early, a generator drops what is under way when it is closed
+        feed = _Feed(self, work)
+        # closing the generator drops what is under way
         answers = cast("Generator[Result, None, None]", self.engine.run(feed))
         with contextlib.closing(answers):
             for result in answers:
                 feed.under_way -= 1
-                if self.run != asked.run:
+                if self.run != work.run:
                     return
-                self._outbox.put(Answers(asked.run, (result,)))
+                self._outbox.put(Answers(work.run, (result,)))
 
     def _exit_codes(self) -> tuple[int | None, ...]:
         return tuple(self.engine.exit_codes())
 
     def _death(self, error: BaseException) -> BaseException:
-        """An engine whose process is gone fails in many ways, and they are all this one."""
+        """One kind of error for the many ways in which an engine fails whose process is gone."""
         gone = any(code is not None for code in self._exit_codes())
         if isinstance(error, VsteerError | SteeringFault) or not gone:
             return error
-        return EngineError(f"the engine died: {error!r}", hint="its own words are above")
+        return EngineError(f"the engine died: {error!r}", hint="its own message is above")
 
     def _watch(self) -> None:
-        """vLLM's client waits for ever for an engine core that was killed: it sends no last word."""
+        """End the wait of vLLM's client for an engine core that was killed, which would never end."""
         while all(code is None for code in self._exit_codes()):
             if self._over.wait(1):
                 return
-        # one that could still say why has said it by then
-        if not self._over.wait(LAST_WORDS_SECONDS):
+        # an engine that can still report why has done so by then
+        if not self._over.wait(LAST_REPORT_SECONDS):
             codes = self._exit_codes()
             error = EngineError(
                 f"the engine died: its processes ended with exit codes {list(codes)}",
-                hint="its own words are above, if there are any; -9 is a kill, as when memory is out",
+                hint="its own message is above, if it left one; -9 is a kill, as when memory runs out",
             )
             self._outbox.put(Failed(error, codes))
 
@@ -184,7 +184,7 @@ class _Serving:
         try:
             while True:
                 message = self._connection.recv()
-                if isinstance(message, Ask | Abandon):
+                if isinstance(message, Work | Abandon):
                     self.run = message.run
                 if not isinstance(message, Abandon):
                     self.inbox.put(message)
@@ -195,19 +195,19 @@ class _Serving:
     def _write(self) -> None:
         with contextlib.suppress(OSError):
             while True:
-                said = [self._outbox.get()]
+                messages = [self._outbox.get()]
                 with contextlib.suppress(queue.Empty):
-                    while len(said) < RESULTS:
-                        said.append(self._outbox.get_nowait())
-                for message in merged(said):
+                    while len(messages) < RESULTS:
+                        messages.append(self._outbox.get_nowait())
+                for message in merged(messages):
                     if message is None:
                         return
                     self._connection.send(message)
 
 
-def merged(said: Iterable[Any]) -> Iterator[Any]:
-    """Results that wait for the pipe as one message: one by one they would cost more than they are."""
-    for run, group in groupby(said, lambda one: one.run if isinstance(one, Answers) else None):
+def merged(messages: Iterable[Any]) -> Iterator[Any]:
+    """The messages, with results that follow each other in one, since sending costs more than they do."""
+    for run, group in groupby(messages, lambda one: one.run if isinstance(one, Answers) else None):
         if run is None:
             yield from group
         else:
@@ -217,10 +217,10 @@ def merged(said: Iterable[Any]) -> Iterator[Any]:
 class _Feed(Iterator[Request]):
     """The requests of one round."""
 
-    def __init__(self, serving: _Serving, asked: Ask) -> None:
+    def __init__(self, serving: _Serving, work: Work) -> None:
         self.under_way = 0
-        self._serving, self._run = serving, asked.run
-        self._requests = deque(asked.requests)
+        self._serving, self._run = serving, work.run
+        self._requests = deque(work.requests)
         self._over = False
 
     def __next__(self) -> Request:
@@ -241,7 +241,7 @@ class _Feed(Iterator[Request]):
         except queue.Empty:
             self._over = True
             return
-        if isinstance(message, Ask) and message.run == self._run:
+        if isinstance(message, Work) and message.run == self._run:
             self._requests.extend(message.requests)
         else:
             self._serving.put_back = message

@@ -1,7 +1,7 @@
 """Several engines on one machine behind one: each in a process of its own, on its own devices.
 
 Requests are dealt by prompt, so that a prompt's configurations meet in one prefix cache. A replica that dies
-is started again, and what it had not answered goes to whichever is up: every request has one result.
+is started again, and the requests that it left unanswered go to any that is up, so that each has one result.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from multiprocessing.connection import wait
 from typing import Any, Protocol
 
 from vsteer.engine.device_slices import DeviceSlice
-from vsteer.engine.replica import Abandon, Answers, Ask, Failed, Load, Loaded, MakeEngine, Stop, serve
+from vsteer.engine.replica import Abandon, Answers, Failed, Load, Loaded, MakeEngine, Stop, Work, serve
 from vsteer.errors import EngineError, SteeringFault
 from vsteer.protocol import Engine, EngineInfo, Request, Result, Steering, Vectors
 
 # How often one replica is started again.
 RESTARTS = 3
-# A replica that says nothing for so long, while requests of its are under way, hangs.
+# A replica that has requests under way and sends nothing for so long hangs.
 STALL_SECONDS = 600.0
-# Of one prompt so many requests may wait for one replica; further ones are dealt anew, lest the others idle.
+# So many requests of one prompt may wait for one replica; the rest is dealt anew, lest the others idle.
 LONGEST_WAIT = 4096
 REQUESTS_IN_A_MESSAGE = 256
 CLOSE_SECONDS = 5.0
@@ -39,35 +39,35 @@ class OnEvent(Protocol):
 
 
 def window(max_num_seqs: int) -> int:
-    """Requests under way in one replica. Its VllmEngine takes 2 * max_num_seqs + 64 of them, and further ones
-    must be there before results have gone up and requests come down, or its batch runs dry."""
+    """How many requests are under way in one replica. Its VllmEngine takes 2 * max_num_seqs + 64 of them, and
+    more must wait there, or its batch runs dry while results and requests travel."""
     return 2 * (2 * max_num_seqs + 64) + 256
 
 
 class Replicas(Engine):
-    """An engine made of engines: `make` runs once in each replica's process, and can be pickled."""
+    """An engine made of engines. `make` starts one in its replica's process, so it must be picklable."""
 
     def __init__(
         self,
         make: MakeEngine,
-        places: Sequence[DeviceSlice],
+        slices: Sequence[DeviceSlice],
         *,
         window: int,
         one_first: bool = False,
         on_event: OnEvent = lambda event, **fields: None,
     ) -> None:
-        """`one_first`: the others start when the first is up, and find what it compiled."""
+        """With `one_first` the others start when the first is up, so that they find what it compiled."""
         self.steps = 0
         self._on_event, self._window = on_event, window
         self._info: EngineInfo | None = None
         self._table: Load | None = None
         self._run = 0
-        self._dealt: set[str] = set()  # handed out and not answered
-        self._returned: deque[Request] = deque()  # of these, what a replica left behind
+        self._dealt: set[str] = set()  # taken from the run and not answered
+        self._returned: deque[Request] = deque()  # those of them that a replica left behind
         self._group: tuple[tuple[int, ...], _Replica] | None = None
         self._codes: list[int | None] = []
         self._killed = False
-        self._replicas = [_Replica(number, make, place) for number, place in enumerate(places)]
+        self._replicas = [_Replica(number, make, devices) for number, devices in enumerate(slices)]
         atexit.register(self.close)
         try:
             for some in (self._replicas[:1], self._replicas[1:]) if one_first else (self._replicas,):
@@ -97,7 +97,7 @@ class Replicas(Engine):
         self._group = None
         try:
             while self._deal(waiting) or self._dealt:
-                yield from self._hear()
+                yield from self._receive()
         finally:
             self._abandon()
 
@@ -116,8 +116,8 @@ class Replicas(Engine):
         atexit.unregister(self.close)
         alive = [replica for replica in self._replicas if replica.alive]
         for replica in alive:
-            replica.say(Abandon(self._run + 1))
-            replica.say(Stop())
+            replica.send(Abandon(self._run + 1))
+            replica.send(Stop())
         deadline = time.monotonic() + CLOSE_SECONDS
         for replica in alive:
             wait([replica.process.sentinel], max(0.0, deadline - time.monotonic()))
@@ -140,11 +140,11 @@ class Replicas(Engine):
             self._replica_for(request).waiting.append(request)
         for replica in self._replicas:
             if replica.state == "up":
-                replica.ask(self._run, self._window)
+                replica.send_work(self._run, self._window)
         return more
 
     def _replica_for(self, request: Request) -> _Replica:
-        """That of the prompt before, where this one is the same or goes on from it; else the least busy."""
+        """The last request's replica, where this prompt is the same or continues it; else the least busy."""
         tokens = request.prompt.token_ids
         if self._group is not None:
             first, replica = self._group
@@ -161,26 +161,26 @@ class Replicas(Engine):
     def _settle(self) -> None:
         """Wait until every replica that was started is up with the table, or gone for good."""
         while any(replica.state in ("starting", "loading") for replica in self._replicas):
-            deque(self._hear(), maxlen=0)
+            deque(self._receive(), maxlen=0)
 
-    def _hear(self) -> Iterator[Result]:
-        """What replicas say within a second, and whether they live."""
+    def _receive(self) -> Iterator[Result]:
+        """The results that come within a second, after a look at which replicas live."""
         alive = [replica for replica in self._replicas if replica.alive]
         handles = {replica.process.sentinel: replica for replica in alive}
         pipes: dict[Any, _Replica] = {replica.pipe: replica for replica in alive}
-        said = {(pipes | handles)[ready] for ready in wait([*pipes, *handles], timeout=1)}
+        ready = {(pipes | handles)[handle] for handle in wait([*pipes, *handles], timeout=1)}
         for replica in alive:
-            if replica in said:
+            if replica in ready:
                 yield from self._attend(replica)
-            elif replica.asked and time.monotonic() - replica.heard > STALL_SECONDS:
-                self._bury(replica, EngineError("it hangs", hint="what was under way is done again"))
+            elif replica.under_way and time.monotonic() - replica.last_message > STALL_SECONDS:
+                self._bury(replica, EngineError("it hangs", hint="its requests are done again"))
 
     def _attend(self, replica: _Replica) -> list[Result]:
         with contextlib.suppress(EOFError, OSError):
-            # of a process that is gone, what it still said is heard first
+            # a process that is gone may have left messages
             if replica.pipe.poll():
                 message = replica.pipe.recv()
-                replica.heard = time.monotonic()
+                replica.last_message = time.monotonic()
                 return self._take(replica, message)
             if replica.process.is_alive():
                 return []
@@ -203,16 +203,16 @@ class Replicas(Engine):
             case Loaded():
                 replica.state = "up"
             case Failed(error, codes):
-                # an engine that never worked, or can't do what it is asked, won't another time
-                hopeless = replica.state != "up" and not replica.restarts
-                if hopeless or not isinstance(error, EngineError):
+                # an engine that never worked fails again, and what is not the engine's fault must be seen
+                never_up = replica.state != "up" and not replica.restarts
+                if never_up or not isinstance(error, EngineError):
                     raise error
                 self._bury(replica, error, codes)
         return []
 
     def _answered(self, replica: _Replica, result: Result) -> Result:
-        if replica.asked.pop(result.id, None) is None:
-            raise SteeringFault(f"a replica answered {result.id!r}, which it was not asked")
+        if replica.under_way.pop(result.id, None) is None:
+            raise SteeringFault(f"a replica answered {result.id!r}, which it was not given")
         self._dealt.remove(result.id)
         self.steps += 1
         return result
@@ -220,20 +220,20 @@ class Replicas(Engine):
     def _bury(
         self, replica: _Replica, why: EngineError | None = None, codes: tuple[int | None, ...] = ()
     ) -> None:
-        """Take back what it had not answered, and start it again. `codes` are its engine's, where it told."""
+        """Take back what it left unanswered, and start it again. `codes` are its engine's, if it sent any."""
         replica.end()
         if why is None:
-            # else it is this call that ended it
+            # with a reason, the exit code only shows that this call killed it
             codes = (replica.process.exitcode,)
         self._codes += codes
         left = replica.take_back()
         self._returned.extend(left)
         again = replica.restarts < RESTARTS and not self._killed
-        said = why.message if why else f"its process ended with exit code {codes[0]}"
+        reason = why.message if why else f"its process ended with exit code {codes[0]}"
         self._on_event(
             "replica_died",
             replica=replica.number,
-            error=said,
+            error=reason,
             exit_codes=list(codes),
             given_back=len(left),
             restart=replica.restarts + 1 if again else None,
@@ -243,32 +243,32 @@ class Replicas(Engine):
             replica.start()
         elif not any(other.alive or other.process is None for other in self._replicas):
             raise EngineError(
-                f"the engine died: none of {len(self._replicas)} replicas is left; the last: {said}",
-                hint="its own words are above; an out-of-memory wants a smaller max_num_seqs",
+                f"the engine died: none of {len(self._replicas)} replicas is left; the last: {reason}",
+                hint="its own message is above; if memory ran out, give a smaller max_num_seqs",
             ) from why
 
     def _abandon(self) -> None:
-        """Leave nothing behind in the replicas, whatever ended the run."""
+        """Leave nothing behind in the replicas, however the run ended."""
         if self._dealt:
             self._run += 1
             for replica in self._replicas:
                 replica.take_back()
                 if replica.state == "up":
-                    replica.say(Abandon(self._run))
+                    replica.send(Abandon(self._run))
         self._dealt.clear()
         self._returned.clear()
 
 
 class _Replica:
-    """A process from the parent's side. `gone` has none; `up` can be asked."""
+    """A process from the parent's side. In the state `gone` there is none; when `up` it takes requests."""
 
-    def __init__(self, number: int, make: MakeEngine, place: DeviceSlice) -> None:
-        self.number, self._make, self._place = number, make, place
+    def __init__(self, number: int, make: MakeEngine, devices: DeviceSlice) -> None:
+        self.number, self._make, self._devices = number, make, devices
         self.state = "gone"
         self.restarts = 0
-        self.heard = 0.0
+        self.last_message = 0.0
         self.waiting: deque[Request] = deque()  # dealt to it, and not sent yet
-        self.asked: dict[str, Request] = {}
+        self.under_way: dict[str, Request] = {}
         self.process: Any = None
         self.pipe: Any = None
 
@@ -281,55 +281,55 @@ class _Replica:
         return round(time.monotonic() - self.started, 1)
 
     def start(self) -> None:
-        # not a fork: the parent has threads, and may have used the device
+        # a fork would not do, since the parent has threads and may have used the device
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(
-            target=serve, args=(theirs, os.getpid(), self._place), name=f"vsteer-replica-{self.number}"
+            target=serve, args=(theirs, os.getpid(), self._devices), name=f"vsteer-replica-{self.number}"
         )
         self.process.start()
         theirs.close()
         self.state = "starting"
-        self.heard = self.started = time.monotonic()
-        self.say(self._make)
+        self.last_message = self.started = time.monotonic()
+        self.send(self._make)
 
     def load(self, table: Load) -> None:
         self.state = "loading"
-        self.say(table)
+        self.send(table)
 
     def busy(self) -> int:
-        return len(self.asked) + len(self.waiting)
+        return len(self.under_way) + len(self.waiting)
 
     def hungry(self, window: int) -> bool:
         return self.state == "up" and self.busy() < window
 
-    def ask(self, run: int, window: int) -> None:
+    def send_work(self, run: int, window: int) -> None:
         """Send what waits, up to the window."""
-        while (room := min(window - len(self.asked), REQUESTS_IN_A_MESSAGE, len(self.waiting))) > 0:
-            if not self.asked:
-                self.heard = time.monotonic()
+        while (room := min(window - len(self.under_way), REQUESTS_IN_A_MESSAGE, len(self.waiting))) > 0:
+            if not self.under_way:
+                self.last_message = time.monotonic()
             some = tuple(self.waiting.popleft() for _ in range(room))
-            self.asked.update((request.id, request) for request in some)
-            self.say(Ask(run, some))
+            self.under_way.update((request.id, request) for request in some)
+            self.send(Work(run, some))
 
     def take_back(self) -> list[Request]:
-        left = [*self.asked.values(), *self.waiting]
-        self.asked.clear()
+        left = [*self.under_way.values(), *self.waiting]
+        self.under_way.clear()
         self.waiting.clear()
         return left
 
-    def say(self, message: Any) -> None:
-        """To one that is gone, nothing: that is heard of soon enough."""
+    def send(self, message: Any) -> None:
+        """Send a message, unless the process is gone, which `_receive` finds soon enough."""
         with contextlib.suppress(OSError):
             self.pipe.send(message)
 
     def kill(self) -> None:
-        """With all that it started."""
+        """Kill it and all that it started."""
         if not self.alive:
             return
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        # it may not lead a group yet
+        # right after its start it does not lead a group yet
         self.process.kill()
 
     def end(self) -> None:

@@ -1,1 +1,1 @@
-"""The machine that vsteer runs on: what it is, what it has left, and what a run would meet there."""
+"""The machine that vsteer runs on: what it is, what is free on it, and what a run would meet there."""

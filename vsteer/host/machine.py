@@ -1,4 +1,4 @@
-"""What this machine is and has left, read from the system alone: no torch, no vllm."""
+"""What this machine is and what is free on it, read from the system alone: no torch, no vllm."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from pathlib import Path
 
 from vsteer.models import home
 
-# Of a processor's instructions, those that decide how fast it multiplies matrices.
+# The instructions that decide how fast a processor multiplies matrices.
 MATRIX_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")
-# What vLLM's CPU workers want preloaded; the second on x86 alone.
+# The libraries that vLLM's CPU workers want preloaded; the second on x86 alone.
 ALLOCATOR, OPENMP = "libtcmalloc", "libiomp"
 
 
@@ -45,10 +45,10 @@ class Machine:
     memory: int
     available: int
     gpus: tuple[Gpu, ...]
-    gpu_error: str  # what nvidia-smi said where it is there and fails
-    # a folder's use -> where it is, and what is free there; None: it can't be asked
+    gpu_error: str  # nvidia-smi's message where it is installed and fails
+    # a folder's use -> where it is, and how much is free there, None where the system doesn't answer
     space: Mapping[str, tuple[Path, int | None]]
-    libraries: Mapping[str, str]  # of ALLOCATOR and OPENMP those that are installed, as LD_PRELOAD takes them
+    libraries: Mapping[str, str]  # ALLOCATOR and OPENMP as LD_PRELOAD takes them, where installed
     environment: Mapping[str, str] = field(repr=False)
 
 
@@ -82,15 +82,15 @@ def this_machine() -> Machine:
 
 
 def _processor() -> tuple[str, tuple[str, ...]]:
-    said = _text("/proc/cpuinfo")
-    named = re.search(r"^model name\s*: (.+)$", said, re.M)
-    flags = re.search(r"^(?:flags|Features)\s*: (.+)$", said, re.M)
+    text = _text("/proc/cpuinfo")
+    named = re.search(r"^model name\s*: (.+)$", text, re.M)
+    flags = re.search(r"^(?:flags|Features)\s*: (.+)$", text, re.M)
     there = set(flags[1].split()) if flags else set()
     return named[1] if named else platform.processor(), tuple(flag for flag in MATRIX_FLAGS if flag in there)
 
 
 def _memory() -> tuple[int, int]:
-    """All and what is left of it, of the container where that has a limit; 0 where the system doesn't say."""
+    """How much there is and how much is free, within a container's limit; 0 where the system doesn't say."""
     found = {
         name: int(kib) * 1024 for name, kib in re.findall(r"^(\w+):\s+(\d+) kB", _text("/proc/meminfo"), re.M)
     }
@@ -101,9 +101,9 @@ def _memory() -> tuple[int, int]:
     return total, available
 
 
-def _quota(said: str) -> float | None:
-    """`200000 100000` are two cores' worth of time; `max 100000` is no limit."""
-    allowed, _, period = said.partition(" ")
+def _quota(limit: str) -> float | None:
+    """The cores' worth of time: `200000 100000` is two of them, `max 100000` no limit."""
+    allowed, _, period = limit.partition(" ")
     return int(allowed) / int(period) if allowed.isdigit() and period.strip().isdigit() else None
 
 
@@ -111,10 +111,10 @@ def gpus() -> tuple[tuple[Gpu, ...], str]:
     """The NVIDIA GPUs, and why nvidia-smi could not list them where it is there and fails."""
     if shutil.which("nvidia-smi") is None:
         return (), ""
-    asked = "name,driver_version,memory.total,memory.free"
+    fields = "name,driver_version,memory.total,memory.free"
     try:
         done = subprocess.run(
-            ["nvidia-smi", f"--query-gpu={asked}", "--format=csv,noheader,nounits"],
+            ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"],
             capture_output=True,
             text=True,
             check=False,
@@ -131,13 +131,13 @@ def _gpu(line: str) -> Gpu | None:
     parts = [part.strip() for part in line.split(",")]
     if len(parts) != 4:
         return None
-    # a GPU that shares the machine's memory says [N/A]
+    # a GPU that shares the machine's memory has [N/A] here
     total, free = (int(part) * 2**20 if part.isdigit() else 0 for part in parts[2:])
     return Gpu(parts[0], parts[1], total, free)
 
 
 def _free(folder: Path) -> tuple[Path, int | None]:
-    """What is free on the disk of a folder, which may not be there yet."""
+    """How much is free on the disk of a folder, which may not exist yet."""
     there = next((path for path in (folder, *folder.parents) if path.exists()), None)
     try:
         return folder, shutil.disk_usage(there).free if there else None
@@ -146,7 +146,7 @@ def _free(folder: Path) -> tuple[Path, int | None]:
 
 
 def _libraries() -> dict[str, str]:
-    """By the loader's own search, and where Python's packages put theirs."""
+    """The libraries that the loader finds, or that a Python package has installed."""
     allocator = ctypes.util.find_library("tcmalloc_minimal") or ctypes.util.find_library("tcmalloc")
     openmp = Path(sys.prefix, "lib", "libiomp5.so")
     found = {ALLOCATOR: allocator, OPENMP: str(openmp) if openmp.exists() else None}

@@ -1,7 +1,7 @@
-"""Which model is meant: a named small model that needs no hub, a folder, or a hub id.
+"""Which model a name means: a named small model that needs no hub, a folder, or a hub id.
 
-Named models are made once, on first use, in `$VSTEER_HOME/models/<name>`, each by a function that fills an
-empty folder. A folder under its own name is always complete: it is made beside and renamed at the end.
+A named model is made once, on first use, in `$VSTEER_HOME/models/<name>`, by a function that fills an empty
+folder. A folder under that name is always complete: it is made under another and renamed at the end.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ class NamedModel:
     license: str
     size_mib: int
     recipe: int
-    """Raised whenever `make` changes what it writes, so that a folder made before is made again."""
+    """Raise it whenever `make` comes to write something else, so that older folders are made again."""
     make: Callable[[Path], None]
 
     @property
@@ -87,7 +87,7 @@ def check_folder(path: Path) -> None:
     missing = []
     if not (path / "config.json").is_file():
         missing.append("config.json")
-    # Weights in pickle (*.bin, *.pt) do not count: nothing of a user's is ever unpickled.
+    # Weights in pickle (*.bin, *.pt) do not count, since no user's file is ever unpickled.
     if not any(path.glob("*.safetensors")):
         missing.append("*.safetensors")
     if not any((path / file).is_file() for file in TOKENIZER_FILES):
@@ -117,7 +117,7 @@ def present_folder(model: NamedModel) -> Path:
 
 
 def ensure(model: NamedModel) -> Path:
-    """The model's folder, made if it isn't there; of two processes at once, one makes it and one waits."""
+    """The model's folder, made if it isn't there; a second process that wants it meanwhile waits."""
     if is_present(model):
         return model.folder
     models = model.folder.parent
@@ -127,7 +127,7 @@ def ensure(model: NamedModel) -> Path:
         with locked(models / f".{model.name}.lock"):
             if is_present(model):
                 return model.folder
-            # Whoever holds the lock is the only maker, so what lies there was left by one that was killed.
+            # Only the holder of the lock makes anything, so what lies there was left by one that was killed.
             shutil.rmtree(making, ignore_errors=True)
             making.mkdir()
             try:
@@ -147,7 +147,7 @@ def ensure(model: NamedModel) -> Path:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on a file; the system lets go of it when the process dies, however it dies."""
+    """Hold an exclusive lock on a file, which the system releases however the process dies."""
     import fcntl  # not on Windows, where results can be read but no model is run
 
     with path.open("w") as file:
@@ -168,7 +168,7 @@ NAMED = {
         ),
         NamedModel(
             name="gemma3-270m",
-            about="a small real base model (Gemma 3 architecture, 18 layers), to set beside the other",
+            about="a small real base model (Gemma 3 architecture, 18 layers), to compare with the other",
             license=gemma3.LICENSE,
             size_mib=1055,
             recipe=1,

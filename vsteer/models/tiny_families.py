@@ -1,7 +1,7 @@
-"""A tiny model with random weights of each family beside Llama, for tests; made from a seed without torch.
+"""A tiny model with random weights for each family other than Llama, for tests; made without torch.
 
 They share tiny-llama's size and tokenizer. Windows are shorter than the tests' prompts, so that what lies
-outside of one matters.
+outside of a window matters.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _GEMMA = {
     "hidden_activation": "gelu_pytorch_tanh",
     "query_pre_attn_scalar": 32,
     "sliding_window": WINDOW,
-    # the output layer is the embedding's
+    # the embedding is the output layer too
     "tie_word_embeddings": True,
 }
 _SLIDING, _FULL = "sliding_attention", "full_attention"

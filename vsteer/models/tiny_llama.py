@@ -41,7 +41,7 @@ CONFIG = {
 def make(folder: Path) -> None:
     """A Llama of 6 layers and 4 heads with random weights, where every position and layer moves the answer.
 
-    Its top two tokens are seldom close, so that a test of greedy tokens tests something.
+    Its top two tokens are seldom close, so that tests of greedy tokens are meaningful.
     """
     from safetensors.numpy import save_file
 

