@@ -42,7 +42,7 @@ def imports_of_vllm(file: Path) -> set[str]:
 
 def test_what_is_imported_from_vllm_is_declared() -> None:
     names = [upstream for _, upstream in seams.declared()]
-    for file in (*ROOT.glob("patches/*.py"), *ROOT.glob("vsteer/engine/*.py")):
+    for file in (*ROOT.glob("patches/*.py"), *ROOT.glob("vsteer/engine/**/*.py")):
         for imported in imports_of_vllm(file) - PLAIN:
             known = any(f"{name}.".startswith(f"{imported}.") for name in names)
             assert known, f"{file} imports {imported}"

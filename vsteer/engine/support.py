@@ -1,4 +1,4 @@
-"""What vsteer works with: the families that passed the parity suite, and the vLLM options that are proven.
+"""What vsteer works with: the families that steer, and the vLLM options that are proven.
 
 Everything else is refused by name at start, before a row could be wrong in silence.
 """
@@ -9,14 +9,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from vsteer.errors import UnsupportedError
+from vsteer.families import BY_ARCHITECTURE
 
-# our section of vLLM's additional_config; an engine without it is not ours
+# Our section of vLLM's additional_config; an engine without it is not ours.
 CONFIG_KEY = "vsteer"
-# architecture in a model's config.json -> our class, as vLLM's registry wants it
-FAMILIES = {
-    f"{family}ForCausalLM": f"vsteer.engine.families:Steered{family}ForCausalLM"
-    for family in ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma2", "Gemma3")
-}
 
 
 def has_gpu() -> bool:
@@ -26,10 +22,10 @@ def has_gpu() -> bool:
 
 
 def check_family(architectures: Sequence[str]) -> None:
-    if not any(name in FAMILIES for name in architectures):
+    if not any(name in BY_ARCHITECTURE for name in architectures):
         raise UnsupportedError(
             f"the model family {', '.join(architectures) or 'unknown'} is not supported",
-            hint=f"a family counts once its parity suite passes; what works: {', '.join(FAMILIES)}",
+            hint=f"a family counts once its parity suite passes; what works: {', '.join(BY_ARCHITECTURE)}",
         )
 
 
@@ -46,7 +42,7 @@ def refuse_unproven(vllm_config: Any) -> None:
         "data parallelism inside one engine": parallel.data_parallel_size > 1,
         "pipeline parallelism on the V1 model runner": parallel.pipeline_parallel_size > 1 and not v2_runner,
         "kv_sharing_fast_prefill": bool(getattr(vllm_config.cache_config, "kv_sharing_fast_prefill", False)),
-        # not tried
+        # these were not tried
         "concurrent partial prefills": getattr(scheduler, "max_num_partial_prefills", 1) > 1
         or getattr(scheduler, "long_prefill_token_threshold", 0) > 0,
         "LoRA": vllm_config.lora_config is not None,

@@ -24,8 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vsteer.engine.support import FAMILIES
 from vsteer.errors import UnsupportedError
+from vsteer.families import FAMILIES
 from vsteer.packages import vllm_version
 
 # Set to 1 it lets an engine start on seams that are not known, with the canary as the only proof.
@@ -34,13 +34,11 @@ TABLE = Path(__file__).with_name("seams.json")
 # What the tests run on; the other versions of the table were compared by reading.
 TESTED = "0.32.0"
 
-_MODELS = "vllm.model_executor.models"
 _V1_RUNNER = "vllm.v1.worker.gpu_model_runner.GPUModelRunner"
 _V2_RUNNER = "vllm.v1.worker.gpu.model_runner.GPUModelRunner"
 _V2_STATE = "vllm.v1.worker.gpu.model_states"
 _CLIENT = "vllm.v1.engine.core_client"
 _ENGINE = "vllm.v1.engine.llm_engine.LLMEngine"
-_INHERITED = ("MistralForCausalLM.forward", "Qwen3Model.forward")
 # our file -> what it leans on
 SEAMS: dict[str, tuple[str, ...]] = {
     "patches/block_hash.py": (
@@ -64,19 +62,17 @@ SEAMS: dict[str, tuple[str, ...]] = {
         f"{_V2_RUNNER}.prepare_inputs",
         f"{_V2_RUNNER}.execute_model",
     ),
-    "vsteer/engine/families.py": tuple(
-        f"{_MODELS}.{family.lower()}.{family}{inside}"
-        for family in (name.removesuffix("ForCausalLM") for name in FAMILIES)
-        for inside in ("DecoderLayer.forward", "Model.forward", "ForCausalLM.__init__", "ForCausalLM.forward")
-        if f"{family}{inside}" not in _INHERITED
-    ),
+    "vsteer/engine/worker/families.py": tuple(upstream for family in FAMILIES for upstream in family.seams),
     # where an ablation behind the attention reads the stream
     "vsteer/engine/worker/layer.py": tuple(
         f"vllm.model_executor.layers.layernorm.{norm}.{method}"
         for norm in ("RMSNorm", "GemmaRMSNorm")
         for method in ("forward_native", "forward_cuda")
     ),
-    "vsteer/engine/worker/model.py": (f"{_MODELS}.utils.PPMissingLayer", f"{_MODELS}.utils.make_layers"),
+    "vsteer/engine/worker/model.py": (
+        "vllm.model_executor.models.utils.PPMissingLayer",
+        "vllm.model_executor.models.utils.make_layers",
+    ),
     "vsteer/engine/worker/plugin.py": (
         "vllm.plugins.load_plugins_by_group",
         "vllm.plugins.load_general_plugins",

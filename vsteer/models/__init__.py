@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vsteer.errors import ModelError, UsageError
+from vsteer.families import FAMILIES
 from vsteer.models import gemma3, smollm2, tiny_families, tiny_llama
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -184,14 +185,15 @@ NAMED = {
         ),
         *(
             NamedModel(
-                name=f"tiny-{family}",
-                about=f"random weights ({family.capitalize()} architecture, 6 layers), for tests",
+                name=family.tiny_model,
+                about=f"random weights ({family.name} architecture, 6 layers), for tests",
                 license="Apache-2.0",
                 size_mib=5,
                 recipe=1,
                 make=partial(tiny_families.make, family),
             )
-            for family in tiny_families.CONFIGS
+            for family in FAMILIES
+            if family.tiny
         ),
     )
 }

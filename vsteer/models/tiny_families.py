@@ -1,7 +1,6 @@
 """A tiny model with random weights for each family other than Llama, for tests; made without torch.
 
-They share tiny-llama's size and tokenizer. Windows are shorter than the tests' prompts, so that what lies
-outside of a window matters.
+They share tiny-llama's size and tokenizer.
 """
 
 from __future__ import annotations
@@ -13,57 +12,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vsteer.families import Family
 from vsteer.models.tiny_llama import CONFIG, SEED, write_json, write_tokenizer
 
-LAYERS, WINDOW = 6, 64
-_GEMMA = {
-    "hidden_activation": "gelu_pytorch_tanh",
-    "query_pre_attn_scalar": 32,
-    "sliding_window": WINDOW,
-    # the embedding is the output layer too
-    "tie_word_embeddings": True,
-}
-_SLIDING, _FULL = "sliding_attention", "full_attention"
-CONFIGS: dict[str, dict[str, Any]] = {
-    "mistral": {"architectures": ["MistralForCausalLM"], "sliding_window": WINDOW},
-    "qwen2": {"architectures": ["Qwen2ForCausalLM"], "use_sliding_window": False},
-    "qwen3": {"architectures": ["Qwen3ForCausalLM"], "use_sliding_window": False},
-    "gemma2": {
-        "architectures": ["Gemma2ForCausalLM"],
-        **_GEMMA,
-        "layer_types": [_SLIDING, _FULL] * 3,
-        "attn_logit_softcapping": 50.0,
-        "final_logit_softcapping": 30.0,
-    },
-    "gemma3": {
-        "architectures": ["Gemma3ForCausalLM"],
-        "model_type": "gemma3_text",
-        **_GEMMA,
-        "layer_types": [_SLIDING] * 5 + [_FULL],
-        "rope_parameters": {
-            _SLIDING: {"rope_type": "default", "rope_theta": 10000.0},
-            _FULL: {"rope_type": "default", "rope_theta": 1000000.0},
-        },
-    },
-}
+LAYERS = 6
 
 
-def make(family: str, folder: Path) -> None:
+def make(family: Family, folder: Path) -> None:
     from safetensors.numpy import save_file
 
     vocab_size = write_tokenizer(folder)
-    config = {**CONFIG, "model_type": family, **CONFIGS[family], "vocab_size": vocab_size}
+    named = {"architectures": [family.architecture], "model_type": family.name.lower()}
+    config = {**CONFIG, **named, **family.tiny, "vocab_size": vocab_size}
     write_json(folder / "config.json", config)
     write_json(folder / "generation_config.json", {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 0})
     weights = dict(random_weights(family, config))
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def random_weights(family: str, config: Mapping[str, Any]) -> Iterator[tuple[str, NDArray[np.float32]]]:
-    random = np.random.Generator(np.random.PCG64([SEED, *family.encode()]))
+def random_weights(family: Family, config: Mapping[str, Any]) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    random = np.random.Generator(np.random.PCG64([SEED, *family.name.lower().encode()]))
     hidden, mlp, head = config["hidden_size"], config["intermediate_size"], config["head_dim"]
     heads, keys = config["num_attention_heads"] * head, config["num_key_value_heads"] * head
-    gemma = family.startswith("gemma")
+    gemma = family.gemma_norms
 
     def normal(*shape: int, std: float = 0.1) -> NDArray[np.float32]:
         return (std * random.standard_normal(shape)).astype(np.float32)
@@ -81,10 +52,10 @@ def random_weights(family: str, config: Mapping[str, Any]) -> Iterator[tuple[str
         block = f"model.layers.{layer}"
         for name, size in (("q_proj", heads), ("k_proj", keys), ("v_proj", keys)):
             yield f"{block}.self_attn.{name}.weight", normal(size, hidden)
-            if family == "qwen2":
+            if family.attention_bias:
                 yield f"{block}.self_attn.{name}.bias", normal(size)
         yield f"{block}.self_attn.o_proj.weight", normal(hidden, heads)
-        if family in ("qwen3", "gemma3"):
+        if family.query_key_norms:
             yield f"{block}.self_attn.q_norm.weight", norm(head)
             yield f"{block}.self_attn.k_norm.weight", norm(head)
         yield f"{block}.mlp.gate_proj.weight", normal(mlp, hidden)

@@ -19,11 +19,11 @@ OURS = "VSTEER_ENGINE"
 def register() -> None:
     from vllm import ModelRegistry
 
-    from vsteer.engine.support import FAMILIES
+    from vsteer.families import FAMILIES
     from vsteer.patches import block_hash
 
-    for architecture, qualified_name in FAMILIES.items():
-        ModelRegistry.register_model(architecture, qualified_name)
+    for family in FAMILIES:
+        ModelRegistry.register_model(family.architecture, family.steered)
     block_hash.apply()
     if os.environ.get(OURS) and multiprocessing.parent_process() is not None:
         if threading.current_thread() is threading.main_thread():
