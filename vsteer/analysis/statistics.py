@@ -41,7 +41,7 @@ from vsteer.results.statistics_files import (
 from vsteer.results.views import connect_runs
 from vsteer.scoring.score_file import readable
 from vsteer.store.lock import FolderLock
-from vsteer.store.status import require_run
+from vsteer.store.sound import require_run
 from vsteer.store.views import quoted
 
 MEMORY = "1GB"

@@ -78,7 +78,7 @@ def show(run: Path, prompt: str, layer: str | None, vector: str, sample: int) ->
     Example:
       vsteer show runs/quickstart --prompt "a restaurant" --layer 20
     """
-    from vsteer.store.status import require_run
+    from vsteer.store.sound import require_run
     from vsteer.store.views import CONFIGS, PROMPTS, connect
 
     require_run(run)

@@ -20,7 +20,7 @@ from vsteer.operations import OPERATIONS
 from vsteer.store import shards as sh
 from vsteer.store.files import as_parquet, disk_errors, write_file
 from vsteer.store.schema import BOOL, FLOAT, FLOATS, INT, INTS, STRING, STRINGS, Column, arrow_schema
-from vsteer.store.status import steadily
+from vsteer.store.sound import steadily
 from vsteer.store.views import CONFIGS, PROMPTS
 
 STATISTICS = STATISTICS_FOLDER = "statistics"

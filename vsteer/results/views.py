@@ -20,7 +20,7 @@ from vsteer.errors import StoreError, UsageError
 from vsteer.results.statistics_files import STATISTICS_FOLDER, TABLES, statistics_are_current, statistics_path
 from vsteer.store.schema import SQL_TYPES, Column
 from vsteer.store.scores import SCORES
-from vsteer.store.status import require_run
+from vsteer.store.sound import require_run
 from vsteer.store.views import CONFIGS, PROMPTS, exact, file_list, in_memory, quoted, rows_sql
 
 NORMS = "vectors/norms.parquet"

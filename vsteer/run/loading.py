@@ -18,7 +18,7 @@ from vsteer.plan.model_facts import ModelFacts
 from vsteer.plan.plan import Plan
 from vsteer.protocol import Engine
 from vsteer.store.manifest import read_manifest
-from vsteer.store.status import require_run
+from vsteer.store.sound import require_run
 from vsteer.vectors.recipe import CAPTURES
 
 if TYPE_CHECKING:

@@ -23,11 +23,11 @@ import pyarrow.parquet as pq
 
 from vsteer.errors import StoreError
 from vsteer.scoring.scorers import Scores
-from vsteer.store import shards as sh
 from vsteer.store.files import TEMPORARY, disk_errors, parquet_writer, sync_folder
 from vsteer.store.lock import FolderLock
 from vsteer.store.scores import SCORES_FOLDER, schema_of, scores_path
-from vsteer.store.views import BEST_FIRST, connect, exact, quoted
+from vsteer.store.sound import sound_shards
+from vsteer.store.views import BEST_FIRST, connect, exact, parquet_source, quoted
 
 MEMORY = "1GB"
 ROWS_AT_ONCE = 2048
@@ -266,8 +266,8 @@ def scoring_database(folder: Path) -> duckdb.DuckDBPyConnection:
         # Joins as they are written: the optimizer would hash the texts where it guesses that there are few.
         database.execute("set disabled_optimizers = 'join_order,build_side_probe_side'")
         # As compaction does it: the choice of each row's best is made without dragging its text along.
-        rows = exact(sh.rows_folder(folder)) + "/*.parquet"
-        source = f"read_parquet({quoted(rows)}, filename = true, file_row_number = true)"
+        shards = parquet_source(sound_shards(folder))
+        source = f"read_parquet({shards}, filename = true, file_row_number = true)"
         database.execute(
             f"create table superseded as select filename, file_row_number from {source}"
             f" qualify row_number() over (partition by row_id order by {BEST_FIRST}) > 1"

@@ -17,7 +17,7 @@ from vsteer.store import shards as sh
 from vsteer.store.files import TEMPORARY
 from vsteer.store.ids import PACKED, RowIds, packed_in_chunks
 from vsteer.store.manifest import Manifest, read_manifest
-from vsteer.store.status import require_run, steadily
+from vsteer.store.sound import require_run, steadily
 from vsteer.store.views import CONFIGS, PROMPTS, file_list
 
 EXAMPLES = 5

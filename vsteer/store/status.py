@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
-from vsteer.errors import StoreError
 from vsteer.store import shards as sh
 from vsteer.store.events import Event, read_events
-from vsteer.store.files import disk_errors
 from vsteer.store.lock import Holder, holder
 from vsteer.store.manifest import read_manifest
-
-T = TypeVar("T")
+from vsteer.store.sound import require_run, steadily, verified
 
 
 @dataclass(frozen=True)
@@ -44,7 +38,7 @@ class Status:
 def status(folder: Path) -> Status:
     manifest = read_manifest(require_run(folder))
     events = read_events(folder)
-    shards, unreadable, done = steadily(folder, _read)
+    shards, damaged, done = steadily(folder, lambda rows: _read(folder, rows))
     aside = folder / sh.SET_ASIDE
     return Status(
         planned=None if manifest is None else manifest["rows"],
@@ -53,31 +47,14 @@ def status(folder: Path) -> Status:
         sessions=max((event.get("session", 0) for event in events), default=0),
         shards=len(shards),
         compacted=sh.is_compact(shards),
-        unreadable=unreadable,
+        unreadable=damaged,
         set_aside=len(list(aside.iterdir())) if aside.is_dir() else 0,
         last_event=events[-1] if events else None,
         holder=holder(folder),
     )
 
 
-def _read(rows: Path) -> tuple[list[Path], tuple[str, ...], sh.Done]:
-    shards = sh.list_shards(rows)
-    bad = [shard for shard in shards if sh.fault_of(shard, whole=False)]
-    good = [shard for shard in shards if shard not in bad]
-    return shards, tuple(shard.name for shard in bad), sh.read_done(good)
-
-
-def require_run(folder: Path) -> Path:
-    if not (folder / sh.ROWS_FOLDER).is_dir() and not (folder / sh.OLD_ROWS_FOLDER).is_dir():
-        raise StoreError(
-            f"{folder} is not a run's folder", hint="give the folder with manifest.json and rows/"
-        )
-    return folder
-
-
-def steadily(folder: Path, read: Callable[[Path], T]) -> T:
-    """Read rows/, again where a compaction took its files away in the middle."""
-    for _ in range(20):
-        with disk_errors(f"reading {folder}"), suppress(FileNotFoundError):
-            return read(sh.rows_folder(folder))
-    raise StoreError(f"the files in {folder} change whenever they are read", hint="try again in a minute")
+def _read(folder: Path, rows: Path) -> tuple[list[Path], tuple[str, ...], sh.Done]:
+    shards = verified(folder, rows)
+    damaged = tuple(shard.name for shard, why in shards.items() if why)
+    return list(shards), damaged, sh.read_done([shard for shard, why in shards.items() if not why])

@@ -6,14 +6,14 @@ as what came of it, so the view `rows` takes the best of each; after a compactio
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import duckdb
 
 from vsteer.store import shards as sh
 from vsteer.store.scores import STEERABILITY, score_files
-from vsteer.store.status import require_run, steadily
+from vsteer.store.sound import sound_shards
 
 CONFIGS, PROMPTS = "configs.parquet", "prompts.parquet"
 # Of the rows of one id: a good one before an error, then the latest.
@@ -34,15 +34,20 @@ def file_list(paths: Iterable[Path]) -> str:
 
 
 def rows_sql(folder: Path) -> str:
-    """A SELECT of every row of a run, each once."""
-    return steadily(require_run(folder), _rows_sql)
-
-
-def _rows_sql(rows: Path) -> str:
-    everything = f"select * from read_parquet({quoted(exact(rows) + '/*.parquet')})"
-    if sh.is_compact(sh.list_shards(rows)):
+    """A SELECT of every row of a run that stands in a sound shard, each once."""
+    shards = sound_shards(folder)
+    everything = f"select * from read_parquet({parquet_source(shards)})"
+    if sh.is_compact(shards):
         return everything
     return f"{everything} qualify row_number() over (partition by row_id order by {BEST_FIRST}) = 1"
+
+
+def parquet_source(shards: Sequence[Path]) -> str:
+    """What `read_parquet` reads for these shards: the glob, or a list where rows/ has other files too."""
+    rows = shards[0].parent
+    if set(rows.glob("*.parquet")) == set(shards):
+        return quoted(exact(rows) + "/*.parquet")
+    return file_list(shards)
 
 
 def in_memory(**config: str | int) -> duckdb.DuckDBPyConnection:
