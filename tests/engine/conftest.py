@@ -25,8 +25,8 @@ MAX_MODEL_LEN = 256
 CAPTURES = 24
 # Prompts longer than this are prefilled in chunks.
 BATCHED_TOKENS = 64
-# Of 32 tokens each, one of which vLLM keeps for itself: a dozen running requests fill them, so that growing
-# ones preempt each other.
+# So many blocks of 32 tokens, less the one that vLLM keeps, are filled by a dozen running requests, so that
+# growing ones preempt each other.
 KV_BLOCKS = 20
 WITHOUT_MULTIPLIER = [name for name, operation in OPERATIONS.items() if not operation.has_multiplier]
 
@@ -87,6 +87,6 @@ def engine(request: pytest.FixtureRequest) -> Iterator[VllmEngine]:
 @pytest.fixture(scope="session")
 def reference() -> ReferenceEngine:
     """The oracle on tiny-llama."""
-    # so small a model is no faster on more threads, and far slower where the engine's workers spin on them
+    # so small a model gains nothing from more threads, and loses much where the engine's workers spin on them
     torch.set_num_threads(1)
     return ReferenceEngine(models.resolve("tiny-llama").model)

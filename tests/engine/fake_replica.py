@@ -15,7 +15,7 @@ from vsteer.protocol import Engine, EngineInfo, Request, Result, Steering, Vecto
 
 
 def answer(request: Request, added: float = 0.0) -> tuple[int, ...]:
-    """What every stand-in generates; `added` is what its loaded vectors add up to under the steering."""
+    """What every fake generates; `added` is the sum of what the steering adds from the loaded vectors."""
     return (sum(request.prompt.token_ids) % 1009, int(1000 * added))
 
 
@@ -73,7 +73,7 @@ class FakeEngine(Engine):
 
 @dataclass(frozen=True)
 class Make:
-    """`dies_first`: how many processes die while they start, counted over all replicas."""
+    """`dies_first` is how many processes die while they start, over all replicas."""
 
     folder: Path
     batch: int = 8

@@ -106,7 +106,7 @@ def test_a_bad_prompt_fails_alone(loaded: VllmEngine, reference: ReferenceEngine
 
 
 @on_the_engine
-def test_the_reference_engine_says_the_same_of_a_bad_prompt(
+def test_the_reference_engine_gives_the_same_error_for_a_bad_prompt(
     loaded: VllmEngine, reference: ReferenceEngine
 ) -> None:
     bad = [
@@ -137,7 +137,7 @@ def test_results_stream_and_few_requests_are_in_flight(
         ahead.append(pulled - done)
 
     assert len(ahead) == 80
-    # those that run, those that wait to be collected, and one step's worth that finished together
+    # those that run, those that wait to be collected, and those that finished in one step
     assert max(ahead) <= in_flight + collected + in_flight
 
 

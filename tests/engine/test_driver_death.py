@@ -22,7 +22,7 @@ STEERED = Steering((Term("v", 0, 1.0),))
 
 
 class DyingClient:
-    """vLLM's LLMEngine, whose core is gone: whatever it is asked, it says so."""
+    """vLLM's LLMEngine with a dead core: every call raises EngineDeadError."""
 
     def __init__(self) -> None:
         process = SimpleNamespace(exitcode=-9, kill=lambda: None)

@@ -46,7 +46,7 @@ def started(make: Make, replicas: int = 2, window: int = WINDOW, **options: Any)
 
 
 def grid(prompts: int, configurations: int, prefixes: int = 1) -> list[Request]:
-    """Prompt by prompt, as a plan's rows are; of each row so many requests, each one token longer."""
+    """Prompt by prompt, as a plan's rows are; a row has `prefixes` requests, each one token longer."""
     rng = np.random.default_rng(0)
     texts = [tuple(map(int, rng.integers(0, 500, 20))) for _ in range(prompts)]
     return [
@@ -86,7 +86,7 @@ def test_every_request_has_one_result_and_a_prompt_stays_on_one_replica(tmp_path
         engine.close()
     by_process = [{line.split("-")[0] for line in lines} for lines in taken(tmp_path).values()]
     assert len(by_process) == 3
-    # over the two runs a prompt can have been on two of them
+    # each of the two runs may have given a prompt to another replica
     assert all(sum(str(p) in prompts for prompts in by_process) <= 2 for p in range(40))
     assert all(len(prompts) >= 5 for prompts in by_process)
 
@@ -199,7 +199,7 @@ def test_killed_at_random_every_request_still_has_one_result(tmp_path: Path, see
     killer = threading.Thread(target=kill)
 
     def endless() -> Iterator[Request]:
-        """As long as there is somebody to kill; then a little more."""
+        """Requests until nothing is left to kill, then a few more."""
         for n, one in enumerate(grid(prompts=3000, configurations=20)):
             asked[one.id] = Request(one.id, one.prompt, steering, max_tokens=2)
             yield asked[one.id]
@@ -217,7 +217,7 @@ def test_killed_at_random_every_request_still_has_one_result(tmp_path: Path, see
         over.set()
         killer.join()
         engine.close()
-    # also one that was started again has the vectors: 2 times 4 ones
+    # a replica that was started again has the vectors too: 2 times 4 ones
     assert found == {id_: answer(one, added=8.0) for id_, one in asked.items()}
     died = events.named("replica_died")
     print(f"{kills} kills, {len(found)} requests, {sum(one['given_back'] for one in died)} given back")
@@ -267,7 +267,7 @@ def test_an_engine_that_always_dies_of_a_request_ends_the_run(tmp_path: Path) ->
     assert {one["error"] for one in died} == {"the engine died: asked to"}
 
 
-def test_a_process_that_ends_by_itself_is_told_with_its_code(tmp_path: Path) -> None:
+def test_a_process_that_ends_by_itself_is_reported_with_its_code(tmp_path: Path) -> None:
     events = Events()
     engine = started(Make(tmp_path), on_event=events)
     try:
@@ -410,7 +410,7 @@ def test_a_parent_that_ends_leaves_no_child_behind(tmp_path: Path, number: int) 
     assert parent.stdout.readline() == b"started\n"
     children = descendants(parent.pid)
     assert len(children) >= 2
-    # as a terminal does it: to the whole group of the parent
+    # a terminal sends it to the whole group of the parent
     os.killpg(parent.pid, number)
     parent.wait(timeout=30)
     deadline = time.monotonic() + 10
@@ -418,7 +418,7 @@ def test_a_parent_that_ends_leaves_no_child_behind(tmp_path: Path, number: int) 
         time.sleep(0.1)
     assert not left
     if number == signal.SIGINT:
-        # one traceback, the parent's own
+        # only the parent prints a traceback
         assert parent.communicate()[1].count(b"KeyboardInterrupt") == 1
 
 
@@ -426,7 +426,7 @@ def test_devices_are_shared_out_in_slices() -> None:
     eight = [str(n) for n in range(8)]
     found = device_slices(4, 2, eight, "CUDA_VISIBLE_DEVICES")
     assert [one.environment["CUDA_VISIBLE_DEVICES"] for one in found] == ["0,1", "2,3", "4,5", "6,7"]
-    # no more than its ranks, though there would be enough
+    # a replica gets no more devices than it has ranks
     found = device_slices(2, 1, ["GPU-a", "GPU-b", "GPU-c", "GPU-d"], "CUDA_VISIBLE_DEVICES")
     assert [one.environment["CUDA_VISIBLE_DEVICES"] for one in found] == ["GPU-a", "GPU-c"]
     with pytest.raises(UsageError, match="3 replicas of 4 ranks need 12 devices, and there are 8"):

@@ -1,4 +1,4 @@
-"""`vsteer doctor`: what refuses a run, what slows it, and what mends either."""
+"""`vsteer doctor`: what would refuse a run, what would slow it, and how to fix either."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_threads_are_those_that_vllm_gets() -> None:
     assert bound_cores("auto") == set()
 
 
-def test_who_else_wants_the_cores_is_said() -> None:
+def test_what_else_uses_the_cores_is_shown() -> None:
     busy = [*cpu_threads(replace(MACHINE, load=2.5, niceness=19, quota=1.5))]
     assert [finding.about for finding in busy if finding.level == "warn"] == ["threads", "priority", "load"]
     assert all(finding.fix for finding in busy if finding.level == "warn")
@@ -96,7 +96,7 @@ def test_memory_for_keys_and_values_is_held_against_what_is_free() -> None:
     assert "whole GiB" in asked("1.5").says
 
 
-def test_what_vllm_wants_preloaded_is_told_with_its_command() -> None:
+def test_what_vllm_wants_preloaded_comes_with_its_command() -> None:
     bare = one([*preloaded(MACHINE)])
     assert bare.fix == "export LD_PRELOAD=libtcmalloc_minimal.so.4:/x/libiomp5.so"
     without = one([*preloaded(replace(MACHINE, libraries={}, environment={"LD_PRELOAD": "/y/libiomp5.so"}))])
@@ -108,7 +108,7 @@ def test_what_vllm_wants_preloaded_is_told_with_its_command() -> None:
     assert [*preloaded(replace(MACHINE, system="Darwin arm64"))] == []
 
 
-def test_devices_are_told_with_what_is_free() -> None:
+def test_devices_are_shown_with_their_free_memory() -> None:
     both = replace(MACHINE, gpus=(SEVEN, replace(SEVEN, free=70 * GIB)))
     idle, held = devices(both, "12.9")
     assert (idle.level, held.level) == ("ok", "warn")
@@ -119,7 +119,7 @@ def test_devices_are_told_with_what_is_free() -> None:
     assert "nvidia-smi fails: no driver" in broken[0].says
 
 
-def test_space_that_runs_out_is_told() -> None:
+def test_a_disk_that_is_nearly_full_is_a_warning() -> None:
     here = {"shared memory": (Path("/dev/shm"), 64 << 20), "temporary files": (Path("/tmp"), None)}
     small = one([*space(replace(MACHINE, space=here))])
     assert (small.level, "--shm-size" in small.fix) == ("warn", True)
@@ -133,7 +133,7 @@ def test_a_plugin_that_vllm_may_not_load_is_refused(monkeypatch: pytest.MonkeyPa
     assert (refused.level, "VLLM_PLUGINS is 'other'" in refused.says) == ("refused", True)
 
 
-def test_torch_s_build_is_told_without_importing_it() -> None:
+def test_torch_s_build_is_known_without_importing_it() -> None:
     import torch
 
     assert torch_platform() == (torch.version.cuda or "")
@@ -153,25 +153,25 @@ def test_this_machine_is_read_as_the_system_says(tmp_path: Path, monkeypatch: py
     assert this_machine().gpu_error == "NVIDIA-SMI has failed"
 
 
-def test_a_sound_machine_is_told_in_words_and_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sound_machine_in_words_and_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("VLLM_PLUGINS", "VLLM_CPU_KVCACHE_SPACE"):
         monkeypatch.delenv(name, raising=False)
-    told = CliRunner().invoke(main, ["doctor"])
-    assert told.exit_code == 0
-    assert "as vsteer knows them in vLLM" in " ".join(told.output.split())
-    assert "a run would start" in told.output
-    said = json.loads(CliRunner().invoke(main, ["doctor", "--json"]).output)
-    assert said["refused"] is False
-    assert said["versions"]["torch"]
-    assert {finding["level"] for finding in said["findings"]} <= {"ok", "warn"}
+    text = CliRunner().invoke(main, ["doctor"])
+    assert text.exit_code == 0
+    assert "as vsteer knows them in vLLM" in " ".join(text.output.split())
+    assert "a run would start" in text.output
+    report = json.loads(CliRunner().invoke(main, ["doctor", "--json"]).output)
+    assert report["refused"] is False
+    assert report["versions"]["torch"]
+    assert {finding["level"] for finding in report["findings"]} <= {"ok", "warn"}
 
 
 def test_without_vllm_it_says_so(tmp_path: Path) -> None:
     done = vsteer_without_torch("doctor", "--json", VSTEER_HOME=str(tmp_path))
     assert done.returncode == 1, done.stderr
-    said = json.loads(done.stdout)
-    assert said["refused"] is True
-    assert "vllm is not installed" in [finding["says"] for finding in said["findings"]]
+    report = json.loads(done.stdout)
+    assert report["refused"] is True
+    assert "vllm is not installed" in [finding["says"] for finding in report["findings"]]
 
 
 GRID = """\
@@ -226,13 +226,13 @@ def test_what_is_let_pass_is_an_event_of_the_run(tmp_path: Path, monkeypatch: py
     (plan,) = make_plans(grid)
     monkeypatch.setattr("vsteer.engine.vllm_compat.unknown_seams", lambda: ["a seam"])
     monkeypatch.setattr("vsteer.engine.driver.VllmEngine", lambda *_, **__: "an engine")
-    told: list[tuple[str, object]] = []
+    events: list[tuple[str, object]] = []
 
     def start() -> object:
-        return load_vllm(plan, grid.engine, False, lambda event, **fields: told.append((event, fields)))
+        return load_vllm(plan, grid.engine, False, lambda event, **fields: events.append((event, fields)))
 
     assert start() == "an engine"
-    assert told == []
+    assert events == []
     monkeypatch.setenv("VSTEER_UNKNOWN_SEAMS", "1")
     assert start() == "an engine"
-    assert told == [("unknown_seams", {"seams": ["a seam"]})]
+    assert events == [("unknown_seams", {"seams": ["a seam"]})]

