@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 
 # The lowest first. A folder or top-level file of the package imports only what lies in a layer below its own.
 LAYERS = (
-    ("errors", "identity", "packages", "operations", "families", "queries"),
+    ("errors", "files", "identity", "packages", "operations", "families", "queries"),
     ("protocol", "validation", "models", "store"),
     ("datasets", "prompts", "engine", "results"),
     ("evaluations", "vectors", "scoring", "host"),
@@ -34,7 +34,7 @@ BESIDE = {"patches": "engine", "queries": "queries"}
 # The engine must not know what a grid or a row on disk is, and the store knows nothing of vLLM or of grids.
 ALLOWED = {
     "engine": {"errors", "identity", "packages", "operations", "families", "protocol", "validation"},
-    "store": {"errors", "identity", "packages", "operations"},
+    "store": {"errors", "files", "identity", "packages", "operations"},
 }
 FOREIGN = {
     "vllm": {"engine"},

@@ -33,9 +33,9 @@ def write_rows(run: Path, out: Path, force: bool = False) -> int:
     """Stream the rows into the file, which is whole or not there; how many they are."""
     import duckdb
 
+    from vsteer.files import new_file
     from vsteer.store.schema import FLOATS, INTS, ROWS, STRINGS, TIME
     from vsteer.store.views import connect, quoted
-    from vsteer.vectors.atomic import written_whole
 
     kinds = {".csv": "format csv, header true, nullstr ''", ".jsonl": "format json, array false"}
     if out.suffix not in kinds:
@@ -49,7 +49,7 @@ def write_rows(run: Path, out: Path, force: bool = False) -> int:
             parts.append(f"strftime({column.name}, '%Y-%m-%dT%H:%M:%S.%fZ') as {column.name}")
         else:
             parts.append(column.name)
-    with connect(run) as database, written_whole(out, overwrite=force) as temporary:
+    with connect(run) as database, new_file(out, StoreError, overwrite=force) as temporary:
         try:
             database.execute("set enable_progress_bar = false")
             rows = f"select {', '.join(parts)} from rows"

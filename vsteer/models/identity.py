@@ -7,13 +7,14 @@ each file's hash by its path, size, times and inode. The hub's cache names large
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from vsteer.errors import ModelError
+from vsteer.files import written_whole
 from vsteer.models import home
 
 # What decides a model's numbers and tokens.
@@ -54,13 +55,10 @@ def _read(path: Path) -> str:
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if before.st_size > SMALL and kept == _kept(path) and time.time() - before.st_ctime > RACY_SECONDS:
-        temporary = kept.with_name(f".{kept.name}.{os.getpid()}")
-        try:
+        with suppress(OSError):  # it is read again the next time
             kept.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(found)
-            temporary.replace(kept)
-        except OSError:
-            pass  # then it is read again the next time
+            with written_whole(kept, shared=True) as temporary:
+                temporary.write_text(found)
     return found
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from vsteer import models
+from vsteer.files import written_whole
 from vsteer.grid.spec import EngineSpec
 from vsteer.identity import identify
 from vsteer.plan.budget import Rates
@@ -76,9 +77,8 @@ def keep(plan: Plan, meter: Meter) -> None:
         known[_key(plan)] = known.get(_key(plan), {}) | {name: list(rate) for name, rate in rates.items()}
         path = _path()
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}")
-        temporary.write_text(json.dumps(known, indent=1))
-        temporary.replace(path)
+        with written_whole(path, shared=True) as temporary:
+            temporary.write_text(json.dumps(known, indent=1))
 
 
 def known_rates(plan: Plan) -> Rates | None:

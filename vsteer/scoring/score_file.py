@@ -6,7 +6,6 @@ it takes longer: a kill costs less than a minute of scoring. Memory holds one ba
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,8 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vsteer.errors import StoreError
+from vsteer.files import put_in_place, temporary_path
 from vsteer.scoring.scorers import Scores
-from vsteer.store.files import TEMPORARY, disk_errors, parquet_writer, sync_folder
+from vsteer.store.files import disk_errors, parquet_writer
 from vsteer.store.lock import FolderLock
 from vsteer.store.scores import SCORES_FOLDER, schema_of, scores_path
 from vsteer.store.sound import sound_shards
@@ -75,7 +75,7 @@ class WholeParquet:
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self.path = path
-        self._temporary = path.with_name(f".{path.name}{TEMPORARY}")
+        self._temporary = temporary_path(path)
         with self._disk():
             self._file = self._temporary.open("wb")
             self._writer = parquet_writer(self._file, schema)
@@ -87,11 +87,8 @@ class WholeParquet:
     def finish(self) -> None:
         with self._disk():
             self._writer.close()
-            self._file.flush()
-            os.fsync(self._file.fileno())
             self._file.close()
-            self._temporary.replace(self.path)
-            sync_folder(self.path.parent)
+            put_in_place(self._temporary, self.path)
 
     def abandon(self) -> None:
         with suppress(OSError, pa.ArrowException):

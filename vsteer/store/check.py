@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vsteer.files import TEMPORARY
 from vsteer.store import schema as s
 from vsteer.store import shards as sh
-from vsteer.store.files import TEMPORARY
 from vsteer.store.ids import PACKED, RowIds, packed_in_chunks
 from vsteer.store.manifest import Manifest, read_manifest
 from vsteer.store.sound import require_run, steadily

@@ -19,8 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vsteer.errors import StoreError
+from vsteer.files import sync
 from vsteer.store import shards as sh
-from vsteer.store.files import FULL, disk_errors, parquet_writer, sync_folder
+from vsteer.store.files import FULL, disk_errors, parquet_writer
 from vsteer.store.ids import RowIds
 from vsteer.store.schema import ROWS_SCHEMA
 from vsteer.store.views import BEST_FIRST, file_list, in_memory
@@ -68,8 +69,8 @@ def compact(folder: Path, number: int, without: RowIds | None = None) -> Compact
             shutil.rmtree(new / "scratch", ignore_errors=True)
             name = sh.shard_name("compact", number, sh.crc_of(new / "sorted"))
             (new / "sorted").rename(new / name)
-            sync_folder(new)
-            sync_folder(folder)
+            sync(new)
+            sync(folder)
             rows.rename(old)
         except BaseException:
             shutil.rmtree(new, ignore_errors=True)
@@ -79,7 +80,7 @@ def compact(folder: Path, number: int, without: RowIds | None = None) -> Compact
         except OSError:
             old.rename(rows)
             raise
-        sync_folder(folder)
+        sync(folder)
     moved += _drop(folder, old, {shard.name for shard in shards})
     return Compacted(rows / name, written, len(shards), moved)
 
@@ -101,7 +102,7 @@ def recover(folder: Path) -> list[sh.SetAside]:
     with disk_errors(f"recovering {rows}"):
         if old.is_dir() and not rows.is_dir():
             old.rename(rows)
-            sync_folder(folder)
+            sync(folder)
         if new.is_dir():
             shutil.rmtree(new)
         if not old.is_dir():
@@ -113,7 +114,7 @@ def recover(folder: Path) -> list[sh.SetAside]:
         if not any(sh.number_of(heir) > last and sh.fault_of(heir) is None for heir in heirs):
             for shard in replaced:
                 shard.rename(rows / shard.name)
-            sync_folder(rows)
+            sync(rows)
             replaced = []
     return _drop(folder, old, {shard.name for shard in replaced})
 
@@ -132,7 +133,7 @@ def _drop(folder: Path, old: Path, replaced: set[str]) -> list[sh.SetAside]:
             else:
                 moved.append(sh.set_aside(folder, path, "it is not a file of vsteer's"))
         old.rmdir()
-        sync_folder(folder)
+        sync(folder)
     return moved
 
 
@@ -165,14 +166,16 @@ def _write_sorted(shards: Sequence[Path], target: Path, left_out: RowIds, scratc
         "temp_directory": str(scratch),
     }
     count = 0
-    with target.open("wb") as file, in_memory(**limits) as database:
-        with parquet_writer(file, ROWS_SCHEMA) as writer:
-            for group in _groups(_sorted(database, shards, left_out), _rows_a_group(shards)):
-                # The cast fails on a null in a column that never has one.
-                writer.write_table(group.cast(ROWS_SCHEMA), row_group_size=len(group))
-                count += len(group)
-        file.flush()
-        os.fsync(file.fileno())
+    with (
+        target.open("wb") as file,
+        in_memory(**limits) as database,
+        parquet_writer(file, ROWS_SCHEMA) as writer,
+    ):
+        for group in _groups(_sorted(database, shards, left_out), _rows_a_group(shards)):
+            # The cast fails on a null in a column that never has one.
+            writer.write_table(group.cast(ROWS_SCHEMA), row_group_size=len(group))
+            count += len(group)
+    sync(target)
     return count
 
 

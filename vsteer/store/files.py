@@ -1,20 +1,17 @@
-"""Files that are whole or not there, whatever is killed when; a fault of the disk is one clear error."""
+"""How the store writes: whole files, Parquet with checksums, and one clear error for a fault of the disk."""
 
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vsteer.errors import StoreError
-
-# Hidden, and without .parquet at the end: no reader's glob finds one.
-TEMPORARY = ".tmp"
+from vsteer.files import written_whole
 
 FULL = "free some space on that disk and give the same command again: what was written is kept"
 READ_ONLY = "make the folder writable and give the same command again: what was written is kept"
@@ -40,30 +37,10 @@ def disk_errors(doing: str) -> Iterator[None]:
         ) from error
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the folder's list of names as durable as its files."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def write_file(path: Path, content: bytes | memoryview) -> None:
     """Put `content` at `path`, whole or not at all."""
-    temporary = path.with_name(f".{path.name}{TEMPORARY}")
-    with disk_errors(f"writing {path}"):
-        try:
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-            sync_folder(path.parent)
-        except OSError:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
+    with disk_errors(f"writing {path}"), written_whole(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def as_parquet(table: pa.Table) -> memoryview:

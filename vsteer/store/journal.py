@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from vsteer.store.files import disk_errors, sync_folder
+from vsteer.files import sync
+from vsteer.store.files import disk_errors
 from vsteer.store.schema import ROWS_SCHEMA
 
 NAME = re.compile(r"unwritten-(\d{8})\.arrow")
@@ -52,7 +53,7 @@ class Journal:
             finally:
                 os.close(handle)
             if not self._size:
-                sync_folder(self._folder)
+                sync(self._folder)
         self._size += len(piece)
 
     def clear(self) -> None:

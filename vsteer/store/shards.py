@@ -21,7 +21,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from vsteer.store.files import TEMPORARY, disk_errors, sync_folder
+from vsteer.files import TEMPORARY, sync
+from vsteer.store.files import disk_errors
 from vsteer.store.ids import PACKED, RowIds, pack
 from vsteer.store.schema import ROWS_SCHEMA
 
@@ -107,8 +108,8 @@ def set_aside(folder: Path, path: Path, why: str) -> SetAside:
         while os.path.lexists(place):
             place, count = target / f"{path.name}.{count}", count + 1
         path.rename(place)
-        sync_folder(target)
-        sync_folder(path.parent)
+        sync(target)
+        sync(path.parent)
     return SetAside(path.name, str(place.relative_to(folder)), why)
 
 

@@ -21,11 +21,12 @@ from typing import Any
 import pyarrow as pa
 
 from vsteer.errors import StoreError
+from vsteer.files import sync
 from vsteer.store import compaction
 from vsteer.store import shards as sh
 from vsteer.store.compaction import Compacted
 from vsteer.store.events import append_event, end_torn_line, read_events
-from vsteer.store.files import as_parquet, disk_errors, sync_folder, write_file
+from vsteer.store.files import as_parquet, disk_errors, write_file
 from vsteer.store.ids import RowIds
 from vsteer.store.journal import Journal, journals, whole_rows
 from vsteer.store.lock import FolderLock
@@ -84,7 +85,7 @@ class Store:
         self._report(compaction.recover(self.folder))
         with disk_errors(f"making {self._rows_folder}"):
             self._rows_folder.mkdir(exist_ok=True)
-            sync_folder(self.folder)
+            sync(self.folder)
         self._report(sh.tidy(self.folder))
         with disk_errors(f"reading {self._rows_folder}"):
             shards = sh.list_shards(self._rows_folder)

@@ -11,7 +11,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from vsteer.vectors.atomic import written_whole
+from vsteer.errors import VectorError
+from vsteer.files import new_file
 from vsteer.vectors.derive import content_sha256
 from vsteer.vectors.files import load
 from vsteer.vectors.norms import length
@@ -47,7 +48,8 @@ def vector_norms(run_folder: Path) -> list[dict[str, Any]]:
 def write_vector_norms(run_folder: Path) -> Path | None:
     """Write the table; None where the run has no vectors."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
+
+    from vsteer.store.files import as_parquet
 
     records = vector_norms(run_folder)
     if not records:
@@ -56,8 +58,8 @@ def write_vector_norms(run_folder: Path) -> Path | None:
     columns["made_at_layer"] = pa.int32()
     schema = pa.schema([(name, columns.get(name, pa.string())) for name in records[0]])
     path = run_folder / FOLDER / NAME
-    with written_whole(path, overwrite=True) as temporary:
-        pq.write_table(pa.Table.from_pylist(records, schema), temporary, compression="zstd")
+    with new_file(path, VectorError, overwrite=True) as temporary:
+        temporary.write_bytes(as_parquet(pa.Table.from_pylist(records, schema)))
     return path
 
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from vsteer.errors import UnsupportedError, UsageError
-from vsteer.vectors.atomic import written_whole
+from vsteer.errors import UnsupportedError, UsageError, VectorError
+from vsteer.files import new_file
 from vsteer.vectors.diagnostics.describe import layer_rows
 from vsteer.vectors.vector import SteeringVector
 
@@ -23,7 +23,7 @@ def draw(vector: SteeringVector, path: Path) -> None:
             f"drawing needs {error.name}, which isn't installed", "pip install altair vl-convert-python"
         ) from error
     spec = _chart(altair, vector).to_dict()
-    with written_whole(path, overwrite=True) as temporary:
+    with new_file(path, VectorError, overwrite=True) as temporary:
         if path.suffix == ".png":
             temporary.write_bytes(vl_convert.vegalite_to_png(spec, scale=2))
         else:

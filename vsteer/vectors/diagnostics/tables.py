@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from vsteer.errors import VectorError
+from vsteer.files import new_file
+from vsteer.store.files import as_parquet
 from vsteer.vectors.activations import Float64
-from vsteer.vectors.atomic import written_whole
 from vsteer.vectors.diagnostics.rounding import rounding
 from vsteer.vectors.extract import Extraction
 from vsteer.vectors.methods.eigenvectors import largest_eigenvectors
@@ -44,8 +45,8 @@ def table_path(vector: Path, table: str) -> Path:
 def write_tables(found: Mapping[str, Rows], vector: Path, overwrite: bool) -> None:
     """Beside the vector's file."""
     for table, rows in found.items():
-        with written_whole(table_path(vector, table), overwrite) as temporary:
-            pq.write_table(pa.Table.from_pylist(rows), temporary, compression="zstd")
+        with new_file(table_path(vector, table), VectorError, overwrite) as temporary:
+            temporary.write_bytes(as_parquet(pa.Table.from_pylist(rows)))
 
 
 def layer_table(extraction: Extraction, vector: SteeringVector) -> Rows:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from vsteer.errors import UsageError, VectorError
-from vsteer.vectors.atomic import written_whole
+from vsteer.files import new_file
 from vsteer.vectors.checks import check_vector
 from vsteer.vectors.files import caa as caa_file
 from vsteer.vectors.files import gguf as gguf_file
@@ -42,7 +42,7 @@ def save(vector: SteeringVector, path: str | Path, overwrite: bool = False) -> N
             )
         message = f"{path.name} lacks layer 0: llama.cpp's control vectors start at direction.1"
         warnings.warn(message, VectorWarning, stacklevel=2)
-    with written_whole(path, overwrite) as temporary:
+    with new_file(path, VectorError, overwrite) as temporary:
         _WRITERS[path.suffix](vector, temporary)
 
 
