@@ -24,7 +24,8 @@ LAYERS = (
     ("analysis", "grid"),
     ("report", "plan"),
     ("run",),
-    ("vsteer", "api", "bench"),
+    ("api", "bench"),
+    ("vsteer",),
     ("cli",),
     ("__main__",),
 )

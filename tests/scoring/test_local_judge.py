@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 
 from tests.store import makers
 from vsteer.cli import main
+from vsteer.engine.options import EngineOptions
 from vsteer.models import resolve
 from vsteer.protocol import Engine, EngineInfo, Request, Result, Steering, Vectors
 from vsteer.run import loading
@@ -186,7 +187,7 @@ def test_the_command_judges_here_without_an_address(
 
     def load(folder: Path, *how: Any) -> JudgingEngine:
         assert folder == Path(resolve("tiny-llama").model)
-        assert how == ("float32", 1, 512, True)
+        assert how == ("float32", EngineOptions(max_model_len=512, enforce_eager=True))
         made.append(JudgingEngine(tokenizer))
         return made[0]
 

@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from tests.store import makers
+from vsteer.engine.options import EngineOptions
 from vsteer.models import resolve
 from vsteer.prompts.template import load_tokenizer
 from vsteer.run.loading import load_named
@@ -228,7 +229,7 @@ def test_the_local_engine_judges_as_the_server_does(tmp_path: Path, server: Serv
     for file in run.glob("scores/judge-*.parquet"):
         file.rename(tmp_path / file.name)
     folder = Path(resolve(MODEL).model)
-    engine = load_named(folder, "float32", 1, 1024, eager=True)
+    engine = load_named(folder, "float32", EngineOptions(max_model_len=1024, enforce_eager=True))
     try:
         tokenizer = load_tokenizer(str(folder))
         here = judge_locally(run, load_rubric(RUBRIC), MODEL, {"sha256": "x"}, tokenizer, lambda: engine)

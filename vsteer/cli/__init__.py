@@ -11,8 +11,8 @@ from typing import Any
 
 import click
 
-from vsteer import __version__
 from vsteer.errors import VsteerError
+from vsteer.packages import __version__
 
 VERBS = {
     "run": ("vsteer.cli.run:run", "Run a grid into Parquet, or go on with it."),

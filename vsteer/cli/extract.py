@@ -62,6 +62,8 @@ def extract(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from vsteer.datasets.items import ItemSet
+    from vsteer.engine.options import EngineOptions
+    from vsteer.engine.table import Capacity
     from vsteer.models import resolve
     from vsteer.prompts.template import load_tokenizer
     from vsteer.run.loading import fetched, load_named
@@ -83,9 +85,10 @@ def extract(
     if isinstance(recipe.data, ItemSet):
         console.print(f"... {recipe.data.describe()}", highlight=False)
     console.print("... starting vLLM and proving that it steers and captures", highlight=False)
-    engine = load_named(
-        fetched(model, revision), dtype, tensor_parallel_size, max_model_len, eager, captures=CAPTURES
+    options = EngineOptions(
+        tensor_parallel_size=tensor_parallel_size, max_model_len=max_model_len, enforce_eager=eager
     )
+    engine = load_named(fetched(model, revision), dtype, options, Capacity(captures=CAPTURES))
     try:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=console) as bar:

@@ -13,6 +13,7 @@ import click
 
 if TYPE_CHECKING:
     from vsteer.engine.driver import VllmEngine
+    from vsteer.engine.options import EngineOptions
     from vsteer.scoring.judge import Judged
     from vsteer.scoring.score_file import Scored
 
@@ -125,8 +126,14 @@ def score(
             if base_url:
                 judged = _judge(run, rubric, base_url, judge_model, budget, concurrency, timeout)
             else:
-                how = (dtype, tensor_parallel_size, max_model_len, eager)
-                judged = _judge_here(run, rubric, judge_model, budget, revision, *how)
+                from vsteer.engine.options import EngineOptions
+
+                options = EngineOptions(
+                    tensor_parallel_size=tensor_parallel_size,
+                    max_model_len=max_model_len,
+                    enforce_eager=eager,
+                )
+                judged = _judge_here(run, rubric, judge_model, budget, revision, dtype, options)
             left_open += judged.open
             scored = iter([_judged(judged, rubric, judge_model)])
         elif name == PERPLEXITY:
@@ -220,7 +227,13 @@ def _judge(
 
 
 def _judge_here(
-    run: Path, rubric: str, model: str, budget: int | None, revision: str | None, dtype: str, *how: Any
+    run: Path,
+    rubric: str,
+    model: str,
+    budget: int | None,
+    revision: str | None,
+    dtype: str,
+    options: EngineOptions,
 ) -> Judged:
     from vsteer.models.identity import model_sha256
     from vsteer.prompts.template import load_tokenizer
@@ -234,7 +247,7 @@ def _judge_here(
 
         def load() -> VllmEngine:
             _loading(model)
-            return stack.enter_context(closing(load_named(folder, dtype, *how)))
+            return stack.enter_context(closing(load_named(folder, dtype, options)))
 
         weights = {"sha256": model_sha256(folder), "dtype": dtype}
         tokenizer = load_tokenizer(str(folder))

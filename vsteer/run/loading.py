@@ -170,20 +170,14 @@ def _same_model(facts: ModelFacts) -> Path:
 def load_named(
     folder: Path,
     dtype: str,
-    tensor_parallel_size: int,
-    max_model_len: int | None,
-    eager: bool,
-    captures: int = 0,
+    options: EngineOptions,
+    capacity: Capacity | None = None,
+    quantization: str | None = None,
 ) -> VllmEngine:
-    """One engine of a model that no grid describes; it can capture `captures` tokens of a step."""
+    """One engine of a model that no grid describes."""
     from vsteer.engine.driver import VllmEngine
     from vsteer.engine.support import has_gpu
-    from vsteer.engine.table import Capacity
 
-    options = EngineOptions(
-        max_model_len=max_model_len,
-        tensor_parallel_size=tensor_parallel_size,
-        enforce_eager=eager,
-        kv_cache_gib=None if has_gpu() else CPU_KV_GIB,
-    )
-    return VllmEngine(str(folder), dtype=dtype, options=options, capacity=Capacity(captures=captures))
+    if options.kv_cache_gib is None and not has_gpu():
+        options = options.model_copy(update={"kv_cache_gib": CPU_KV_GIB})
+    return VllmEngine(str(folder), dtype=dtype, quantization=quantization, options=options, capacity=capacity)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from vsteer.errors import VectorError
 from vsteer.protocol import Direction
 
 
@@ -49,3 +50,22 @@ class SteeringVector:
     @property
     def hidden_size(self) -> int:
         return len(next(iter(self.directions.values())))
+
+    def at(self, layer: int, multiplier: float = 1.0, operation: str = "add") -> VectorTerm:
+        """The vector at one layer, for an engine to steer with; an ablation has no multiplier."""
+        if layer not in self.directions:
+            raise VectorError(
+                f"the vector {self.name!r} has no direction at layer {layer}",
+                f"it has the layers {', '.join(map(str, self.layers))}",
+            )
+        return VectorTerm(self, layer, multiplier, operation)
+
+
+@dataclass(frozen=True)
+class VectorTerm:
+    """What is done with one layer's direction of a vector."""
+
+    vector: SteeringVector
+    layer: int
+    multiplier: float
+    operation: str
