@@ -17,8 +17,7 @@ with scored as (
     select c.condition, s.scorer, s.scorer_hash, avg(s.value) as score,
            stddev_samp(s.value) / sqrt(count(*)) as score_se, count(*) as texts
     from scores s
-    -- not those of a text that was computed again since
-    join rows r on r.run = s.run and r.row_id = s.row_id and r.finished_at = s.row_finished_at
+    join rows r on r.run = s.run and r.row_id = s.row_id
     join conditions c on c.run = r.run and c.evaluation = r.evaluation and c.config_id = r.config_id
     where s.name = parameter('coherence', 'perplexity') and isfinite(s.value) and r.control = ''
     group by c.condition, s.scorer, s.scorer_hash

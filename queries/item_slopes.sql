@@ -14,7 +14,7 @@
 with families as (
     select c.*, b.condition as baseline_condition,
            row_number() over (order by c.run, c.model, c.evaluation, c.system, c.vector, c.norm, c.positions,
-                                       c.operation, c.layers) as place
+                                       c.operation, c.layers) as nth
     from (select distinct on (dose) * from conditions where control = '' and vector <> '') c
     join conditions b on b.run = c.run and b.evaluation = c.evaluation and b.config_id = c.baseline_id
     where (parameter('layer', '') = '' or c.layer::varchar = parameter('layer', ''))
@@ -35,4 +35,4 @@ join families f using (dose)
 join items i using (item)
 left join unsteered u on u.baseline_condition = f.baseline_condition and u.item = l.item
 -- not `all`: there may be a row for each of hundreds of thousands
-order by f.place, i.item;
+order by f.nth, i.item;

@@ -1,6 +1,7 @@
 -- Which layer steers most?
 --
 -- Parameters: none. A row for each vector, norm, position and multiplier: the sign is the multiplier's.
+-- Needs: statistics
 -- Columns:
 --   peak_layer, peak_depth   the layer of the largest effect in the multiplier's own direction; depth is
 --                            (layer + 1) / layers. An ablation counts as negative.

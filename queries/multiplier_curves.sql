@@ -1,6 +1,7 @@
 -- How does the answer move as the multiplier grows?
 --
 -- Parameters: layer, one layer only (all by default).
+-- Needs: statistics
 -- Columns:
 --   multiplier               0 is the unsteered model, on the same items
 --   p_match, logit_diff      mean over items; effect, effect_p less the unsteered model's

@@ -31,8 +31,7 @@ judged as materialized (
     select c.condition, c.run, c.evaluation, c.config_id, c.baseline_id, c.vector, r.prompt_id, r.sample,
            s.scorer_hash, s.value::int as refused
     from scores s
-    -- not those of a text that was computed again since
-    join rows r on r.run = s.run and r.row_id = s.row_id and r.finished_at = s.row_finished_at
+    join rows r on r.run = s.run and r.row_id = s.row_id
     join conditions c on c.run = r.run and c.evaluation = r.evaluation and c.config_id = r.config_id
     where s.scorer = 'refusal' and s.name = 'refusal' and s.value is not null and r.control in ('', 'system')
 ),

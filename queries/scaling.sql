@@ -1,6 +1,7 @@
 -- How does the peak effect change with the model's size?
 --
 -- Parameters: none. Give all models' runs at once; a row for each model, vector, norm, position and multiplier.
+-- Needs: statistics, fits over models
 -- Columns:
 --   billions                parameters as the model's name says (7b, 0.5B, 135m); null where it doesn't
 --   layers_swept            at how many layers it was steered

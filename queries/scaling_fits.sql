@@ -2,6 +2,7 @@
 --
 -- Parameters: none. Give all models' runs at once; a row for each vector, norm, position, multiplier, measure and
 --   family of curves. Empty where the runs have no statistics.
+-- Needs: statistics, fits over models
 -- Columns:
 --   measure                 what the effects are of: logit_diff or p_match
 --   family                  exponential: offset + scale exp(-rate x); power: scale x^-rate;

@@ -1,6 +1,7 @@
 -- Does negative steering act more strongly than positive?
 --
 -- Parameters: none. A row for each layer at which both m and -m were run, everything else being the same.
+-- Needs: statistics
 -- Columns:
 --   multiplier                  |m|
 --   effect_minus, effect_plus   mean change of the logit difference at -m and at +m, on items that have both

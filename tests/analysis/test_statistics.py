@@ -126,7 +126,7 @@ def test_the_band_is_of_the_controls_own_largest(run: Path) -> None:
     assert band["config_id"] == peak["config_id"]
     (few,) = read(run, "bands", measure="logit_diff", multiplier=1, control="shuffled")
     assert (few["controls"], few["outside"], few["exceeded_by"]) == (3, None, 0)
-    assert "3 whole controls" in few["why"]
+    assert few["why"] == "no claim: 3 whole and distinct controls, and it takes 19"
 
 
 def test_asymmetries_are_paired(run: Path) -> None:
@@ -317,14 +317,14 @@ def test_the_same_rows_give_the_same_statistics(run: Path, tmp_path: Path) -> No
             assert all(other[key] == value for key, value in one.items() if isinstance(value, (str, int)))
 
 
-def test_score_writes_them(tmp_path: Path) -> None:
+def test_stats_writes_them(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", sweep("v", range(2), (1.0,)), said)
-    done = CliRunner().invoke(main, ["score", str(folder), "--scorer", "statistics"])
+    done = CliRunner().invoke(main, ["stats", str(folder)])
     assert done.exit_code == 0, done.output
     assert "4 intervals, 2 peaks, 0 bands" in done.output
     assert statistics_are_current(folder)
-    said_json = CliRunner().invoke(main, ["score", str(folder), "--scorer", "statistics", "--json"])
-    assert json.loads(said_json.output)[0]["rows"]["peaks"] == 2
+    as_json = CliRunner().invoke(main, ["stats", str(folder), "--json"])
+    assert json.loads(as_json.output)["rows"]["peaks"] == 2
 
 
 GRID = """\
@@ -351,7 +351,7 @@ def test_a_run_is_not_lost_where_they_fail(tmp_path: Path) -> None:
     fault = bring_up_to_date(folder)
     assert fault is not None
     assert fault.startswith("warning: the rows are whole, but have no statistics")
-    assert f"vsteer score {folder} --scorer statistics" in fault
+    assert f"`vsteer stats {folder}` tries again" in fault
     assert not statistics_are_current(folder)
 
 

@@ -19,9 +19,10 @@ from scipy.special import expit
 from vsteer.analysis.curves import EXPONENTIAL, fit
 from vsteer.analysis.doses import fit_line, fit_logistic
 from vsteer.analysis.intervals import Numbers, mean_intervals
-from vsteer.analysis.peaks import ENOUGH_CONTROLS, band, best_layer, held_out, near_best
+from vsteer.analysis.peaks import band, best_layer, held_out, near_best
 from vsteer.analysis.scaling import compare
 from vsteer.bench.figures import Figure
+from vsteer.results.statistics_files import ENOUGH_CONTROLS
 
 LEAST, MOST = 0.93, 0.97
 LAYERS = 30

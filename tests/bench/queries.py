@@ -97,7 +97,7 @@ def make_run(folder: Path, rows: int) -> int:
         (folder / SCORES_FOLDER).mkdir()
         for scorer in ("perplexity", "refusal"):
             made = f"(from scores where scorer = {quoted(scorer)})"
-            _write(database, scores_path(folder, scorer, HASH), made, schema_of(scorer, HASH, {}))
+            _write(database, scores_path(folder, scorer, HASH), made, schema_of(HASH, {}))
         norms = folder / "vectors" / "norms.parquet"
         norms.parent.mkdir()
         database.execute(f"copy norms to '{norms}' (format parquet)")

@@ -14,8 +14,8 @@ from tests.run import fake
 from vsteer.evaluations.choice import ChoiceEvaluation
 from vsteer.grid.spec import read_grid
 from vsteer.plan.plan import make_plans
+from vsteer.results.views import connect_runs
 from vsteer.run.start import run_grid
-from vsteer.store.views import connect
 
 GRID = """\
 version: 1
@@ -79,7 +79,7 @@ def test_both_forms_are_asked_with_all_their_letters(tmp_path: Path) -> None:
 @pytest.mark.parametrize("orders", ["original", "both"])
 def test_the_cost_is_what_the_rows_say_by_hand(tmp_path: Path, orders: str) -> None:
     folder = run_grid(written(tmp_path, orders), load=fake.load()).folder
-    rows = connect(folder).execute(
+    rows = connect_runs([folder]).execute(
         "select r.evaluation, r.layer, r.multiplier, coalesce(nullif(p.swapped_from, ''), p.item_id),"
         " r.letter_order, choice_logprobs, r.matching from rows r join prompts p using (prompt_id)"
         " where r.status = 'ok' and r.control = '' and r.evaluation like 'mmlu%'"

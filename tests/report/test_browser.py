@@ -164,8 +164,10 @@ def test_choices_change_what_is_shown(golden_page: Page) -> None:
         )
         page.settle()
 
-    assert "Outside the band of all 19 random vectors" in page.driver.find_element("id", "verdicts").text
-    assert "too few to say" in page.driver.find_element("id", "verdicts").text
+    shown = page.driver.find_element("id", "verdicts").text
+    assert "The peak is outside the band of the random vectors (5% level, for this vector alone)." in shown
+    assert ", the largest of 19 random vectors is " in shown
+    assert "Too few shuffled vectors to say more: 3 whole and distinct, 19 are needed." in shown
     choose("measure", "p(matching)")
     assert "p(matching)" in page.driver.find_element("css selector", "#figure-layers .axis").text
     choose("size", "±1")

@@ -196,7 +196,7 @@ def test_statistics_are_shown_where_they_are_of_these_rows(page: Elements, tmp_p
     folder = make_run(tmp_path / "without", sweep("warm", (1, 2), (-1.0, 1.0)), lambda cell: 1.0)
     data = gathered([folder], run_names([folder]))
     assert f"the statistics of {folder} are not there" in data["nostatistics"]
-    assert f"`vsteer score {folder} --scorer statistics`" in data["nostatistics"]
+    assert f"`vsteer stats {folder}`" in data["nostatistics"]
     assert set(column(data["tables"]["layer_peaks"], "heldout_effect")) == {None}
 
 

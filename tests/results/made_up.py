@@ -14,7 +14,7 @@ import numpy as np
 
 from tests.store import makers
 from vsteer.analysis.over_runs import scaling_over_runs
-from vsteer.results.queries import parameters_sql, query
+from vsteer.results.queries import FITS, parameters_sql, query
 from vsteer.results.views import connect_runs
 from vsteer.store.store import open_store
 from vsteer.vectors.files import save
@@ -177,7 +177,12 @@ def sweep(vector: str, layers: Iterable[int], multipliers: Iterable[float], **mo
 
 
 def controls(vectors: Iterable[Steered], count: int, control: str = "random") -> list[Steered]:
-    return [replace(one, control=control, index=n) for one in vectors for n in range(count)]
+    """So many control vectors, each stored as a vector of its own."""
+    return [
+        replace(one, control=control, index=n, sha256=hashlib.sha256(f"{control} {n}".encode()).hexdigest())
+        for one in vectors
+        for n in range(count)
+    ]
 
 
 def write_vector(folder: Path, name: str, lengths: Sequence[float], stream: float, **origin: Any) -> str:
@@ -197,7 +202,7 @@ def ask(name: str, *folders: Path, **parameters: str) -> list[dict[str, Any]]:
     with connect_runs(folders) as database:
         for statement in parameters_sql(parameters):
             database.execute(statement)
-        if name.startswith("scaling") and (fits := scaling_over_runs(database)):
+        if FITS in query(name).needs and (fits := scaling_over_runs(database)):
             database.execute(fits)
         result = database.execute(query(name).sql)
         header = [column[0] for column in result.description]

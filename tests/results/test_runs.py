@@ -16,7 +16,8 @@ import pytest
 from tests.results.made_up import Cell, Steered, ask, make_run, sweep, write_vector
 from tests.store import makers
 from vsteer.errors import StoreError, UsageError
-from vsteer.results.queries import queries
+from vsteer.results.queries import FITS, STATISTICS, queries
+from vsteer.results.statistics_files import TABLES
 from vsteer.results.views import connect_runs, run_names, statements
 from vsteer.store.store import open_store
 from vsteer.vectors.run_norms import norms_are_current, write_vector_norms
@@ -35,6 +36,22 @@ def test_every_query_is_there_and_says_what_it_is() -> None:
         assert query.question.endswith("?"), name
         for part in ("\nParameters:", "\nColumns:\n", "\nCaveat:"):
             assert part in about, (name, part)
+
+
+def test_a_query_says_that_it_needs_statistics_where_it_reads_them(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", sweep("toy", (1,), (1.0,)), one)
+    with connect_runs([run]) as database:
+        for name, query in queries().items():
+            (parsed,) = (
+                database.execute("select json_serialize_sql(?::varchar)", [query.sql]).fetchone() or ()
+            )
+            # what a query calls so itself is none of the tables
+            read = set(re.findall(r'"table_name":"(\w+)"', parsed)) - set(
+                re.findall(r'"key":"(\w+)"', parsed)
+            )
+            wanted = {STATISTICS} if read & set(TABLES) else set()
+            wanted |= {FITS} if "scaling" in read else set()
+            assert query.needs == wanted, name
 
 
 @pytest.mark.parametrize("name", sorted(queries()))

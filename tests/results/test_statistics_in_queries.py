@@ -234,14 +234,12 @@ def test_statistics_of_other_rows_are_not_used_and_said(tmp_path: Path) -> None:
         store.append(makers.row(7))
     found = ask("layer_peaks", run)
     assert all(row["near_layers"] is None for row in found)
-    assert {row["why"] for row in found} == {
-        "no statistics of this run as it stands: vsteer score RUN --scorer statistics"
-    }
+    assert {row["why"] for row in found} == {"no statistics of this run as it stands: vsteer stats RUN"}
     done = CliRunner().invoke(cli.main, ["sql", "layer_peaks", str(run)])
     warned = [line for line in done.stderr.splitlines() if "statistics" in line]
     assert len(warned) == 1
     assert "were not made of the run as it stands" in warned[0]
-    assert f"vsteer score {run} --scorer statistics" in warned[0]
+    assert f"vsteer stats {run} makes them" in warned[0]
     # who doesn't read them isn't told
     for name in ("letter_bias", "refusal_rates"):
         assert CliRunner().invoke(cli.main, ["sql", name, str(run)]).stderr == ""

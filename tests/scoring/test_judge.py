@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 
 from tests.store import makers
+from vsteer.results.views import connect_runs
 from vsteer.scoring.endpoint import Endpoint, JudgeError
 from vsteer.scoring.endpoint_judge import judge_texts
 from vsteer.scoring.judge import Judged
 from vsteer.scoring.rubrics import Rubric, load_rubric
 from vsteer.store.store import open_store
-from vsteer.store.views import connect
 
 KEY = "sk-very-secret-0123456789"
 RUBRIC = Rubric("gladness", "0 is sad and 10 is glad.")
@@ -118,7 +118,7 @@ def judge(run: Path, server: Server, **options: Any) -> Judged:
 
 
 def verdicts(run: Path) -> dict[int, tuple[float | None, str]]:
-    found = connect(run).execute("select row_id, value, note from scores").fetchall()
+    found = connect_runs([run]).execute("select row_id, value, note from scores").fetchall()
     by_id = {row_id: (value, note) for row_id, value, note in found}
     assert len(by_id) == len(found)
     return {n: by_id[makers.row_id(n)] for n in range(2000) if makers.row_id(n) in by_id}

@@ -16,12 +16,12 @@ from vsteer.cli import main
 from vsteer.engine.options import EngineOptions
 from vsteer.models import resolve
 from vsteer.protocol import Engine, EngineInfo, Request, Result, Steering, Vectors
+from vsteer.results.views import connect_runs
 from vsteer.run import loading
 from vsteer.scoring.judge import Judged
 from vsteer.scoring.local_judge import judge_locally
 from vsteer.scoring.rubrics import Rubric
 from vsteer.store.store import open_store
-from vsteer.store.views import connect
 
 RUBRIC = Rubric("gladness", "0 is sad and 10 is glad.")
 WEIGHTS = {"sha256": "ab", "dtype": "float32"}
@@ -105,7 +105,7 @@ def judge(run: Path, engine: JudgingEngine, budget: int | None = None) -> Judged
 
 
 def verdicts(run: Path) -> list[float | None]:
-    found = connect(run).execute("select row_id, value from scores").fetchall()
+    found = connect_runs([run]).execute("select row_id, value from scores").fetchall()
     by_id = dict(found)
     assert len(by_id) == len(found)
     return [by_id[makers.row_id(n)] for n in range(60) if makers.row_id(n) in by_id]

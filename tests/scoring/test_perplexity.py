@@ -21,12 +21,12 @@ from vsteer.errors import ModelError, SteeringFault, StoreError
 from vsteer.grid.spec import EngineSpec, read_grid
 from vsteer.plan.plan import Plan, make_plans
 from vsteer.protocol import Engine, EngineInfo, Request, Result, Steering, Vectors
+from vsteer.results.views import connect_runs
 from vsteer.run import loading
 from vsteer.run.start import run_grid
 from vsteer.scoring.perplexity import CoherenceFile, coherence_request, read_coherence
 from vsteer.scoring.score_file import Scored, ScoreFile
 from vsteer.store.store import open_store
-from vsteer.store.views import connect
 
 GRID = """\
 version: 1
@@ -126,7 +126,9 @@ def score(run: Path, engine: Counting, weights: dict[str, str] = WEIGHTS, **whic
 
 
 def perplexities(run: Path) -> dict[str, float]:
-    found = connect(run).execute("select row_id, value from scores where name = 'perplexity'").fetchall()
+    found = (
+        connect_runs([run]).execute("select row_id, value from scores where name = 'perplexity'").fetchall()
+    )
     assert len(found) == len(dict(found))
     return dict(found)
 
@@ -188,7 +190,7 @@ def grid(tmp_path: Path) -> Path:
 def test_a_run_has_the_perplexity_of_every_text_that_wants_one(grid: Path) -> None:
     outcome = run_grid(grid, load=fake.load())
     folder = outcome.folder
-    database = connect(folder)
+    database = connect_runs([folder])
     good = database.execute("select row_id from rows where status = 'ok' and evaluation = 'open'").fetchall()
     scored = database.execute(
         "select row_id, value, note from scores where name = 'perplexity' and scorer = 'perplexity'"
@@ -210,7 +212,7 @@ def test_a_run_has_the_perplexity_of_every_text_that_wants_one(grid: Path) -> No
 def test_a_run_whose_rows_stand_gets_the_perplexities_it_lacks(grid: Path) -> None:
     folder = run_grid(grid, load=fake.load()).folder
     rows = duckdb.sql(f"select row_id, finished_at from '{folder}/rows/*.parquet' order by 1").fetchall()
-    wanted = connect(folder).execute("select row_id, name, value from scores order by all").fetchall()
+    wanted = connect_runs([folder]).execute("select row_id, name, value from scores order by all").fetchall()
     scores_file(folder).unlink()
     started: list[Plan] = []
 
@@ -220,7 +222,10 @@ def test_a_run_whose_rows_stand_gets_the_perplexities_it_lacks(grid: Path) -> No
 
     run_grid(grid, load=load)
     assert len(started) == 1
-    assert connect(folder).execute("select row_id, name, value from scores order by all").fetchall() == wanted
+    assert (
+        connect_runs([folder]).execute("select row_id, name, value from scores order by all").fetchall()
+        == wanted
+    )
     assert (
         duckdb.sql(f"select row_id, finished_at from '{folder}/rows/*.parquet' order by 1").fetchall() == rows
     )
@@ -271,7 +276,7 @@ def test_the_command_scores_a_stored_run_and_shares_its_file(
     (said,) = json.loads(done.stdout)
     assert said["file"] == str(file)
     # what the run scored stands, and the evaluation that wanted none is scored too
-    texts = connect(folder).execute(
+    texts = connect_runs([folder]).execute(
         "select count(*) filter (evaluation = 'open'), count(*) filter (evaluation = 'plain') from rows"
         " where kind = 'open_ended' and status = 'ok'"
     )

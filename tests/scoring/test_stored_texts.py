@@ -17,11 +17,11 @@ from click.testing import CliRunner, Result
 from tests.store import makers
 from vsteer.cli import main
 from vsteer.errors import StoreError
+from vsteer.results.views import connect_runs
 from vsteer.scoring.score_file import ScoreFile
 from vsteer.scoring.scorers import PLAIN, Scorer
 from vsteer.scoring.stored_texts import score_texts
 from vsteer.store.store import open_store
-from vsteer.store.views import connect
 
 
 def add_texts(folder: Path, *numbers: int, **changes: Any) -> Path:
@@ -34,7 +34,7 @@ def add_texts(folder: Path, *numbers: int, **changes: Any) -> Path:
 
 
 def words(folder: Path) -> dict[str, float]:
-    found = connect(folder).execute("select row_id, value from scores where name = 'words'").fetchall()
+    found = connect_runs([folder]).execute("select row_id, value from scores where name = 'words'").fetchall()
     assert len(found) == len(dict(found))
     return dict(found)
 
@@ -103,7 +103,7 @@ def test_two_versions_of_a_scorer_do_not_mix(tmp_path: Path) -> None:
     score_texts(run, one)
     score_texts(run, Scorer(one.name, one.about, one.version + 1, one.score))
     assert len(list(run.glob("scores/length-*.parquet"))) == 2
-    found = connect(run).execute("select count(distinct scorer_hash), count(*) from scores").fetchall()
+    found = connect_runs([run]).execute("select count(distinct scorer_hash), count(*) from scores").fetchall()
     assert found == [(2, 6)]
 
 

@@ -23,6 +23,7 @@ from tests.store import makers
 from vsteer.engine.options import EngineOptions
 from vsteer.models import resolve
 from vsteer.prompts.template import load_tokenizer
+from vsteer.results.views import connect_runs
 from vsteer.run.loading import load_named
 from vsteer.scoring.endpoint import Endpoint
 from vsteer.scoring.endpoint_judge import judge_texts
@@ -31,7 +32,6 @@ from vsteer.scoring.judge_answers import ANSWERS
 from vsteer.scoring.local_judge import judge_locally
 from vsteer.scoring.rubrics import load_rubric
 from vsteer.store.store import open_store
-from vsteer.store.views import connect
 
 # A server and an engine are started: over a minute.
 pytestmark = pytest.mark.slow
@@ -135,7 +135,11 @@ def judge(run: Path, server: Server) -> Judged:
 
 
 def verdicts(run: Path) -> dict[str, tuple[float | None, str]]:
-    found = connect(run).execute("select row_id, value, note from scores where scorer = 'judge'").fetchall()
+    found = (
+        connect_runs([run])
+        .execute("select row_id, value, note from scores where scorer = 'judge'")
+        .fetchall()
+    )
     assert len({row_id for row_id, *_ in found}) == len(found)
     return {row_id: (value, note) for row_id, value, note in found}
 

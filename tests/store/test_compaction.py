@@ -15,7 +15,7 @@ from vsteer.store import compaction
 from vsteer.store.check import check
 from vsteer.store.events import read_events
 from vsteer.store.store import open_store
-from vsteer.store.views import connect
+from vsteer.store.views import CONFIGS, exact, in_memory, quoted, rows_sql
 
 MANY = 500
 
@@ -28,8 +28,8 @@ def fill(folder: Path, last: int = MANY, shard_rows: int = 64) -> None:
 
 
 def everything(folder: Path) -> list[object]:
-    with connect(folder) as database:
-        return list(database.sql("select * from rows order by row_id").fetchall())
+    with in_memory() as database:
+        return list(database.sql(f"select * from ({rows_sql(folder)}) order by row_id").fetchall())
 
 
 def test_the_values_are_the_same_and_in_order(tmp_path: Path) -> None:
@@ -72,9 +72,9 @@ def test_the_best_attempt_of_each_row_stays(tmp_path: Path) -> None:
             (row_id(3), "ok", 2, 2.0),
             (row_id(4), "ok", 1, 1.0),
         ]
-        with connect(tmp_path) as database:
+        with in_memory() as database:
             live = database.sql(
-                "select row_id, status, attempt, logit_diff from rows order by all"
+                f"select row_id, status, attempt, logit_diff from ({rows_sql(tmp_path)}) order by all"
             ).fetchall()
         assert live == sorted(wanted)
         store.compact()
@@ -207,10 +207,10 @@ def test_a_run_may_have_any_name(tmp_path: Path, name: str) -> None:
         store.compact()
         store.append(row(1, attempt=2))
         store.flush()
-        with connect(run) as database:
-            assert database.sql("select count(*) from rows join configs using (config_id)").fetchall() == [
-                (2,)
-            ]
+        with in_memory() as database:
+            configs = f"read_parquet({quoted(exact(run / CONFIGS))})"
+            both = f"select count(*) from ({rows_sql(run)}) join {configs} using (config_id)"
+            assert database.sql(both).fetchall() == [(2,)]
         assert check(run, [row_id(0), row_id(1)])[0].what == "superseded"
         store.compact()
     assert check(run, [row_id(0), row_id(1)]) == []

@@ -18,7 +18,7 @@ from tests.store.makers import error_row, row, row_id, stored, text_row, write_p
 from vsteer.store.check import check
 from vsteer.store.status import status
 from vsteer.store.store import open_store
-from vsteer.store.views import connect, rows_sql
+from vsteer.store.views import in_memory, rows_sql
 
 # Forked from a process that has everything imported, so that a start costs milliseconds.
 FORKS = multiprocessing.get_context("forkserver")
@@ -84,9 +84,9 @@ def before(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def whole(folder: Path) -> list[tuple[Any, ...]]:
-    """Every row once, through the view."""
-    with connect(folder) as database:
-        query = "select row_id, status, attempt, kind from rows order by all"
+    """Every row once, as a reader sees them."""
+    with in_memory() as database:
+        query = f"select row_id, status, attempt, kind from ({rows_sql(folder)}) order by all"
         return list(database.sql(query).fetchall())
 
 

@@ -1,7 +1,8 @@
 """The effects of a run as arrays, [configuration, item]: one value an item, the mean of its rows.
 
-A *sweep* is what one vector does in one setting: all layers, all multipliers, its controls too. A *block* is
-a sweep's part at one multiplier, and is what is in memory at once. Reading scans the rows once.
+A *sweep* is what one vector does in one setting: all layers, all multipliers, its controls too (`family` in
+effects.sql). A *block* is a sweep's part at one multiplier; one block is in memory at a time. Reading scans
+the rows once.
 """
 
 from __future__ import annotations
@@ -28,15 +29,16 @@ with asked as (
     from prompts where kind = 'choice' group by all
 )
 select c.*, billions_in(c.model) as billions, coalesce(a.items, 0) as planned_items,
-       dense_rank() over (order by setting, vector, norm, positions, operation) as sweep,
-       dense_rank() over (order by setting, vector, norm, positions, operation, multiplier) as block
-from conditions c left join asked a using (run, evaluation, system)
+       dense_rank() over (order by c.family, c.multiplier) as block, coalesce(e.counted, false) as counted
+from conditions c
+left join asked a using (run, evaluation, system)
+left join control_effects e using (condition)
 where c.kind = 'choice' and c.vector <> ''
 """
-# Not from item_effects, which leaves the controls out.
+# From the rows and not from item_effects, which leaves the controls out.
 VALUES = """
 create temp table item_values as
-select s.sweep, s.block, s.control = '' as own, e.condition, e.item,
+select s.family, s.block, s.control = '' as own, e.condition, e.item,
        avg(e.effect) as logit_diff, avg(e.effect_p) as p_match,
        avg(e.baseline_logit_diff) filter (e.effect is not null) as logit_diff_baseline,
        avg(e.baseline_p_match) filter (e.effect_p is not null) as p_match_baseline,
@@ -46,9 +48,13 @@ group by all order by block
 """
 CONDITIONS = """
 select condition, config_id, evaluation, model, billions, vector, norm, control, control_index, layers, layer,
-       depth, operation, multiplier, positions, system, direction, relative_norm, rows, planned_items, sweep,
-       block
-from steered order by sweep, block, condition
+       depth, operation, multiplier, positions, system, direction, relative_norm, rows, planned_items, family,
+       block, counted
+from steered order by family, block, condition
+"""
+CONTROL_VECTORS = """
+select family, control, count(distinct control_index) as vectors
+from steered where control in ('random', 'shuffled') group by family, control order by family, control
 """
 
 
@@ -76,19 +82,22 @@ class Condition:
     relative_norm: float | None
     rows: int  # planned
     planned_items: int
-    sweep: int
+    family: int
     block: int
+    counted: bool  # a control vector that its vector is held against: see control_effects in effects.sql
 
 
 @dataclass(frozen=True)
 class Effects:
-    """Of some configurations on the same items, by measure; NaN where there is none."""
+    """The effects of some configurations on the same items, by measure; NaN where there is none."""
 
     conditions: Sequence[Condition]
     effects: Mapping[str, Numbers]
     baselines: Mapping[str, Numbers]
-    # rows that an effect came of, one number a configuration
+    # how many rows have an effect, one number a configuration
     rows: Mapping[str, NDArray[np.int64]]
+    # how many control vectors the whole sweep has, by kind
+    control_vectors: Mapping[str, int]
 
     def whole(self, wanted: Sequence[Condition], measure: str) -> Flags:
         """Which items all of these configurations have."""
@@ -114,6 +123,9 @@ class ItemValues:
             Condition(**{**record, "layers": tuple(record["layers"])})
             for record in _records(database.execute(CONDITIONS))
         ]
+        self._control_vectors: dict[int, dict[str, int]] = {}
+        for family, control, vectors in database.execute(CONTROL_VECTORS).fetchall():
+            self._control_vectors.setdefault(family, {})[control] = vectors
 
     def blocks(self) -> Iterator[Effects]:
         """Sweep by sweep, each multiplier by itself, controls included."""
@@ -122,10 +134,10 @@ class ItemValues:
 
     def sweeps(self) -> Iterator[Effects]:
         """Each sweep of a vector with all its multipliers, without controls."""
-        for sweep, conditions in groupby(self.conditions, lambda condition: condition.sweep):
+        for family, conditions in groupby(self.conditions, lambda condition: condition.family):
             own = [condition for condition in conditions if not condition.control]
             if own:
-                yield self._read(f"sweep = {sweep} and own", own)
+                yield self._read(f"family = {family} and own", own)
 
     def _read(self, which: str, conditions: Sequence[Condition]) -> Effects:
         found = self._database.execute(f"select * from item_values where {which}").fetchnumpy()
@@ -147,6 +159,7 @@ class ItemValues:
             {measure: spread(measure) for measure in MEASURES},
             {measure: spread(f"{measure}_baseline") for measure in MEASURES},
             {measure: added(f"{measure}_rows") for measure in MEASURES},
+            self._control_vectors.get(conditions[0].family, {}),
         )
 
 

@@ -18,13 +18,12 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from vsteer.analysis.intervals import EQUAL, SEED, Numbers, mean_intervals
+from vsteer.results.statistics_files import ENOUGH_CONTROLS
 
 SPLITS = 200
 # Two on either side.
 FEWEST_TO_SPLIT = 4
 ALPHA = 0.05
-# With so many, a vector beyond all of them is outside at the 5% level.
-ENOUGH_CONTROLS = 19
 
 
 @dataclass(frozen=True)

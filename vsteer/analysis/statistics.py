@@ -1,7 +1,7 @@
 """A run's statistics: worked out of its rows and put beside them, one table a file.
 
-The functions here choose what is compared with what, and say in each record what was left out and why a
-number is missing; how it is worked out stands in intervals, peaks, doses, curves and scaling.
+The functions here choose what is compared with what, and record what was left out and why a number is
+missing; how a number is worked out stands in intervals, peaks, doses, curves and scaling.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +16,12 @@ import numpy as np
 
 from vsteer.analysis.doses import FEWEST_POINTS, PARAMETERS, fit_line, fit_logistic, isotonic
 from vsteer.analysis.intervals import SEED, Means, Numbers, mean_intervals, why_no_interval
-from vsteer.analysis.item_values import Condition, Effects, Flags, ItemValues
-from vsteer.analysis.peaks import (
-    ENOUGH_CONTROLS,
-    FEWEST_TO_SPLIT,
-    SPLITS,
-    band,
-    best_layer,
-    held_out,
-    near_best,
-)
+from vsteer.analysis.item_values import Condition, Effects, ItemValues
+from vsteer.analysis.peaks import FEWEST_TO_SPLIT, SPLITS, band, best_layer, held_out, near_best
 from vsteer.analysis.scaling import scaling_records
 from vsteer.errors import VsteerError
 from vsteer.results.statistics_files import (
+    ENOUGH_CONTROLS,
     MEASURES,
     STATISTICS_FOLDER,
     TABLES,
@@ -38,8 +30,7 @@ from vsteer.results.statistics_files import (
     statistics_are_current,
     write_table,
 )
-from vsteer.results.views import connect_runs
-from vsteer.scoring.score_file import readable
+from vsteer.results.views import connect_runs, readable
 from vsteer.store.lock import FolderLock
 from vsteer.store.sound import require_run
 from vsteer.store.views import quoted
@@ -76,7 +67,7 @@ def write_statistics(folder: Path) -> Written:
 
 
 def bring_up_to_date(folder: Path) -> str | None:
-    """At the end of a run, which is not lost where this fails: what to warn of, or None."""
+    """Write the statistics at a run's end, which is not lost where this fails; what to warn of, or None."""
     try:
         if not statistics_are_current(folder):
             write_statistics(folder)
@@ -84,7 +75,7 @@ def bring_up_to_date(folder: Path) -> str | None:
         what = error.message if isinstance(error, VsteerError) else repr(error)
         return (
             f"warning: the rows are whole, but have no statistics: {what}\n"
-            f"hint: `vsteer score {folder} --scorer statistics` tries again"
+            f"hint: `vsteer stats {folder}` tries again"
         )
     return None
 
@@ -211,18 +202,21 @@ def _held_out(pushes: Numbers, curve: Sequence[Condition], largest: float) -> Re
 
 
 def band_records(block: Effects, peak: Record) -> Iterator[Record]:
-    """A block's curve beside its controls of each kind, which are whole or don't count."""
+    """A block's curve beside its control vectors of each kind, as far as they count."""
     curve, measure = swept(block), str(peak["measure"])
     items = block.whole(curve, measure)
     effects = block.effects[measure][block.places(curve)][:, items]
-    controls = sorted((one for one in block.conditions if one.control), key=_which_control)
-    for kind, of_kind in groupby(controls, lambda one: one.control):
-        vectors = [list(each) for _, each in groupby(of_kind, _which_control)]
-        whole = [same for each in vectors if (same := _whole_control(block, each, curve, measure, items))]
-        places = [block.places(each) for each in whole]
+    counted: dict[str, dict[int | None, dict[int | None, Condition]]] = {}
+    for one in block.conditions:
+        if one.counted:
+            counted.setdefault(one.control, {}).setdefault(one.control_index, {})[one.layer] = one
+    for kind, vectors in block.control_vectors.items():
+        controls = counted.get(kind, {}).values()
+        # one that counts has an effect wherever the vector has one, so it has every layer of the curve
+        places = [block.places([each[one.layer] for one in curve]) for each in controls]
         found = band(effects, block.effects[measure][places][:, :, items] if places else np.zeros((0, 1, 1)))
         at = curve[found.layer]
-        too_few = f"no claim: {len(whole)} whole controls, and it takes {ENOUGH_CONTROLS}"
+        too_few = f"no claim: {len(places)} whole and distinct controls, and it takes {ENOUGH_CONTROLS}"
         yield {
             **_head(at, measure),
             "config_id": peak["config_id"],
@@ -233,30 +227,15 @@ def band_records(block: Effects, peak: Record) -> Iterator[Record]:
             "layers_swept": len(curve),
             "items": int(items.sum()),
             "items_left_out": peak["items_left_out"],
-            "controls": len(whole),
-            "controls_left_out": len(vectors) - len(whole),
-            "control_max": float(found.maxima.max()) if whole else None,
-            "control_median": float(np.median(found.maxima)) if whole else None,
+            "controls": len(places),
+            "controls_left_out": vectors - len(places),
+            "control_max": float(found.maxima.max()) if places else None,
+            "control_median": float(np.median(found.maxima)) if places else None,
             "exceeded_by": found.exceeded_by,
-            "p_value": found.p_value if whole else None,
+            "p_value": found.p_value if places else None,
             "outside": found.outside,
             "why": too_few if found.outside is None else None,
         }
-
-
-def _which_control(one: Condition) -> tuple[str, int]:
-    return one.control, -1 if one.control_index is None else one.control_index
-
-
-def _whole_control(
-    block: Effects, control: Sequence[Condition], curve: Sequence[Condition], measure: str, items: Flags
-) -> list[Condition] | None:
-    """A control vector's configurations at the curve's layers, in their order; None where it isn't whole."""
-    by_layer = {one.layer: one for one in control}
-    same = [by_layer[one.layer] for one in curve if one.layer in by_layer]
-    if len(same) < len(curve):
-        return None
-    return same if (block.whole(same, measure) | ~items).all() else None
 
 
 def asymmetry_records(sweep: Effects, measure: str) -> Iterator[Record]:

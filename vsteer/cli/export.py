@@ -35,7 +35,7 @@ def write_rows(run: Path, out: Path, force: bool = False) -> int:
 
     from vsteer.files import new_file
     from vsteer.store.schema import FLOATS, INTS, ROWS, STRINGS, TIME
-    from vsteer.store.views import connect, quoted
+    from vsteer.store.views import in_memory, quoted, rows_sql
 
     kinds = {".csv": "format csv, header true, nullstr ''", ".jsonl": "format json, array false"}
     if out.suffix not in kinds:
@@ -49,10 +49,10 @@ def write_rows(run: Path, out: Path, force: bool = False) -> int:
             parts.append(f"strftime({column.name}, '%Y-%m-%dT%H:%M:%S.%fZ') as {column.name}")
         else:
             parts.append(column.name)
-    with connect(run) as database, new_file(out, StoreError, overwrite=force) as temporary:
+    source = rows_sql(run)
+    with in_memory() as database, new_file(out, StoreError, overwrite=force) as temporary:
         try:
-            database.execute("set enable_progress_bar = false")
-            rows = f"select {', '.join(parts)} from rows"
+            rows = f"select {', '.join(parts)} from ({source})"
             to = quoted(str(temporary))
             (count,) = database.execute(f"copy ({rows}) to {to} ({kinds[out.suffix]})").fetchone() or (0,)
         except duckdb.IOException as error:

@@ -28,8 +28,8 @@ INCOMPLETE = 3
     "names",
     multiple=True,
     metavar="NAME",
-    help="refusal, repetition, length, characters, steerability, statistics, perplexity or judge; may be "
-    "repeated. By default the first four.",
+    help="refusal, repetition, length, characters, perplexity or judge; may be repeated. By default "
+    "the first four.",
 )
 @click.option("--rubric", help="judge: refusal, sentiment, language, or a text file.")
 @click.option(
@@ -91,25 +91,22 @@ def score(
 ) -> None:
     """Score what the run in the folder RUN wrote, into RUN/scores/. Nothing is generated.
 
-    refusal, repetition, length and characters look at texts; steerability fits a line to each choice item
-    over its multipliers; statistics works intervals, held-out peaks and fits out of choices, into
-    RUN/statistics/; perplexity loads the run's own model, unsteered, and asks how likely it holds each
-    text; judge asks a model for a number from 0 to 10 by a rubric, at an endpoint or in the local engine. The
-    same command scores only what is new; an answer of a judge is never paid for twice. A judge's key is read
-    from OPENAI_API_KEY in the environment. Exit codes: 0 complete, 3 a judge has texts left open.
+    refusal, repetition, length and characters look at texts; perplexity loads the run's own model, unsteered,
+    and asks how likely it holds each text; judge asks a model for a number from 0 to 10 by a rubric, at an
+    endpoint or in the local engine. The same command scores only what is new; an answer of a judge is never
+    paid for twice. A judge's key is read from OPENAI_API_KEY in the environment. Exit codes: 0 complete, 3 a
+    judge has texts left open.
 
     \b
     Example:
       vsteer score runs/quickstart --scorer refusal --scorer repetition
     """
     from vsteer.errors import UsageError
-    from vsteer.results.statistics_files import STATISTICS
     from vsteer.scoring.perplexity import PERPLEXITY
     from vsteer.scoring.scorers import PLAIN
-    from vsteer.store.scores import STEERABILITY
 
     chosen = list(dict.fromkeys(names or PLAIN))
-    known = [*PLAIN, STEERABILITY, STATISTICS, PERPLEXITY, "judge"]
+    known = [*PLAIN, PERPLEXITY, "judge"]
     if unknown := [name for name in chosen if name not in known]:
         raise UsageError(f"no scorer is called {unknown[0]!r}", f"there are {', '.join(known)}")
     if "judge" in chosen and not (rubric and judge_model):
@@ -138,10 +135,6 @@ def score(
             scored = iter([_judged(judged, rubric, judge_model)])
         elif name == PERPLEXITY:
             scored = _perplexity(run)
-        elif name == STEERABILITY:
-            scored = iter([_steerability(run)])
-        elif name == STATISTICS:
-            scored = iter([_statistics(run)])
         else:
             scored = iter([_plain(run, name)])
         for entry, text in scored:
@@ -169,23 +162,6 @@ def _plain(run: Path, name: str) -> tuple[Entry, str]:
     count = done.scored + done.failed
     text = f"{name}: {count:,} of {done.texts:,} texts scored, {done.standing:,} were: {done.path}"
     return _entry(name, done, scored=count), text
-
-
-def _steerability(run: Path) -> tuple[Entry, str]:
-    from vsteer.analysis.steerability import HASH, write_steerability
-
-    path, lines = write_steerability(run)
-    text = f"steerability: {lines:,} lines, one an item, letter order and steering: {path}"
-    return {"scorer": "steerability", "hash": HASH, "lines": lines, "file": str(path)}, text
-
-
-def _statistics(run: Path) -> tuple[Entry, str]:
-    from vsteer.analysis.statistics import write_statistics
-
-    done = write_statistics(run)
-    rows = ", ".join(f"{count:,} {name}" for name, count in done.rows.items())
-    entry = {"scorer": "statistics", "rows": dict(done.rows), "folder": str(done.folder)}
-    return entry, f"statistics: {rows}: {done.folder}/"
 
 
 def _perplexity(run: Path) -> Iterator[tuple[Entry, str]]:

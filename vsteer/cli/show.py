@@ -78,13 +78,9 @@ def show(run: Path, prompt: str, layer: str | None, vector: str, sample: int) ->
     Example:
       vsteer show runs/quickstart --prompt "a restaurant" --layer 20
     """
-    from vsteer.store.sound import require_run
-    from vsteer.store.views import CONFIGS, PROMPTS, connect
+    from vsteer.results.views import connect_runs
 
-    require_run(run)
-    if not all((run / name).exists() for name in (CONFIGS, PROMPTS)):
-        raise UsageError(f"{run} has no plan yet", "the run writes it before its first row")
-    with connect(run) as database:
+    with connect_runs([run]) as database:
         question, item = the_prompt(database, prompt)
         steered = the_layer(database, layer)
         found = asked(database, ROWS, item=item, layer=steered, vector=vector, sample=sample)

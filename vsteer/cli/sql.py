@@ -1,11 +1,10 @@
-"""`vsteer sql NAME RUN...`: a question of `queries/` asked of one run or many, or a shell."""
+"""`vsteer sql NAME RUN...`: the answer of one run or many to a query of `queries/`, or a shell."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -20,36 +19,39 @@ from vsteer.errors import UsageError, VectorError
 if TYPE_CHECKING:
     import duckdb
 
+    from vsteer.results.queries import Query
+
 FORMATS = ("table", "csv", "json", "md")
 CLI_FLAGS = {"table": "-box", "csv": "-csv", "json": "-json", "md": "-markdown"}
 SHELL_HELP = """\
-A query's name asks it; anything else is SQL, which ends in a semicolon, over the views
+The name of a query runs it; anything else is SQL, which ends in a semicolon, over the views
 rows, configs, prompts, norms, scores, conditions, baselines, effects, item_effects, item_lines,
-config_effects, and the tables of statistics: intervals, peaks, bands, asymmetries, doses, scaling.
+config_effects, control_effects, control_verdicts, and the tables of statistics: intervals, peaks,
+bands, asymmetries, doses, scaling.
 .list         the queries and what they ask     .about NAME   a query's columns and caveat
-.set A=B      a query's parameter               .help, .quit"""
+.set A=B      set a query's parameter           .help, .quit"""
 PROMPT, MORE = "vsteer> ", "   ...> "
-SCALING = "scaling"
 
 
 @click.command()
 @click.argument("names", metavar="[NAME] RUN...", nargs=-1)
 @click.option("--format", "shape", type=click.Choice(FORMATS), default="table", help="How rows are printed.")
 @click.option("--set", "settings", metavar="A=B", multiple=True, help="A query's parameter; may be repeated.")
-@click.option("--print", "print_", is_flag=True, help="Print a duckdb command that does the same, and stop.")
+@click.option("--print", "print_", is_flag=True, help="Print a duckdb command that does the same.")
 @click.option("--list", "list_", is_flag=True, help="List the queries and what they ask.")
 @click.option("--about", is_flag=True, help="Print the columns and the caveat of the query NAME.")
 def sql(
     names: tuple[str, ...], shape: str, settings: tuple[str, ...], print_: bool, list_: bool, about: bool
 ) -> None:
-    """Ask the query NAME of the runs in the folders RUN; without NAME, a shell with the runs' views.
+    """Answer the query NAME over the runs in the folders RUN; without NAME, open a shell with their views.
 
     \b
     Example:
       vsteer sql layer_peaks runs/quickstart
       vsteer sql sign_asymmetry runs/quickstart runs/other --format csv
     """
-    from vsteer.results.queries import query, script
+    from vsteer.results.queries import FITS, parameters_sql, query, script
+    from vsteer.results.views import connect_runs
 
     if list_:
         click.echo(listing())
@@ -60,30 +62,28 @@ def sql(
             raise UsageError("--about needs a query", "vsteer sql --list lists them")
         click.echo(query(name).about)
         return
-    asked = query(name) if name is not None else None
+    chosen = query(name) if name is not None else None
     folders = [Path(run) for run in runs]
     parameters = dict(map(_parameter, settings))
     for folder in folders:
         _measure_vectors(folder)
-    from vsteer.results.queries import parameters_sql
-    from vsteer.results.views import connect_runs
-
     with connect_runs(folders) as database:
-        _tell_of_statistics(folders, asked.sql if asked else None)
+        _warn_of_statistics(folders, chosen)
         if print_:
-            text = script(folders, asked, parameters, _fits(database, asked.sql if asked else SCALING))
-            click.echo(f"duckdb {CLI_FLAGS[shape]} {'-c' if asked else '-cmd'} {shlex.quote(text)}")
+            fits = _fits(database) if chosen is None or FITS in chosen.needs else []
+            text = script(folders, chosen, parameters, fits)
+            click.echo(f"duckdb {CLI_FLAGS[shape]} {'-c' if chosen else '-cmd'} {shlex.quote(text)}")
             return
         for statement in parameters_sql(parameters):
             database.execute(statement)
-        if asked:
-            click.echo(answer(database, asked.sql, shape))
+        if chosen:
+            click.echo(answer(database, chosen, shape))
         else:
             shell(database, shape, sys.stdin.isatty())
 
 
 def _split(names: Sequence[str]) -> tuple[str | None, Sequence[str]]:
-    """A first word that is no folder is a query's name."""
+    """A query's name, if the first word is one, and the folders; a first word that is no folder is a name."""
     from vsteer.results.queries import queries
 
     if names and (names[0] in queries() or not Path(names[0]).exists()):
@@ -101,7 +101,7 @@ def _parameter(text: str) -> tuple[str, str]:
 
 
 def _measure_vectors(folder: Path) -> None:
-    """A run of before its vectors' lengths were written, or whose vectors changed since."""
+    """Write the lengths of a run's vectors where they are missing, or the vectors changed since."""
     from vsteer.vectors.run_norms import norms_are_current, write_vector_norms
 
     if norms_are_current(folder):
@@ -112,28 +112,23 @@ def _measure_vectors(folder: Path) -> None:
         click.echo(f"warning: relative_norm is not known: {error.message}", err=True)
 
 
-def _tell_of_statistics(folders: Sequence[Path], statement: str | None) -> None:
-    """Of those that the statement, or a shell, would read and that are not there."""
-    from vsteer.results.statistics_files import TABLES
+def _warn_of_statistics(folders: Sequence[Path], chosen: Query | None) -> None:
+    """Name the runs without the statistics that the query, or a shell, would read."""
+    from vsteer.results.queries import STATISTICS
     from vsteer.results.views import without_statistics
 
-    if statement is not None and not any(_reads(statement, table) for table in TABLES):
+    if chosen and STATISTICS not in chosen.needs:
         return
     for folder, why in without_statistics(folders).items():
-        makes = f"vsteer score {shlex.quote(str(folder))} --scorer statistics"
+        makes = f"vsteer stats {shlex.quote(str(folder))}"
         click.echo(f"warning: the statistics of {folder} {why}; {makes} makes them", err=True)
 
 
-def _reads(statement: str, table: str) -> bool:
-    """Whether it names the table, and nothing of its own so."""
-    return bool(re.search(rf"\b{table}\b", statement)) and f"\n{table} as (" not in statement
-
-
-def _fits(database: duckdb.DuckDBPyConnection, statement: str) -> list[str]:
-    """What makes the view `scaling` over several runs, where the statement asks for it."""
+def _fits(database: duckdb.DuckDBPyConnection) -> list[str]:
+    """The statement that fills the view `scaling` over several runs, where that is still to be done."""
     from vsteer.analysis.over_runs import scaling_over_runs
 
-    made = scaling_over_runs(database) if SCALING in statement else None
+    made = scaling_over_runs(database)
     return [made] if made else []
 
 
@@ -145,9 +140,16 @@ def listing() -> str:
     return "\n".join(f"{name:{width}}  {each.question}" for name, each in found.items())
 
 
-def answer(database: duckdb.DuckDBPyConnection, statement: str, shape: str) -> str:
-    """What DuckDB says to a statement, in the shape that was asked for."""
-    for fit in _fits(database, statement):
+def answer(database: duckdb.DuckDBPyConnection, asked: Query | str, shape: str) -> str:
+    """DuckDB's answer to a query, or to a statement that a user typed, in the shape that was asked for."""
+    from vsteer.results.queries import FITS
+
+    if isinstance(asked, str):
+        # typed SQL has no header; fits that it doesn't read cost a moment and change nothing
+        statement, wants_fits = asked, "scaling" in asked
+    else:
+        statement, wants_fits = asked.sql, FITS in asked.needs
+    for fit in _fits(database) if wants_fits else ():
         database.execute(fit)
     result = database.execute(statement)
     header = [column[0] for column in result.description or ()]
@@ -155,7 +157,7 @@ def answer(database: duckdb.DuckDBPyConnection, statement: str, shape: str) -> s
 
 
 def as_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """What is the same in every row is said once, above."""
+    """A table in plain text; a column that is the same in every row stands once, above it."""
     if not rows:
         return f"no rows; the columns are {', '.join(header)}"
     if len(rows) == 1:
@@ -164,10 +166,10 @@ def as_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
             f"{name:{width}}  {number(cell)}" for name, cell in zip(header, rows[0], strict=True)
         )
     same = [n for n in range(len(header)) if len({repr(row[n]) for row in rows}) == 1]
-    said = [f"{header[n]}: {number(rows[0][n])}" for n in same if rows[0][n] not in ("", None)]
+    shared = [f"{header[n]}: {number(rows[0][n])}" for n in same if rows[0][n] not in ("", None)]
     kept = [n for n in range(len(header)) if n not in same] or list(range(len(header)))
     table = plain_table([header[n] for n in kept], [[number(row[n], 3) for n in kept] for row in rows])
-    return "\n".join([*said, table])
+    return "\n".join([*shared, table])
 
 
 def as_csv(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
@@ -179,8 +181,8 @@ def as_csv(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def as_json(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    said = [dict(zip(header, row, strict=True)) for row in rows]
-    return json.dumps(said, indent=2, default=str, ensure_ascii=False)
+    records = [dict(zip(header, row, strict=True)) for row in rows]
+    return json.dumps(records, indent=2, default=str, ensure_ascii=False)
 
 
 def as_markdown(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
@@ -199,16 +201,16 @@ SHAPES: dict[str, Callable[[Sequence[str], Sequence[Sequence[Any]]], str]] = {
 }
 
 
-def shell(database: duckdb.DuckDBPyConnection, shape: str, asks: bool) -> None:
+def shell(database: duckdb.DuckDBPyConnection, shape: str, prompting: bool) -> None:
     """Read queries' names, SQL and dot commands until there are no more."""
-    if asks:
+    if prompting:
         import readline  # noqa: F401 - input() then has a history
 
         click.echo(f"{SHELL_HELP}\n")
     text = ""
     while True:
         try:
-            line = input((MORE if text else PROMPT) if asks else "")
+            line = input((MORE if text else PROMPT) if prompting else "")
         except EOFError:
             return
         except KeyboardInterrupt:
@@ -220,11 +222,11 @@ def shell(database: duckdb.DuckDBPyConnection, shape: str, asks: bool) -> None:
             return
         if not text or not (text.startswith(".") or text.endswith(";") or " " not in text):
             continue
-        said, text = _said(database, text.rstrip(";").strip(), shape), ""
-        click.echo(said)
+        reply, text = _reply(database, text.rstrip(";").strip(), shape), ""
+        click.echo(reply)
 
 
-def _said(database: duckdb.DuckDBPyConnection, text: str, shape: str) -> str:
+def _reply(database: duckdb.DuckDBPyConnection, text: str, shape: str) -> str:
     import duckdb
 
     from vsteer.results.queries import parameters_sql, queries, query
@@ -246,8 +248,8 @@ def _said(database: duckdb.DuckDBPyConnection, text: str, shape: str) -> str:
             return f"error: no command {command}\nhint: .help lists them"
         known = queries()
         if " " not in text and text.isidentifier():
-            return answer(database, query(text).sql, shape)
-        return answer(database, known[text].sql if text in known else text, shape)
+            return answer(database, query(text), shape)
+        return answer(database, known.get(text, text), shape)
     except UsageError as error:
         return f"error: {error.message}\nhint: {error.hint}"
     except (duckdb.Error, KeyboardInterrupt) as error:

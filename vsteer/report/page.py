@@ -114,8 +114,8 @@ def no_statistics(folders: Sequence[Path]) -> str:
     """What to do where intervals and fits are not there; nothing where they are."""
     missing = without_statistics(folders)
     said = [f"the statistics of {folder} {why}" for folder, why in missing.items()]
-    again = " ".join(f"`vsteer score {folder} --scorer statistics`" for folder in missing)
-    return f"{', '.join(said)}; {again} makes them, and then this page is to be made anew" if said else ""
+    again = " ".join(f"`vsteer stats {folder}`" for folder in missing)
+    return f"{', '.join(said)}; {again} makes them, and `vsteer report` this page anew" if said else ""
 
 
 def reasons(found: Sequence[Mapping[str, Any]], runs: Mapping[str, Path]) -> dict[str, str]:

@@ -40,7 +40,7 @@ where prompt_id in (select unnest($prompts)) order by md5(prompt_id), prompt_id,
 SCORES = """
 select s.run, s.row_id, s.name, s.value, s.note, s.scorer, s.scorer_hash
 from scores s
-join rows r on r.run = s.run and r.row_id = s.row_id and r.finished_at = s.row_finished_at
+join rows r on r.run = s.run and r.row_id = s.row_id
 where r.kind = 'open_ended' and s.row_id in (select unnest($rows))
 qualify s.scorer_hash = max(s.scorer_hash) over (partition by s.name)
 order by s.name, s.row_id

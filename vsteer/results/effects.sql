@@ -1,5 +1,5 @@
 -- The tables and views that the queries read, over `rows`, `configs`, `prompts`, `norms` and `scores`.
--- Only DuckDB is needed; vsteer/results/views.py runs this, and `vsteer sql --print` prints it.
+-- They need DuckDB alone; vsteer/results/views.py runs this, and `vsteer sql --print` prints it.
 
 -- A change of probability relative to the room there was for it: upwards 1 - p, downwards p.
 create or replace temp macro over_headroom(change, p) as
@@ -8,9 +8,8 @@ create or replace temp macro over_headroom(change, p) as
 -- A parameter of a query: `set variable layer = 12` before it, or `vsteer sql --set layer=12`.
 create or replace temp macro parameter(name, otherwise) as coalesce(getvariable(name)::varchar, otherwise);
 
--- What a query says where the tables of statistics have nothing of what it asks.
-create or replace temp macro no_statistics() as
-    'no statistics of this run as it stands: vsteer score RUN --scorer statistics';
+-- What a query says where the tables of statistics lack what it asks for.
+create or replace temp macro no_statistics() as 'no statistics of this run as it stands: vsteer stats RUN';
 
 -- A curve over models' sizes, x in billions of parameters; null where it was not fitted.
 create or replace temp macro formula(family, c, scale, rate) as case family
@@ -18,12 +17,16 @@ create or replace temp macro formula(family, c, scale, rate) as case family
     when 'power' then printf('%.3g x^%.3g', scale, -rate)
     when 'log_linear' then printf('%.3g %+.3g ln(x)', c, scale) end;
 
--- Each configuration with its baseline: the unsteered one that is asked in the same way.
+-- Each configuration with its baseline, which is the unsteered one that is asked in the same way.
 --   condition      its number here; an id may stand in several evaluations
---   curve          configurations that differ in nothing but the layer have the same
---   dose           configurations that differ in nothing but the multiplier have the same
---   anywhere       configurations that differ in nothing but the system prompt have the same
---   steering       configurations that steer one model alike, whatever it is asked, have the same
+-- Configurations have the same
+--   family         if they are a vector or its controls, whatever the layers and the multiplier
+--   place          if they are a vector or its controls at the same layers and multiplier
+--   curve          if they differ in nothing but the layer
+--   dose           if they differ in nothing but the multiplier
+--   anywhere       if they differ in nothing but the system prompt
+--   steering       if they steer one model alike, whatever it is asked
+-- And further
 --   direction      which way the multiplier pushes, 1 or -1; an ablation takes away
 --   relative_norm  |multiplier| x the vector's norm / the stream's norm at that layer, measured where the
 --                  vector was extracted and in the same model; null where that isn't known
@@ -57,6 +60,10 @@ found as (
                                order by made_here desc nulls last) = 1
 )
 select (row_number() over (order by run, evaluation, config_id))::integer as condition,
+       -- two vectors of one name and norm in one run don't exist
+       (dense_rank() over (order by setting, vector, norm, positions, operation))::integer as family,
+       (dense_rank() over (order by setting, vector, norm, positions, operation, layers, multiplier))::integer
+           as place,
        (dense_rank() over (order by setting, pushed, multiplier))::integer as curve,
        (dense_rank() over (order by setting, pushed, layers))::integer as dose,
        (dense_rank() over (order by asked, pushed, layers, multiplier))::integer as anywhere,
@@ -67,7 +74,7 @@ select (row_number() over (order by run, evaluation, config_id))::integer as con
 from found;
 
 -- What the unsteered model does, one row a prompt: what a row's effect is measured against.
--- `item` counts questions; both letter orders of one have the same.
+-- `item` numbers the questions, and both letter orders of one have the same; `prompt` numbers the prompts.
 create or replace temp table baselines as
 with questions as (
     select run, prompt_id, any_value(matching) as matching, any_value(len(choices)) as choice_count,
@@ -75,6 +82,7 @@ with questions as (
     from prompts group by all
 )
 select r.run, r.evaluation, r.config_id as baseline_id, r.prompt_id, c.condition as baseline_condition,
+       (dense_rank() over (order by r.prompt_id))::integer as prompt,
        (dense_rank() over (order by coalesce(any_value(q.question_id), any_value(r.item_id))))::integer as item,
        coalesce(any_value(q.question_id), any_value(r.item_id)) as question_id,
        any_value(r.letter_order) as letter_order, any_value(coalesce(q.matching, r.matching)) as matching,
@@ -87,10 +95,10 @@ left join questions q on q.run = r.run and q.prompt_id = r.prompt_id
 where r.kind = 'choice' and r.status = 'ok' and r.vector = ''
 group by r.run, r.evaluation, r.config_id, r.prompt_id, c.condition;
 
--- One row for each good, steered choice row, less the baseline's on the same prompt. Controls are in it:
--- whoever asks of the vector says control = ''. A row whose baseline failed is not (see failures).
+-- One row for each good, steered choice row, less the baseline's on the same prompt. Controls are in it: a query
+-- about the vector has to filter by control = ''. A row whose baseline failed is not in it (see failures).
 create or replace temp view effects as
-select c.condition, b.item, b.question_id, r.control, r.run, r.evaluation, r.model, r.vector, r.norm,
+select c.condition, c.place, b.item, b.prompt, b.question_id, r.control, r.run, r.evaluation, r.model, r.vector, r.norm,
        r.control_index, r.layer, r.layers, r.depth, r.operation, r.multiplier, r.positions, r.system,
        r.config_id, r.prompt_id, r.letter_order, r.sample, b.matching, b.choice_count,
        case when isfinite(r.logit_diff) then r.logit_diff end as logit_diff, b.baseline_logit_diff,
@@ -115,8 +123,8 @@ create or replace temp macro billions_in(name) as (
     from found
 );
 
--- The vector's effects, one row a configuration and question: the mean over letter orders and samples. What the
--- unsteered model does is of the same rows: effect is logit_diff less baseline_logit_diff.
+-- The vector's effects, one row a configuration and question: the mean over letter orders and samples. The
+-- baseline's columns are means over the same rows: effect is logit_diff less baseline_logit_diff.
 create or replace temp view item_effects as
 select condition, item, avg(effect) as effect, avg(effect_p) as effect_p,
        avg(effect + baseline_logit_diff) as logit_diff, avg(effect_p + baseline_p_match) as p_match,
@@ -156,8 +164,8 @@ with gathered as (
     where c.multiplier is not null and i.effect is not null
     group by c.dose, i.item
 ),
--- twice each effect's rank less the mean rank: how many others are below it less how many are above, so that
--- equal ones share theirs. (Not in the same step, which would gather the list anew for each of its numbers.)
+-- Twice each effect's rank less the mean rank: how many others are below it less how many are above, so that
+-- equal ones share theirs. (In the same step the list would be gathered anew for each of its numbers.)
 ranked as (
     select *, list_transform(effects, lambda e: list_sum(list_transform(effects, lambda o: sign(e - o))))::double[]
            as ranks
@@ -168,3 +176,95 @@ select dose, item, points, xy / xx as slope, sqrt(greatest(yy - xy ** 2 / xx, 0)
        list_inner_product(range(1, points + 1)::double[], ranks)
        / nullif(sqrt(list_inner_product(ranks, ranks) * points * (points ** 2 - 1) / 12), 0) as rank_correlation
 from ranked;
+
+-- The control vectors' effects, one row a configuration that is a control. `effect` is the mean over questions, and
+-- over the rows in which the vector has an effect at the same place; null where the control has none there.
+--   whole     whether the control vector has an effect wherever its vector has one: in each of its rows, at all
+--             places of the family, by both measures
+--   counted   whether it is held against the vector: it is whole, and it is stored as another vector than the
+--             steered one and than every whole control of its kind before it
+create or replace temp view control_effects as
+with steered as materialized (
+    select condition, place, item, prompt, sample, control = '' as own, effect, effect_p from effects
+),
+needed as (
+    select c.family, count(s.effect) as effects, count(s.effect_p) as effects_p
+    from steered s join conditions c using (condition) where s.own group by c.family
+),
+per_item as (
+    select s.condition, s.item, avg(s.effect) filter (o.effect is not null) as effect,
+           count(s.effect) filter (o.effect is not null) as effects,
+           count(s.effect_p) filter (o.effect_p is not null) as effects_p
+    from steered s join steered o using (place, prompt, sample)
+    where o.own and not s.own
+    group by s.condition, s.item
+),
+means as (
+    select condition, avg(effect) as effect, sum(effects) as effects, sum(effects_p) as effects_p
+    from per_item group by condition
+),
+stored as (
+    select family, control, control_index, list_sort(list(distinct vector_sha256)) as sha256
+    from conditions where vector <> '' group by family, control, control_index
+),
+-- from the configurations, so that a control vector without any row is in it
+vectors as (
+    select c.family, c.control, c.control_index,
+           coalesce(sum(m.effects), 0) = any_value(n.effects)
+           and coalesce(sum(m.effects_p), 0) = any_value(n.effects_p) as whole
+    from conditions c join needed n using (family) left join means m using (condition)
+    where c.control in ('random', 'shuffled')
+    group by c.family, c.control, c.control_index
+),
+chosen as (
+    select v.family, v.control, v.control_index, v.whole,
+           v.whole and s.sha256 <> o.sha256
+           and row_number() over (partition by v.family, v.control, v.whole, s.sha256
+                                  order by v.control_index) = 1 as counted
+    from vectors v
+    join stored s on s.family = v.family and s.control = v.control
+                 and s.control_index is not distinct from v.control_index
+    join stored o on o.family = v.family and o.control = ''
+)
+select c.condition, c.family, c.place, c.control, c.control_index, c.layers, c.layer, c.multiplier, m.effect,
+       v.whole, v.counted
+from conditions c
+join chosen v on v.family = c.family and v.control = c.control
+             and v.control_index is not distinct from c.control_index
+left join means m using (condition);
+
+-- The one verdict on a vector's controls of a kind, over all layers and multipliers of its family. The terminal's
+-- table, `controls` and the report show it, and the statistics hold a vector against the same control vectors.
+--   condition           where the vector's |mean effect| is largest
+--   controls            how many control vectors count; controls_left_out don't
+--   control_largest     the largest of their own largest |mean effects|; control_median is the median of these
+--   outside             whether the vector exceeds all of them; null with too few, which can't say
+--   verdict             the same in words
+create or replace temp view control_verdicts as
+with vectors as (
+    select c.family, arg_max(e.condition, (abs(e.effect), -e.condition)) as condition,
+           max(abs(e.effect)) as largest
+    from config_effects e join conditions c using (condition) where e.items > 0 group by c.family
+),
+chance as (
+    select family, control, control_index, any_value(counted) as counted, max(abs(effect)) as largest
+    from control_effects group by family, control, control_index
+),
+against as (
+    select v.family, c.control, v.condition, v.largest, count_if(counted)::bigint as controls,
+           count_if(not counted)::bigint as controls_left_out,
+           max(c.largest) filter (counted) as control_largest,
+           median(c.largest) filter (counted) as control_median,
+           count_if(counted and c.largest >= v.largest)::bigint as exceeded_by
+    from chance c join vectors v using (family) group by all
+)
+select *, case when controls > 0 then (1 + exceeded_by) / (1 + controls) end as p_value,
+       case when controls >= enough_controls() then exceeded_by = 0 end as outside,
+       case outside
+           when true then 'the peak is outside the band of the ' || control
+                || ' vectors (5% level, for this vector alone)'
+           when false then 'the peak is NOT outside the band of the ' || control
+                || ' vectors: no effect is shown'
+           else 'too few ' || control || ' vectors to say more: ' || controls || ' whole and distinct, '
+                || enough_controls() || ' are needed' end as verdict
+from against;

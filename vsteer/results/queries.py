@@ -1,4 +1,4 @@
-"""The files in `queries/`: which there are, what each asks, and the SQL of one over some runs."""
+"""The files in `queries/`: which there are, what each asks and needs, and the SQL of one over some runs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ from pathlib import Path
 from vsteer.errors import UsageError
 from vsteer.results.views import setup, statements
 from vsteer.store.views import quoted
+
+# What a query may need beside the rows: the tables of statistics, and fits over the models of several runs,
+# which are made when a query asks for them.
+STATISTICS, FITS = "statistics", "fits over models"
 
 
 @dataclass(frozen=True)
@@ -25,10 +29,16 @@ class Query:
 
     @property
     def about(self) -> str:
-        """Its comments: question, parameters, columns, caveat."""
+        """Its comments: question, parameters, needs, columns, caveat."""
         lines = self.text.splitlines()
         head = lines[: next((n for n, line in enumerate(lines) if not line.startswith("--")), len(lines))]
         return "\n".join(line.removeprefix("--").removeprefix(" ") for line in head)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the header's line `-- Needs:` lists."""
+        lists = [line.removeprefix("Needs:") for line in self.about.splitlines() if line.startswith("Needs:")]
+        return frozenset(each.strip() for line in lists for each in line.split(","))
 
     @property
     def sql(self) -> str:
@@ -60,11 +70,11 @@ def parameters_sql(parameters: Mapping[str, str]) -> list[str]:
 
 
 def script(
-    folders: Sequence[Path], asked: Query | None, parameters: Mapping[str, str], fits: Sequence[str] = ()
+    folders: Sequence[Path], query: Query | None, parameters: Mapping[str, str], fits: Sequence[str] = ()
 ) -> str:
     """Everything that DuckDB needs to answer by itself; without a query only what makes the views.
 
-    `fits` are statements that stand after those of the views.
+    `fits` are statements that follow those of the views.
     """
-    parts = [*setup(folders), *fits, *parameters_sql(parameters), *([asked.sql] if asked else [])]
+    parts = [*setup(folders), *fits, *parameters_sql(parameters), *([query.sql] if query else [])]
     return "".join(f"{part};\n" for part in parts)

@@ -1,6 +1,6 @@
 """statistics/: what SQL can't work out of the rows, computed once and stored beside them.
 
-`statistics/TABLE.parquet`, one file a table of TABLES. Each says in its metadata what it was made of: a
+There is one file `statistics/TABLE.parquet` for each of TABLES. Its metadata says what it was made of: a
 `fingerprint` of the files that were read and of the way they were read. Where that is no longer the run's,
 the statistics are of other rows than the run has, and nobody should read them.
 """
@@ -23,10 +23,12 @@ from vsteer.store.schema import BOOL, FLOAT, FLOATS, INT, INTS, STRING, STRINGS,
 from vsteer.store.sound import steadily
 from vsteer.store.views import CONFIGS, PROMPTS
 
-STATISTICS = STATISTICS_FOLDER = "statistics"
+STATISTICS_FOLDER = "statistics"
 METADATA = b"statistics"
-# Of what the numbers mean and how they are made: statistics of another version are not read.
-VERSION = 1
+# Changes with what the numbers mean or how they are made: statistics of another version are not read.
+VERSION = 2
+# A vector that exceeds so many control vectors of a kind is outside at the 5% level; fewer allow no claim.
+ENOUGH_CONTROLS = 19
 
 MEASURES = ("logit_diff", "p_match")
 # A peak's, a band's and a scaling's other columns in conditions are found by evaluation and config_id.
@@ -148,8 +150,13 @@ BANDS = (
     Column("layers_swept", INT, "how many single layers were compared"),
     _ITEMS,
     _ITEMS_LEFT_OUT,
-    Column("controls", INT, "whole control vectors: with every one of the items at every one of the layers"),
-    Column("controls_left_out", INT, "control vectors that are not whole"),
+    Column(
+        "controls",
+        INT,
+        "control vectors that count: they have an effect in every row in which the vector has one, at all of "
+        "its layers and multipliers, and are stored as vectors of their own",
+    ),
+    Column("controls_left_out", INT, "control vectors that don't count"),
     Column("control_max", FLOAT, "the largest of their own largest |effect| over layers", null="no control"),
     Column("control_median", FLOAT, "the median of those", null="no control"),
     Column("exceeded_by", INT, "how many controls' largest |effect| is the vector's or more"),
@@ -157,8 +164,9 @@ BANDS = (
     Column(
         "outside",
         BOOL,
-        "whether the vector exceeds every control: the 5% level with 19, for this curve alone",
-        null="fewer than 19 whole controls",
+        f"whether the vector exceeds every control: the 5% level with {ENOUGH_CONTROLS}, for this curve "
+        "alone",
+        null=f"controls < {ENOUGH_CONTROLS}",
     ),
     _WHY,
 )

@@ -1,32 +1,37 @@
-"""One run or many as a DuckDB database that the files in `queries/` can be asked of.
+"""One run or several as a DuckDB database: the views that the files in `queries/` and all other readers ask.
 
-Everything is said in SQL (`setup`), so that DuckDB alone can do the same: `vsteer sql --print` prints it.
+All of it is SQL (`setup`), so that DuckDB alone can do the same: `vsteer sql --print` prints it.
 
 rows, configs, prompts   the runs' tables, with a column `run`
-norms, scores            how long the vectors are, what scorers say; empty where a run has none
-intervals, peaks, bands, asymmetries, doses, scaling   the tables of statistics.py; empty where there are none
-                         or they were made of other rows (`without_statistics`)
-conditions, baselines, effects, item_effects, config_effects, item_lines   see effects.sql
+norms, scores            how long the vectors are; what scorers found in the rows as they now stand
+intervals, peaks, bands, asymmetries, doses, scaling   the tables of statistics_files.py, where a run has them
+                         and they were made of its rows as they stand (`without_statistics`)
+conditions, baselines, effects, item_effects, config_effects, item_lines, control_effects, control_verdicts
+                         the views of effects.sql
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
 
 from vsteer.errors import StoreError, UsageError
-from vsteer.results.statistics_files import STATISTICS_FOLDER, TABLES, statistics_are_current, statistics_path
+from vsteer.results.statistics_files import (
+    ENOUGH_CONTROLS,
+    TABLES,
+    statistics_are_current,
+    statistics_path,
+)
 from vsteer.store.schema import SQL_TYPES, Column
-from vsteer.store.scores import SCORES
+from vsteer.store.scores import SCORES, SCORES_FOLDER
 from vsteer.store.sound import require_run
-from vsteer.store.views import CONFIGS, PROMPTS, exact, file_list, in_memory, quoted, rows_sql
+from vsteer.store.views import CONFIGS, PROMPTS, exact, in_memory, quoted, rows_sql
 
 NORMS = "vectors/norms.parquet"
-SCORE_FILES = "scores/*.parquet"
-# one line an item, not a row
-OF_ITEMS = "steerability-"
 NO_NORMS = (
     "select null::varchar as run, null::varchar as file, null::varchar as vector_sha256, null::int as layer,"
     " null::double as vector_norm, null::double as stream_norm, null::varchar as made_in_model,"
@@ -38,7 +43,7 @@ NO_NORMS = (
 def connect_runs(folders: Sequence[Path]) -> duckdb.DuckDBPyConnection:
     """A database in memory with every view over the runs.
 
-    Made for the files as they stand: after a compaction, or rows that follow one, connect anew.
+    It is made for the files as they stand: connect anew after a compaction, or when rows follow one.
     """
     database = in_memory()
     for statement in setup(folders):
@@ -46,32 +51,44 @@ def connect_runs(folders: Sequence[Path]) -> duckdb.DuckDBPyConnection:
     return database
 
 
+@contextmanager
+def readable(folder: Path) -> Iterator[None]:
+    """Turn what DuckDB and Arrow report of a run's files into a StoreError."""
+    try:
+        yield
+    except (duckdb.CatalogException, duckdb.BinderException, duckdb.ParserException):
+        raise  # our own mistake
+    except (duckdb.Error, pa.ArrowException) as error:
+        raise StoreError(
+            f"the rows or scores in {folder} can't be read: {str(error).splitlines()[0][:200]}",
+            hint="if the run goes on, give the same command again; if a file is damaged, `vsteer run` sets it"
+            " aside, and a file in scores/ can be deleted",
+        ) from error
+
+
 def setup(folders: Sequence[Path]) -> list[str]:
     """The statements that make the tables and views, in order."""
     runs = run_names(folders)
     tables = {
         "rows": [(run, rows_sql(folder)) for run, folder in runs.items()],
-        "configs": [(run, _file(folder, CONFIGS)) for run, folder in runs.items()],
-        "prompts": [(run, _file(folder, PROMPTS)) for run, folder in runs.items()],
-        "norms": [(run, _file(folder, NORMS)) for run, folder in runs.items() if (folder / NORMS).exists()],
-        "scores": [(run, _scores(files)) for run, folder in runs.items() if (files := _score_files(folder))],
+        "configs": [(run, _file(folder / CONFIGS)) for run, folder in runs.items()],
+        "prompts": [(run, _file(folder / PROMPTS)) for run, folder in runs.items()],
+        "norms": [(run, _file(folder / NORMS)) for run, folder in runs.items() if (folder / NORMS).exists()],
     }
     current = {run: folder for run, folder in runs.items() if statistics_are_current(folder)}
     for table in TABLES:
-        tables[table] = [
-            (run, _file(folder, f"{STATISTICS_FOLDER}/{table}.parquet")) for run, folder in current.items()
-        ]
+        tables[table] = [(run, _file(statistics_path(folder, table))) for run, folder in current.items()]
     if len(runs) > 1:
         # a run's own is of its models alone: see analysis/over_runs.py
         tables["scaling"] = []
-    empty = {"norms": NO_NORMS} | {
-        name: no_rows_of(columns) for name, columns in {"scores": SCORES, **TABLES}.items()
-    }
-    views = [
-        f"create or replace temp view {name} as\n{_together(parts) if parts else empty[name]}"
-        for name, parts in tables.items()
+    empty = {"norms": NO_NORMS} | {name: _no_rows_of(columns) for name, columns in TABLES.items()}
+    selects = {name: _together(parts) if parts else empty[name] for name, parts in tables.items()}
+    selects["scores"] = _scores(runs)
+    return [
+        *(f"create or replace temp view {name} as\n{select}" for name, select in selects.items()),
+        f"create or replace temp macro enough_controls() as {ENOUGH_CONTROLS}",
+        *statements(Path(__file__).with_name("effects.sql").read_text()),
     ]
-    return [*views, *statements(Path(__file__).with_name("effects.sql").read_text())]
 
 
 def without_statistics(folders: Sequence[Path]) -> dict[Path, str]:
@@ -87,12 +104,6 @@ def without_statistics(folders: Sequence[Path]) -> dict[Path, str]:
     }
 
 
-def no_rows_of(columns: Sequence[Column]) -> str:
-    """A SELECT of no rows that has the columns of a view."""
-    named = [("run", "VARCHAR"), *((column.name, SQL_TYPES[column.type]) for column in columns)]
-    return f"select {', '.join(f'null::{type_} as {name}' for name, type_ in named)} limit 0"
-
-
 def statements(text: str) -> list[str]:
     """The statements of a file, which end in a semicolon at a line's end; without its comment lines."""
     code = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("--"))
@@ -102,7 +113,7 @@ def statements(text: str) -> list[str]:
 
 
 def run_names(folders: Sequence[Path]) -> dict[str, Path]:
-    """What the column `run` says of each: the folder's name, its path where two have the same."""
+    """The folders by what the column `run` calls them: their names, or their paths where two share a name."""
     if not folders:
         raise UsageError("no run is given", "give the folder of a run, such as runs/quickstart")
     known: dict[Path, Path] = {}
@@ -120,19 +131,33 @@ def run_names(folders: Sequence[Path]) -> dict[str, Path]:
     }
 
 
+def _no_rows_of(columns: Sequence[Column]) -> str:
+    """A SELECT of no rows that has the columns of a view."""
+    named = [("run", "VARCHAR"), *((column.name, SQL_TYPES[column.type]) for column in columns)]
+    return f"select {', '.join(f'null::{type_} as {name}' for name, type_ in named)} limit 0"
+
+
 def _together(parts: Sequence[tuple[str, str]]) -> str:
     return "\nunion all by name\n".join(
         f"select {quoted(run)} as run, * from ({select})" for run, select in parts
     )
 
 
-def _file(folder: Path, name: str) -> str:
-    return f"select * from read_parquet({quoted(exact(folder / name))})"
+def _file(path: Path) -> str:
+    return f"select * from read_parquet({quoted(exact(path))})"
 
 
-def _score_files(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.glob(SCORE_FILES) if not file.name.startswith(OF_ITEMS))
-
-
-def _scores(files: Sequence[Path]) -> str:
-    return f"select * from read_parquet({file_list(files)}, union_by_name = true)"
+def _scores(runs: dict[str, Path]) -> str:
+    """The scores of rows as they now stand: not those of a text that is gone or was computed again since."""
+    files = [
+        (run, _file(file))
+        for run, folder in runs.items()
+        for file in sorted((folder / SCORES_FOLDER).glob("*.parquet"))
+    ]
+    # with the columns of SCORES, whatever else lies in the folder
+    parts = [f"({_no_rows_of(SCORES)})", *([_together(files)] if files else [])]
+    columns = ", ".join(column.name for column in SCORES)
+    return (
+        f"select run, {columns} from ({' union all by name '.join(parts)}) s\n"
+        "semi join rows r on r.run = s.run and r.row_id = s.row_id and r.finished_at = s.row_finished_at"
+    )

@@ -20,14 +20,14 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vsteer.errors import StoreError
 from vsteer.files import put_in_place, temporary_path
+from vsteer.results.views import readable
 from vsteer.scoring.scorers import Scores
 from vsteer.store.files import disk_errors, parquet_writer
 from vsteer.store.lock import FolderLock
 from vsteer.store.scores import SCORES_FOLDER, schema_of, scores_path
 from vsteer.store.sound import sound_shards
-from vsteer.store.views import BEST_FIRST, connect, exact, parquet_source, quoted
+from vsteer.store.views import BEST_FIRST, PROMPTS, exact, in_memory, parquet_source, quoted
 
 MEMORY = "1GB"
 ROWS_AT_ONCE = 2048
@@ -120,7 +120,7 @@ class ScoreFile:
         self.folder, self.scorer, self.scorer_hash = folder, scorer, scorer_hash
         self.path = scores_path(folder, scorer, scorer_hash)
         self.save_seconds = SAVE_SECONDS
-        self._schema = schema_of(scorer, scorer_hash, about)
+        self._schema = schema_of(scorer_hash, about)
         self._scores: list[tuple[str, datetime, str, float | None, str | None]] = []
         self._writer: WholeParquet | None = None
         self._spent = 0.0  # what the last saving took
@@ -252,9 +252,10 @@ class ScoreFile:
 
 
 def scoring_database(folder: Path) -> duckdb.DuckDBPyConnection:
-    """The run's views, and `outputs`: each good text with its question; in bounded memory."""
+    """A database with the view `outputs`: each good text with its question; in bounded memory."""
+    shards = parquet_source(sound_shards(folder))
     with readable(folder):
-        database = connect(folder)
+        database = in_memory()
         with disk_errors(f"making {folder / SCORES_FOLDER}"):
             (folder / SCORES_FOLDER).mkdir(exist_ok=True)
         database.execute(f"set memory_limit = {quoted(MEMORY)}")
@@ -263,7 +264,6 @@ def scoring_database(folder: Path) -> duckdb.DuckDBPyConnection:
         # Joins as they are written: the optimizer would hash the texts where it guesses that there are few.
         database.execute("set disabled_optimizers = 'join_order,build_side_probe_side'")
         # As compaction does it: the choice of each row's best is made without dragging its text along.
-        shards = parquet_source(sound_shards(folder))
         source = f"read_parquet({shards}, filename = true, file_row_number = true)"
         database.execute(
             f"create table superseded as select filename, file_row_number from {source}"
@@ -274,25 +274,10 @@ def scoring_database(folder: Path) -> duckdb.DuckDBPyConnection:
             " r.token_ids, coalesce(p.question, '') as question, p.token_ids as prompt_token_ids"
             f" from {source} r anti join superseded s using (filename, file_row_number) left join"
             " (select prompt_id, any_value(question) as question, any_value(token_ids) as token_ids"
-            " from prompts group by prompt_id) p"
+            f" from read_parquet({quoted(exact(folder / PROMPTS))}) group by prompt_id) p"
             " using (prompt_id) where r.kind = 'open_ended' and r.status = 'ok'"
         )
     return database
-
-
-@contextmanager
-def readable(folder: Path) -> Iterator[None]:
-    """Turn what DuckDB and Arrow say of files into a StoreError."""
-    try:
-        yield
-    except (duckdb.CatalogException, duckdb.BinderException, duckdb.ParserException):
-        raise  # our own mistake
-    except (duckdb.Error, pa.ArrowException) as error:
-        raise StoreError(
-            f"the rows or scores in {folder} can't be read: {str(error).splitlines()[0][:200]}",
-            hint="if the run goes on, give the same command again; if a file is damaged, `vsteer run` sets it"
-            " aside, and a file in scores/ can be deleted",
-        ) from error
 
 
 def _among(column: str, values: Sequence[str] | None) -> str:

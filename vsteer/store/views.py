@@ -1,4 +1,4 @@
-"""A run's folder as SQL: what to ask DuckDB so that each row is read once, while a run goes on and after.
+"""A run's rows as SQL: what to ask DuckDB so that each row is read once, while a run goes on and after.
 
 `rows/*.parquet` is the one glob. A retried row stands in it twice until the next compaction, as an error and
 as what came of it, so the view `rows` takes the best of each; after a compaction there is nothing to choose.
@@ -12,7 +12,6 @@ from pathlib import Path
 import duckdb
 
 from vsteer.store import shards as sh
-from vsteer.store.scores import STEERABILITY, score_files
 from vsteer.store.sound import sound_shards
 
 CONFIGS, PROMPTS = "configs.parquet", "prompts.parquet"
@@ -54,29 +53,4 @@ def in_memory(**config: str | int) -> duckdb.DuckDBPyConnection:
     """A database in memory. Its progress bar would be drawn into what is piped to a file."""
     database = duckdb.connect(config=config)
     database.execute("set enable_progress_bar = false")
-    return database
-
-
-def connect(folder: Path) -> duckdb.DuckDBPyConnection:
-    """A database in memory with the views `rows`, `configs` and `prompts` of a run.
-
-    Where there are any: `scores` too, of rows as they now stand, and `steerability`.
-    Made for the files as they stand: after a compaction, or rows that follow one, connect anew.
-    """
-    database = in_memory()
-    database.execute(f"create view rows as {rows_sql(folder)}")
-    for name, file in (("configs", CONFIGS), ("prompts", PROMPTS)):
-        if (folder / file).exists():
-            database.execute(
-                f"create view {name} as select * from read_parquet({quoted(exact(folder / file))})"
-            )
-    scores, per_item = score_files(folder)
-    if scores:
-        # Not those of a text that was computed again since.
-        database.execute(
-            f"create view scores as select s.* from read_parquet({file_list(scores)}) s"
-            " semi join rows r on r.row_id = s.row_id and r.finished_at = s.row_finished_at"
-        )
-    if per_item:
-        database.execute(f"create view {STEERABILITY} as select * from read_parquet({file_list(per_item)})")
     return database

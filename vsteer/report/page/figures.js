@@ -71,7 +71,7 @@ const FIGURES = {
         title: `Effect of ${named(state.family)} by layer, ${sizeText(state)}; ${relative(found)}`,
         says: [`${itemsText(found)}.`, intervalWords(points, state.measure),
           bands.length ? `Behind: from the least to the greatest mean effect of control vectors${state.size === null ? '' : ' at both signs'} (${about}). Of many layers some leave a band by chance: what may be claimed stands in the table of peaks.`
-            : state.measure === 'effect' ? 'No control vectors were run here.' : 'The band of the control vectors is drawn for the logit difference only.']};
+            : state.measure === 'effect' ? (ofFamily('controls', state.family).length ? 'No control vector counts here: see the table of peaks.' : 'No control vectors were run here.') : 'The band of the control vectors is drawn for the logit difference only.']};
     },
   },
   mass: {

@@ -56,18 +56,16 @@ function failures() {
     element('details', {class: 'more'}, element('summary', {}, 'SQL, CSV'), sources(['failures'])));
 }
 
-// What the statistics allow to be said of a vector against its controls, and no more.
+// The verdicts of the query `controls` on a vector, each with the figures that it rests on.
 function verdicts(family) {
   const found = ofFamily('controls', family);
-  if (!found.length) return ['No control vectors were run: nothing can be said of whether a random vector would do the same.'];
+  if (!found.length) return ['No control vectors were run, so it is not known whether a random vector would do the same.'];
   return found.map((row) => {
-    const kind = row.control === 'random' ? 'random vectors of its length' : 'vectors of shuffled labels';
-    const sizes = `its largest |effect| is ${number(row.largest, 2)} (layer ${place(row)}, multiplier ${multiplierText(row.multiplier, row.operation)}, injected norm over stream norm ${number(row.relative_norm)}), theirs ${number(row.control_largest, 2)}`;
-    const left = row.controls_left_out ? ` ${plural(row.controls_left_out, 'control')} that miss rows don’t count.` : '';
-    if (row.controls === 0) return `No whole control of ${kind}: nothing can be said.${left}`;
-    if (row.controls < 19 || row.outside === null) return `${plural(row.controls, 'whole control')} of ${kind}: too few to say whether the vector does more (19 are needed); ${sizes}.${left}`;
-    return row.outside ? `Outside the band of all ${row.controls} ${kind}: ${sizes}. That is the 5% level, for this vector alone, over all its layers and multipliers (p = ${number(row.p_value)}).${left}`
-      : `NOT outside the band of ${row.controls} ${kind}, so no effect is shown: ${sizes} (p = ${number(row.p_value)}).${left}`;
+    const verdict = `${row.verdict[0].toUpperCase()}${row.verdict.slice(1)}.`;
+    const own = `The vector’s largest |effect| is ${number(row.largest, 2)} (layer ${place(row)}, multiplier ${multiplierText(row.multiplier, row.operation)}, injected norm over stream norm ${number(row.relative_norm)})`;
+    const theirs = row.controls ? `, the largest of ${plural(row.controls, `${row.control} vector`)} is ${number(row.control_largest, 2)} (p = ${number(row.p_value)})` : '';
+    const left = row.controls_left_out ? ` ${plural(row.controls_left_out, `${row.control} vector`)} do not count: they lack rows, or repeat another vector.` : '';
+    return `${verdict} ${own}${theirs}.${left}`;
   });
 }
 
