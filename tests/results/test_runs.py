@@ -42,13 +42,11 @@ def test_a_query_says_that_it_needs_statistics_where_it_reads_them(tmp_path: Pat
     run = make_run(tmp_path / "run", sweep("toy", (1,), (1.0,)), one)
     with connect_runs([run]) as database:
         for name, query in queries().items():
-            (parsed,) = (
-                database.execute("select json_serialize_sql(?::varchar)", [query.sql]).fetchone() or ()
-            )
-            # what a query calls so itself is none of the tables
-            read = set(re.findall(r'"table_name":"(\w+)"', parsed)) - set(
-                re.findall(r'"key":"(\w+)"', parsed)
-            )
+            found = database.execute("select json_serialize_sql(?::varchar)", [query.sql]).fetchall()
+            parsed = str(found[0][0])
+            # a name that the query itself gives to a step is none of the tables
+            steps = set(re.findall(r'"key":"(\w+)"', parsed))
+            read = set(re.findall(r'"table_name":"(\w+)"', parsed)) - steps
             wanted = {STATISTICS} if read & set(TABLES) else set()
             wanted |= {FITS} if "scaling" in read else set()
             assert query.needs == wanted, name
