@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 MAKEFLAGS += --no-builtin-rules
 .DELETE_ON_ERROR:
-.PHONY: quickstart test test-all bench lint types fmt docs .venv
+.PHONY: quickstart test test-engine test-all bench lint types fmt docs .venv
 
 # Written by the very last step of the set-up, so that one that was interrupted is not taken for done.
 SET_UP := .venv/.set-up
@@ -15,8 +15,13 @@ quickstart: $(SET_UP)
 	$(VSTEER) run runs/quickstart.yaml
 	$(VSTEER) report runs/quickstart
 
+# All that needs no engine, and one engine: five minutes on two cores.
 test: lint types
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and (not engine or one_engine)"
+
+# Every way to run an engine.
+test-engine: $(SET_UP)
+	$(PYTEST) -m "engine and not slow"
 
 test-all: lint types
 	$(PYTEST)

@@ -6,7 +6,7 @@ setup runs on the same engine before the next one is started.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -42,13 +42,15 @@ class Setup:
     max_num_seqs: int = 64
     batched_tokens: int = BATCHED_TOKENS
     kv_blocks: int = KV_BLOCKS
+    captures: bool = True
     ablates: bool = False
     dtype: str = "float32"
 
     def __str__(self) -> str:
         return (
             f"{'eager' if self.eager else 'compiled'}-tp{self.tensor_parallel}-"
-            f"{'cache' if self.caching else 'no_cache'}{'-ablates' if self.ablates else ''}"
+            f"{'cache' if self.caching else 'no_cache'}{'' if self.captures else '-no_capture'}"
+            f"{'-ablates' if self.ablates else ''}"
             f"{'' if self.dtype == 'float32' else f'-{self.dtype}'}"
         )
 
@@ -67,13 +69,35 @@ class Setup:
                 block_size=BLOCK,
                 vllm={"num_gpu_blocks_override": self.kv_blocks},
             ),
-            # so that both graphs are tried, with capture and without
             capacity=Capacity(
                 terms=3,
-                captures=CAPTURES if self.caching else 0,
+                captures=CAPTURES if self.captures else 0,
                 modules=graph_modules(WITHOUT_MULTIPLIER if self.ablates else ()),
             ),
         )
+
+
+# The one engine of `make test`: all that an engine can be asked for, with room for many prefixes and still
+# too little for the requests that run at once.
+ONE = Setup(ablates=True, kv_blocks=64)
+# Every way to run an engine in `make test-engine`, those that capture first. The fifth has the graph of most
+# runs.
+CAPTURING = (
+    ONE,
+    Setup(tensor_parallel=2),
+    Setup(eager=False, ablates=True),
+    Setup(eager=False, tensor_parallel=2),
+)
+MATRIX = (*CAPTURING, Setup(eager=False, captures=False), Setup(eager=False, caching=False, captures=False))
+
+
+def on(*setups: Setup, slow: Iterable[Setup] = (), ids: Callable[[Setup], str] = str) -> pytest.MarkDecorator:
+    """Run a test on the engines of these setups; those of `slow` in `make test-all` alone."""
+    mark = pytest.mark
+    marks = {setup: [mark.engine, mark.one_engine] if setup == ONE else [mark.engine] for setup in setups}
+    marks |= {setup: [mark.engine, mark.slow] for setup in slow if setup not in marks}
+    parameters = [pytest.param(setup, marks=of_setup) for setup, of_setup in marks.items()]
+    return pytest.mark.parametrize("engine", parameters, indirect=True, ids=ids)
 
 
 @pytest.fixture(scope="session")

@@ -5,15 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.engine.conftest import BLOCK, CAPTURES, Setup
+from tests.engine.conftest import BLOCK, CAPTURES, CAPTURING, MATRIX, ONE, on
 from vsteer.engine.driver import VllmEngine
 from vsteer.engine.proof.reference import ReferenceEngine
 from vsteer.engine.worker.cache_identity import block_keys
 from vsteer.engine.worker.capture import CaptureSpec, CaptureTable
 from vsteer.errors import SteeringFault
 from vsteer.protocol import Prompt, Request, Steering, Term
-
-SETUPS = [Setup(eager, tensor_parallel) for eager in (True, False) for tensor_parallel in (1, 2)]
 
 
 def make_requests(count: int, layers: int, vocab_size: int) -> list[Request]:
@@ -50,7 +48,7 @@ def make_requests(count: int, layers: int, vocab_size: int) -> list[Request]:
     return requests
 
 
-@pytest.mark.parametrize("engine", SETUPS, indirect=True, ids=str)
+@on(*CAPTURING)
 def test_captured_streams_are_those_of_hugging_face(engine: VllmEngine, reference: ReferenceEngine) -> None:
     rng = np.random.default_rng(0)
     vectors = {
@@ -90,7 +88,7 @@ def test_captured_streams_are_those_of_hugging_face(engine: VllmEngine, referenc
     assert engine.recomputed_tokens() > 0, "no request was preempted"
 
 
-@pytest.mark.parametrize("engine", SETUPS[:1], indirect=True, ids=str)
+@on(ONE)
 def test_a_request_that_captures_wrongly_fails_alone(engine: VllmEngine) -> None:
     prompt = Prompt.plain(range(40))
     wrong = [(-1,), (40,), (3, 3), (5, 2), tuple(range(CAPTURES + 1))]
@@ -103,7 +101,7 @@ def test_a_request_that_captures_wrongly_fails_alone(engine: VllmEngine) -> None
     assert results["good"].captured.shape == (CAPTURES, engine.info.layers, engine.info.hidden_size)
 
 
-@pytest.mark.parametrize("engine", SETUPS[:1], indirect=True, ids=str)
+@on(ONE)
 def test_a_loop_left_early_leaves_no_capture_behind(engine: VllmEngine) -> None:
     prompt = Prompt.plain(range(40))
     for _ in engine.run(Request(str(n), prompt, max_tokens=30, capture=(n,)) for n in range(30)):
@@ -117,7 +115,7 @@ def test_a_loop_left_early_leaves_no_capture_behind(engine: VllmEngine) -> None:
         np.testing.assert_allclose(result.captured[1], again[0], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("engine", [Setup(caching=False)], indirect=True, ids=str)
+@on(*(setup for setup in MATRIX if not setup.captures))
 def test_an_engine_without_room_captures_nothing(engine: VllmEngine) -> None:
     (result,) = engine.run([Request("r", Prompt.plain(range(9)), capture=(2,))])
     assert result.status == "error"

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.engine.conftest import BATCHED_TOKENS, BLOCK, MAX_MODEL_LEN, Setup
+from tests.engine.conftest import BATCHED_TOKENS, BLOCK, MAX_MODEL_LEN, ONE, on
 from tests.engine.test_v2_runner import run
 from vsteer import models
 from vsteer.engine.driver import VllmEngine
@@ -58,7 +58,7 @@ def by_transformers(written: list[tuple[Prompt, tuple[int, ...]]]) -> list[float
     return expected
 
 
-@pytest.mark.parametrize("engine", [Setup()], indirect=True, ids=str)
+@on(ONE)
 def test_perplexities_equal_transformers(engine: VllmEngine, reference: ReferenceEngine) -> None:
     vectors = make_vectors(reference)
     for each in (engine, reference):
@@ -97,6 +97,7 @@ def test_perplexities_equal_transformers(engine: VllmEngine, reference: Referenc
     assert perplexities(engine, written) == pytest.approx(expected, rel=RELATIVE)
 
 
+@pytest.mark.engine
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU runs Model Runner V2 above")
 def test_perplexities_on_model_runner_v2() -> None:
     """Under Triton's interpreter: see test_v2_runner.py."""

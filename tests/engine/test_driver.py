@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.engine.conftest import BLOCK, MAX_MODEL_LEN, Setup
+from tests.engine.conftest import BLOCK, MAX_MODEL_LEN, ONE, on
 from vsteer import models
 from vsteer.engine import driver
 from vsteer.engine.driver import VllmEngine
@@ -21,8 +21,7 @@ from vsteer.engine.proof.reference import ReferenceEngine
 from vsteer.errors import EngineError, SteeringFault, UnsupportedError, UsageError, VectorError, VsteerError
 from vsteer.protocol import Positions, Prompt, Request, Result, Steering, Term, Vectors
 
-# The first of the parity tests' engines, so that this file starts none of its own for it.
-on_the_engine = pytest.mark.parametrize("engine", [Setup()], indirect=True, ids=str)
+on_the_engine = on(ONE)
 TERMS = (Term("first", 2, 1.0),)
 OTHER_TERMS = (Term("second", 3, -2.0),)
 PROBES = tuple(range(100, 132))
@@ -468,6 +467,7 @@ def test_vllm_plugins_without_ours(monkeypatch: pytest.MonkeyPatch, plugins: str
 # --- beside us
 
 
+@pytest.mark.engine
 def test_an_engine_that_is_not_ours_is_stock_vllm(reference: ReferenceEngine) -> None:
     """The plugin is loaded in every vLLM of this Python; without our section it changes nothing."""
     from vllm import SamplingParams

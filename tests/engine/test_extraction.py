@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
-from tests.engine.conftest import Setup
+from tests.engine.conftest import CAPTURING, Setup, on
 from vsteer import models
 from vsteer.datasets.builtin import data_path
 from vsteer.datasets.items import ItemSet, UnpairedSets
@@ -28,8 +27,9 @@ from vsteer.vectors.members import Token
 from vsteer.vectors.methods import MethodName
 from vsteer.vectors.vector import Origin
 
-SETUPS = [Setup(eager, tensor_parallel) for eager in (True, False) for tensor_parallel in (1, 2)]
-ROUNDED = [replace(setup, dtype="bfloat16") for setup in SETUPS]
+ROUNDED = [
+    Setup(eager, tensor_parallel, dtype="bfloat16") for eager in (True, False) for tensor_parallel in (1, 2)
+]
 WORDS = ("rain", "salt", "wool", "iron", "milk", "corn", "jazz", "fog")
 
 
@@ -69,7 +69,7 @@ def relative_error(found: NDArray[np.float32], expected: NDArray[np.float32]) ->
     return float(gap.max())
 
 
-@pytest.mark.parametrize("engine", SETUPS, indirect=True, ids=str)
+@on(*CAPTURING)
 def test_vectors_are_those_of_the_reference(
     engine: VllmEngine, reference: ReferenceEngine, pairs: ItemSet
 ) -> None:
@@ -103,6 +103,7 @@ def first(behaviour: str, count: int) -> ItemSet:
     return ItemSet(data.source, data.form, data.items[:count])
 
 
+@pytest.mark.engine
 def test_vectors_of_a_real_model_in_float32(small_reference: ReferenceEngine) -> None:
     for engine in start("float32", eager=True):
         data = first("refusal", 12)
@@ -112,8 +113,7 @@ def test_vectors_of_a_real_model_in_float32(small_reference: ReferenceEngine) ->
         assert relative_error(found, expected) <= 1e-4
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("engine", ROUNDED, indirect=True, ids=str)
+@on(slow=ROUNDED)
 def test_vectors_in_bfloat16(engine: VllmEngine, reference: ReferenceEngine, pairs: ItemSet) -> None:
     found = cosines(
         directions(engine, engine.tokenizer, pairs, "mean_diff", "answer"),
@@ -123,6 +123,7 @@ def test_vectors_in_bfloat16(engine: VllmEngine, reference: ReferenceEngine, pai
     assert (found >= 0.999).all()
 
 
+@pytest.mark.engine
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_vectors_of_a_real_model_in_bfloat16(small_reference: ReferenceEngine) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.engine.conftest import KV_BLOCKS, WITHOUT_MULTIPLIER, Setup
+from tests.engine.conftest import KV_BLOCKS, WITHOUT_MULTIPLIER, Setup, on
 from tests.engine.test_parity import check
 from vsteer import models
 from vsteer.engine.driver import VllmEngine
@@ -55,7 +55,15 @@ def named(setup: Setup) -> str:
 def setup_of(family: str, eager: bool, tensor_parallel: int, caching: bool) -> Setup:
     # vLLM gives each kind of attention its blocks, and Gemma 3's one full layer in six makes six kinds
     blocks = {"gemma2": 30, "gemma3": 100}.get(family, KV_BLOCKS)
-    return Setup(eager, tensor_parallel, caching, f"tiny-{family}", kv_blocks=blocks, ablates=caching)
+    return Setup(
+        eager,
+        tensor_parallel,
+        caching,
+        f"tiny-{family}",
+        kv_blocks=blocks,
+        captures=caching,
+        ablates=caching,
+    )
 
 
 # The one furthest from Llama.
@@ -74,12 +82,6 @@ SLOW = [
 ]
 
 
-@pytest.mark.parametrize("engine", QUICK, indirect=True, ids=named)
+@on(*QUICK, slow=SLOW, ids=named)
 def test_parity(engine: VllmEngine, request: pytest.FixtureRequest) -> None:
-    check_family(engine, request.node.callspec.params["engine"])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("engine", [setup for setup in SLOW if setup not in QUICK], indirect=True, ids=named)
-def test_parity_in_every_mode(engine: VllmEngine, request: pytest.FixtureRequest) -> None:
     check_family(engine, request.node.callspec.params["engine"])

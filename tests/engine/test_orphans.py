@@ -43,6 +43,7 @@ def descendants(of: int) -> set[int]:
     return found - {of}
 
 
+@pytest.mark.engine
 @pytest.mark.slow
 def test_a_killed_driver_leaves_no_engine_behind(tmp_path: Path) -> None:
     script = tmp_path / "driver.py"

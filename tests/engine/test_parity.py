@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 
-from tests.engine.conftest import BATCHED_TOKENS, WITHOUT_MULTIPLIER, Setup
+from tests.engine.conftest import BATCHED_TOKENS, MATRIX, WITHOUT_MULTIPLIER, Setup, on
 from vsteer import models
 from vsteer.engine.driver import VllmEngine
 from vsteer.engine.proof.parity import (
@@ -28,7 +28,7 @@ from vsteer.engine.proof.reference import ReferenceEngine
 
 ROWS = 240
 SETUPS = [
-    Setup(eager, tensor_parallel, caching)
+    Setup(eager, tensor_parallel, caching, captures=caching)
     for eager in (True, False)
     for tensor_parallel in (1, 2)
     for caching in (True, False)
@@ -79,44 +79,33 @@ def check(
     assert (found.cached_tokens > 0) == bool(engine.info.cache_block)
 
 
-@pytest.mark.parametrize("engine", SETUPS, indirect=True, ids=str)
+@on(*MATRIX, slow=SETUPS)
 def test_parity(engine: VllmEngine, reference: ReferenceEngine) -> None:
     check(engine, reference)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
-@pytest.mark.parametrize("engine", SETUPS, indirect=True, ids=str)
+@on(slow=SETUPS)
 def test_parity_of_other_rows(engine: VllmEngine, reference: ReferenceEngine, seed: int) -> None:
     check(engine, reference, seed=seed)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("engine", SETUPS, indirect=True, ids=str)
+@on(slow=SETUPS)
 def test_parity_of_long_prompts(engine: VllmEngine, reference: ReferenceEngine) -> None:
     check(engine, reference, seed=3, prompt_tokens=(60, 200), max_tokens=(4, 50))
 
 
 # Graphs and buffers are sized by the batch, so a small one and one that is no power of two are tried too.
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "engine",
-    [dataclasses.replace(setup, max_num_seqs=seqs) for setup in SETUPS for seqs in (7, 50)],
-    indirect=True,
+@on(
+    slow=[dataclasses.replace(setup, max_num_seqs=seqs) for setup in SETUPS for seqs in (7, 50)],
     ids=lambda setup: f"{setup}-{setup.max_num_seqs}",
 )
 def test_parity_in_other_batches(engine: VllmEngine, reference: ReferenceEngine) -> None:
     check(engine, reference, seed=4)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize(
-    "engine",
-    [Setup(eager, model="smollm2-135m-instruct") for eager in (True, False)],
-    indirect=True,
-    ids=str,
-)
+@on(slow=[Setup(eager, model="smollm2-135m-instruct") for eager in (True, False)])
 def test_parity_of_a_real_model(engine: VllmEngine) -> None:
     # other tests hold torch to one thread, at which this would take a quarter of an hour
     threads = torch.get_num_threads()
@@ -135,21 +124,11 @@ def test_parity_of_a_real_model(engine: VllmEngine) -> None:
         torch.set_num_threads(threads)
 
 
-# Rows that ablate, at layers or everywhere, beside rows that add and rows that do nothing.
-ABLATING = [
-    Setup(eager, tensor_parallel, ablates=True) for eager in (True, False) for tensor_parallel in (1, 2)
-]
-
-
-@pytest.mark.parametrize(
-    "engine",
-    [
-        # TP 2 with ablation, which every family's slow tests have too, is left to them
-        setup if setup.tensor_parallel == 1 else pytest.param(setup, marks=pytest.mark.slow)
-        for setup in ABLATING
-    ],
-    indirect=True,
-    ids=str,
+# Rows that ablate, at layers or everywhere, beside rows that add and rows that do nothing. TP 2 with ablation
+# is left to the slow tests, as every family's have it too.
+@on(
+    *(setup for setup in MATRIX if setup.ablates),
+    slow=[Setup(eager, tensor_parallel=2, ablates=True) for eager in (True, False)],
 )
 def test_parity_with_ablation(engine: VllmEngine, reference: ReferenceEngine) -> None:
     check(engine, reference, operations=WITHOUT_MULTIPLIER, seed=5)

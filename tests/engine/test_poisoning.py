@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.engine.conftest import BLOCK, MAX_MODEL_LEN, Setup
+from tests.engine.conftest import BLOCK, MAX_MODEL_LEN, ONE, on
 from vsteer.engine import driver
 from vsteer.engine.driver import VllmEngine
 from vsteer.engine.proof import canary
@@ -34,8 +34,6 @@ from vsteer.protocol import (
 
 ROUND = 250
 MOST_NEW_TOKENS = 24
-# room for many prefixes, and still too little for the requests that run at once
-SETUP = Setup(batched_tokens=256, kv_blocks=64)
 
 Cells = list[tuple[Term, ...]]
 
@@ -141,7 +139,7 @@ def serve(
         draw.answered(requests, sorted(results, key=lambda result: int(result.id)))
 
 
-@pytest.mark.parametrize("engine", [SETUP], indirect=True, ids=str)
+@on(ONE)
 def test_every_request_equals_its_isolated_run(engine: VllmEngine, reference: ReferenceEngine) -> None:
     draw = Draw(engine.info.layers, engine.info.vocab_size, seed=0)
     found = Parity()
@@ -167,6 +165,7 @@ def test_every_request_equals_its_isolated_run(engine: VllmEngine, reference: Re
     assert min(recomputed) > 0, "no request was preempted"
 
 
+@pytest.mark.engine
 def test_without_our_block_keys_it_shows(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, reference: ReferenceEngine
 ) -> None:
@@ -185,7 +184,7 @@ def test_without_our_block_keys_it_shows(
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(driver, "prove_steering", refuse)
-    engine = SETUP.start()
+    engine = ONE.start()
     try:
         assert refusals
         found = Parity()

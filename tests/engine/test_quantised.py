@@ -63,6 +63,7 @@ def write_model(folder: Path, tensors: dict[str, NDArray[np.generic]], quantised
     return folder
 
 
+@pytest.mark.engine
 @pytest.mark.slow
 def test_a_quantised_checkpoint_is_steered(tmp_path: Path) -> None:
     quantised: dict[str, NDArray[np.generic]] = {}

@@ -64,6 +64,7 @@ def rows(folder: Path) -> list[tuple[str, str, list[float] | None, list[int] | N
     return found
 
 
+@pytest.mark.engine
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("dtype", KILLS)

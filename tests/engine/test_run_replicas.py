@@ -53,6 +53,7 @@ def wait_until_rows(folder: Path, more_than: int, seconds: float = 300) -> None:
     raise AssertionError("no rows came")
 
 
+@pytest.mark.engine
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two replicas want two cores")

@@ -17,7 +17,6 @@ import torch
 from vsteer import models
 from vsteer.engine.proof.parity import SLIP_FACTOR, TOLERANCE
 
-ROWS = 210
 # Of 32 tokens each: three or four running requests fill them, so that growing ones preempt each other.
 KV_BLOCKS = 10
 ENVIRONMENT = {
@@ -56,23 +55,29 @@ def run(name: str, *arguments: object) -> dict[str, Any]:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU runs Model Runner V2 in test_parity.py")
 @pytest.mark.parametrize(
-    ("tensor_parallel", "pipeline_parallel"), [(1, 1), (2, 1), (1, 2)], ids=["tp1", "tp2", "pp2"]
+    ("tensor_parallel", "pipeline_parallel", "rows"),
+    [
+        # what `make test` has of it
+        pytest.param(1, 1, 70, marks=pytest.mark.one_engine),
+        *(pytest.param(*parallel, 210, marks=pytest.mark.engine) for parallel in ((1, 1), (2, 1), (1, 2))),
+    ],
+    ids=["tp1-sample", "tp1", "tp2", "pp2"],
 )
-def test_parity_on_model_runner_v2(tensor_parallel: int, pipeline_parallel: int) -> None:
+def test_parity_on_model_runner_v2(tensor_parallel: int, pipeline_parallel: int, rows: int) -> None:
     model = models.resolve("tiny-llama").model
     most_tokens = 16
-    found = run("v2_runner_main", model, ROWS, most_tokens, KV_BLOCKS, tensor_parallel, pipeline_parallel)
+    found = run("v2_runner_main", model, rows, most_tokens, KV_BLOCKS, tensor_parallel, pipeline_parallel)
 
     print({name: value for name, value in found.items() if name != "failures"})
     assert found["v2_runner"] is True
     assert (found["tensor_parallel"], found["pipeline_parallel"]) == (tensor_parallel, pipeline_parallel)
     assert not found["failures"]
-    assert found["rows"] == ROWS
-    assert found["steered_rows"] >= 0.85 * ROWS
+    assert found["rows"] == rows
+    assert found["steered_rows"] >= 0.85 * rows
     assert found["largest_difference"] <= TOLERANCE
     assert found["least_slip"] >= SLIP_FACTOR * TOLERANCE
-    assert found["chunked"] > ROWS // 20
+    assert found["chunked"] > rows // 20
     assert found["recomputed"] > 0, "no request was preempted"
     assert found["cached_tokens"] > 0
-    assert found["captured"] == 2 * sum(index % 7 < 2 for index in range(ROWS))
+    assert found["captured"] == 2 * sum(index % 7 < 2 for index in range(rows))
     assert found["largest_capture_difference"] <= 1e-5

@@ -108,6 +108,7 @@ def records(engine: VllmEngine, rows: list[Row]) -> Iterator[tuple[Row, dict[str
         yield row, row.record([found[row.row_id][n] for n in range(len(found[row.row_id]))])
 
 
+@pytest.mark.engine
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.skipif(not CAA.is_dir(), reason="the public data is not part of the repository")

@@ -34,7 +34,7 @@ from vsteer.scoring.rubrics import load_rubric
 from vsteer.store.store import open_store
 
 # A server and an engine are started: over a minute.
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
 MODEL = "smollm2-135m-instruct"
 KEY = "sk-loopback-9876543210"
