@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.store.makers import Record, error_row, row, row_id, text_row, write_plan
+from vsteer.store.ids import pack
 from vsteer.store.store import open_store
 
 
@@ -28,7 +29,7 @@ def run(folder: Path, planned: int, pause: float) -> None:
         for number in range(planned):
             if row_id(number) in done.good:
                 continue
-            attempt = 1 + done.attempts(row_id(number))
+            attempt = 1 + int(done.attempts(pack([row_id(number)]))[0])
             if attempt == 1 and number % 3 == 0:
                 store.append(error_row(number, run_session=store.session))
             else:

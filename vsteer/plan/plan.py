@@ -9,7 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date
+from functools import cached_property
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from vsteer.datasets import items
 from vsteer.errors import UsageError
@@ -26,6 +30,7 @@ from vsteer.plan.vector_sources import VectorSource, check_file, vector_sources
 from vsteer.prompts.answers import decoded
 from vsteer.prompts.template import dated
 from vsteer.protocol import Positions, Steering, expected_steered_tokens
+from vsteer.store.ids import PACKED, Packed, packed_in_chunks, unpack
 
 MOST_CONFIGS = 200_000
 
@@ -72,16 +77,16 @@ class Plan:
         """Whether ids and lengths are not known, because the model isn't here."""
         return self.tokenizer is None
 
-    @property
+    @cached_property
     def row_count(self) -> int:
         return sum(block.rows for block in self.blocks)
 
-    @property
+    @cached_property
     def configs(self) -> dict[str, Config]:
         """Every configuration once, by its id."""
         return {config.config_id: config for block in self.blocks for config in block.configs}
 
-    @property
+    @cached_property
     def vectors(self) -> dict[str, VectorUse]:
         """Every vector that a configuration uses, by the name that its terms have for it."""
         uses = (config.vector for config in self.configs.values())
@@ -91,22 +96,45 @@ class Plan:
         """What the engine's table must hold."""
         return (config.steering for config in self.configs.values() if config.steering is not None)
 
-    def rows(self) -> Iterator[Row]:
-        """Every row in the order of submission: prompt by prompt, all its configurations together."""
+    @cached_property
+    def row_ids(self) -> Packed:
+        """Every row's id, packed, in the order of `rows`: 16 bytes a row, and hashed once."""
+        ids = np.empty(self.row_count, PACKED)
+        end = 0
+        for part in packed_in_chunks(
+            name for block, rendered in self._prompts() for name in _row_ids(block, rendered)
+        ):
+            end += len(part)
+            ids[end - len(part) : end] = part
+        return ids
+
+    def rows(self, chosen: NDArray[np.bool_] | None = None) -> Iterator[Row]:
+        """The rows in the order of submission: prompt by prompt, all configurations of each together.
+
+        `chosen` says for each place in `row_ids` whether the row is wanted; by default all are.
+        """
+        start = 0
+        for block, rendered in self._prompts():
+            count = len(block.configs) * block.samples
+            places: Iterable[int] = range(count)
+            names: Iterable[str] = _row_ids(block, rendered)
+            if chosen is not None:
+                wanted = np.flatnonzero(chosen[start : start + count])
+                places, names = wanted.tolist(), unpack(self.row_ids[start + wanted])
+            start += count
+            seeds: dict[int, int] = {}
+            for place, name in zip(places, names, strict=True):
+                n, sample = divmod(place, block.samples)
+                if sample not in seeds:
+                    seeds[sample] = sampling_seed(self.grid.seed, rendered.item_id, rendered.order, sample)
+                yield Row(name, block.configs[n], rendered, sample, seeds[sample])
+
+    def _prompts(self) -> Iterator[tuple[Block, RenderedPrompt]]:
         if self.pending:
             raise UsageError(
                 f"{self.facts.name} is not at hand, so the rows have no ids yet", "fetch the model first"
             )
-        for block in self.blocks:
-            for rendered in block.prompts:
-                seeds = [
-                    sampling_seed(self.grid.seed, rendered.item_id, rendered.order, n)
-                    for n in range(block.samples)
-                ]
-                for config in block.configs:
-                    for n, seed in enumerate(seeds):
-                        name = row_id(config.config_id, rendered.item_id, rendered.order, n)
-                        yield Row(name, config, rendered, n, seed)
+        return ((block, rendered) for block in self.blocks for rendered in block.prompts)
 
     def config_records(self) -> Iterator[dict[str, Any]]:
         """Every configuration of every evaluation in plain values; the vector's hash is the run's."""
@@ -164,6 +192,14 @@ class Plan:
         if self.pending:
             return rendered.question
         return decoded(self.tokenizer, rendered.prompt.token_ids)
+
+
+def _row_ids(block: Block, rendered: RenderedPrompt) -> Iterator[str]:
+    return (
+        row_id(config.config_id, rendered.item_id, rendered.order, sample)
+        for config in block.configs
+        for sample in range(block.samples)
+    )
 
 
 def make_plans(grid: Grid, today: date | None = None) -> tuple[Plan, ...]:

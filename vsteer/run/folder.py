@@ -65,9 +65,10 @@ def write_plan(
     hashes: Mapping[tuple[int, str], str],
     row_hashes: Mapping[str, str] | None = None,
 ) -> None:
-    """Write the manifest, configurations and prompts.
+    """Write the manifest, the configurations and, the first time, the prompts.
 
-    The vectors' `hashes` are known once the vectors are made; `row_hashes` are those that rows have.
+    The vectors' `hashes` are known once these are made, when the plan is written again; `row_hashes` are
+    those that rows have.
     """
     known = {**_known_hashes(store.folder), **(row_hashes or {})}
 
@@ -83,7 +84,7 @@ def write_plan(
     store.write_plan(
         manifest(plans[0].grid, plans),
         configs(),
-        (record for plan in plans for record in plan.prompt_records()),
+        None if hashes else (record for plan in plans for record in plan.prompt_records()),
         sum(plan.row_count for plan in plans),
     )
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from itertools import islice
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from vsteer.errors import SteeringFault
 from vsteer.plan.plan import Plan
@@ -19,9 +21,6 @@ from vsteer.protocol import Engine, Request, Result
 from vsteer.run.vectors import StoredVectors
 from vsteer.store.shards import Done
 from vsteer.store.store import Store
-
-# Rows looked up in what is done at once.
-CHUNK = 512
 
 
 @dataclass
@@ -70,18 +69,22 @@ class _Waiting:
     results: list[Result | None] = field(default_factory=list)
 
 
-def rows_to_do(plan: Plan, done: Done, retry: Done | None = None) -> Iterator[tuple[Row, int]]:
-    """The plan's rows that do not stand yet, each with the number of this attempt.
+def next_attempts(plan: Plan, done: Done, retry: Done | None = None) -> NDArray[np.int32]:
+    """The number of each row's next attempt, in the order of `plan.row_ids`; 0 for a row that stands.
 
     `retry` is what stood when failed rows were to be tried again: those that have failed since are not.
     """
-    rows = plan.rows()
-    while chunk := list(islice(rows, CHUNK)):
-        ids = [row.row_id for row in chunk]
-        for row, good, failed in zip(chunk, done.good.among(ids), done.errors.among(ids), strict=True):
-            attempts = done.attempts(row.row_id) if failed else 0
-            if not good and (not failed or (retry is not None and attempts == retry.attempts(row.row_id))):
-                yield row, 1 + attempts
+    ids = plan.row_ids
+    failed = done.attempts(ids)
+    wanted = failed == (0 if retry is None else retry.attempts(ids))
+    wanted &= ~done.good.places(ids)[1]
+    return np.where(wanted, failed + 1, 0).astype(np.int32)
+
+
+def rows_to_do(plan: Plan, attempts: NDArray[np.int32]) -> Iterator[tuple[Row, int]]:
+    """The plan's rows that do not stand yet, each with the number of this attempt."""
+    chosen = attempts > 0
+    return zip(plan.rows(chosen), map(int, attempts[chosen]), strict=True)
 
 
 def run_rows(

@@ -6,24 +6,25 @@ An engine that dies or hangs is started again, three times for a model; what was
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 from vsteer.errors import EngineError, StoreError
 from vsteer.grid.spec import EngineSpec
 from vsteer.packages import vllm_version
 from vsteer.plan.plan import Plan
 from vsteer.plan.rates import Meter, keep
-from vsteer.plan.rows import Row
 from vsteer.protocol import Engine
 from vsteer.run.interrupt import Interrupt
 from vsteer.run.loading import Load
-from vsteer.run.loop import Counts, Provenance, rows_to_do, run_rows
+from vsteer.run.loop import Counts, Provenance, next_attempts, rows_to_do, run_rows
 from vsteer.run.progress import RunProgress, duration
 from vsteer.run.stalls import STALL_SECONDS, watched
 from vsteer.run.vectors import RunVectors, StoredVectors
 from vsteer.scoring.perplexity import CoherenceFile
-from vsteer.store.ids import RowIds
 from vsteer.store.shards import Done
 from vsteer.store.store import Store
 from vsteer.vectors.run_norms import write_vector_norms
@@ -46,21 +47,18 @@ class RunContext:
 
 
 class ModelRun:
-    """The rows of one plan, `ids`, through as many engines as it takes."""
+    """The rows of one plan, through as many engines as it takes."""
 
-    def __init__(self, plan: Plan, ids: RowIds, context: RunContext) -> None:
-        self.plan, self.ids, self.context = plan, ids, context
+    def __init__(self, plan: Plan, context: RunContext) -> None:
+        self.plan, self.context = plan, context
         self.store, self.progress = context.store, context.progress
         self.vectors = RunVectors(plan, context.store.folder)
         self.spec = plan.grid.engine_for(plan.grid.model[plan.model])
         self._hung = False
 
     def run(self) -> None:
-        done = self.context.done
-        open_rows = self.ids - done.good
-        if not self.context.retry_errors:
-            open_rows -= done.errors
-        if not len(open_rows) and not self._texts_open():
+        attempts = self._next_attempts(self.context.done)
+        if not attempts.any() and not self._texts_open():
             return
         self.vectors.check()
         spec, restarts = self.spec, 0
@@ -69,11 +67,11 @@ class ModelRun:
             try:
                 engine = self._load(spec)
                 with watched(engine, self._stalled):
-                    self._with_engine(engine, done)
+                    self._with_engine(engine, attempts)
                 return
             except EngineError as error:
                 self.store.flush()
-                done = self.store.done()
+                attempts = self._next_attempts(self.store.done())
                 restarts += 1
                 codes = engine.exit_codes() if engine else []
                 self.store.event("engine_died", error=error.message, exit_codes=codes, restart=restarts)
@@ -109,7 +107,7 @@ class ModelRun:
         )
         return engine
 
-    def _with_engine(self, engine: Engine, done: Done) -> None:
+    def _with_engine(self, engine: Engine, attempts: NDArray[np.int32]) -> None:
         for recipe in self.vectors.to_extract:
             self.progress.counting(f"extracting the vector {recipe.name}", recipe.members)
             warning = self.vectors.extract(engine, recipe, self.progress.step)
@@ -128,7 +126,7 @@ class ModelRun:
         version = vllm_version() if engine.info.kind == "vllm" else ""
         run_rows(
             engine,
-            self._rows_to_do(done),
+            rows_to_do(self.plan, attempts),
             self.store,
             Provenance(engine.info.kind, version, self.store.session, stored),
             self.context.counts,
@@ -179,8 +177,8 @@ class ModelRun:
         except StoreError:
             return False
 
-    def _rows_to_do(self, done: Done) -> Iterator[tuple[Row, int]]:
-        return rows_to_do(self.plan, done, self.context.done if self.context.retry_errors else None)
+    def _next_attempts(self, done: Done) -> NDArray[np.int32]:
+        return next_attempts(self.plan, done, self.context.done if self.context.retry_errors else None)
 
     def _stopping(self) -> bool:
         return self.context.interrupt.stopping

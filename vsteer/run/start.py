@@ -60,8 +60,7 @@ def run_grid(
     plans = make_plans(grid, today)
     if fresh and folder.exists():
         put_aside(folder)
-    ids = [RowIds.of(row.row_id for row in plan.rows()) for plan in plans]
-    planned = RowIds.of_packed(one.packed for one in ids)
+    planned = RowIds.of_packed(plan.row_ids for plan in plans)
     with open_store(folder) as store:
         before = store.manifest
         unplanned = taken_back = 0
@@ -91,7 +90,7 @@ def run_grid(
                     progress.say(f"replica {fields['replica']} died: {fields['error']}")
 
             load = load or partial(load_vllm, on_event=on_event)
-            interrupted, fault = _run_models(plans, ids, store, progress, done, retry_errors, load)
+            interrupted, fault = _run_models(plans, store, progress, done, retry_errors, load)
             done = store.done()
             missing = len(planned - done.good)
             store.event("stop", missing=missing, interrupted=interrupted)
@@ -106,7 +105,6 @@ def run_grid(
 
 def _run_models(
     plans: tuple[Plan, ...],
-    ids: list[RowIds],
     store: Store,
     progress: RunProgress,
     done: Done,
@@ -124,11 +122,11 @@ def _run_models(
     with Interrupt(progress.say) as interrupt:
         context = RunContext(store, progress, interrupt, Counts(), done, retry_errors, on_vectors, load)
         try:
-            for plan, of_plan in zip(plans, ids, strict=True):
+            for plan in plans:
                 if interrupt.stopping:
                     break
                 try:
-                    ModelRun(plan, of_plan, context).run()
+                    ModelRun(plan, context).run()
                 except EngineError as error:
                     # The rows that are done stay, and the next model is tried.
                     fault = error

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from vsteer.files import TEMPORARY, sync
 from vsteer.store.files import disk_errors
-from vsteer.store.ids import PACKED, RowIds, pack
+from vsteer.store.ids import PACKED, Packed, RowIds, pack
 from vsteer.store.schema import ROWS_SCHEMA
 
 ROWS_FOLDER = "rows"
@@ -140,10 +140,12 @@ class Done:
         """How many rows stand, each counted once."""
         return len(self.good) + len(self.errors)
 
-    def attempts(self, row_id: str) -> int:
-        """How many times a row without a good result was tried; 0 for any other row."""
-        places, found = self.errors.places(pack([row_id]))
-        return int(self.error_attempts[places[0]]) if found[0] else 0
+    def attempts(self, wanted: Packed) -> NDArray[np.int32]:
+        """How many times each of these rows was tried without a good result; 0 for any other row."""
+        places, found = self.errors.places(wanted)
+        attempts = np.zeros(len(wanted), np.int32)
+        attempts[found] = self.error_attempts[places[found]]
+        return attempts
 
 
 def read_done(shards: Sequence[Path]) -> Done:

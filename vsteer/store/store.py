@@ -71,6 +71,8 @@ class Store:
         self._journal = Journal(folder)
         self._kept = 0  # how many rows of the buffer are in the journal
         self._failed: Path | None = None  # the shard of a write that failed
+        # What stands in which shards: a shard's name is never used twice, so these names say it is so still.
+        self._done: tuple[list[Path], sh.Done] | None = None
         self._mutex = threading.RLock()
         self._closing = threading.Event()
         # Which start of the run this is, from 1: a row's run_session.
@@ -110,26 +112,37 @@ class Store:
         self,
         manifest: Mapping[str, Any],
         configs: Iterable[Record],
-        prompts: Iterable[Record],
+        prompts: Iterable[Record] | None,
         rows: int,
     ) -> None:
-        """Write what the run is, before its first row and again after each resume; `rows` are planned."""
+        """Write what the run is, before its first row and again after each resume; `rows` are planned.
+
+        `prompts` may be None once they were written: they stay.
+        """
         counts = {"rows": rows}
         for name, buffer, records in (
             (CONFIGS, config_buffer(), configs),
             (PROMPTS, prompt_buffer(), prompts),
         ):
+            count = Path(name).stem
+            if records is None:
+                assert self.manifest is not None
+                counts[count] = self.manifest[count]
+                continue
             for record in records:
                 buffer.add(record)
             write_file(self.folder / name, as_parquet(buffer.table()))
-            counts[Path(name).stem] = len(buffer)
+            counts[count] = len(buffer)
         # It is written last, so that a folder with a manifest has the rest.
         self.manifest = write_manifest(self.folder, manifest, counts)
 
     def done(self) -> sh.Done:
         """Which rows stand on disk; those that are still in memory are not among them."""
         with self._mutex, disk_errors(f"reading {self._rows_folder}"):
-            return sh.read_done(sh.list_shards(self._rows_folder))
+            shards = sh.list_shards(self._rows_folder)
+            if self._done is None or self._done[0] != shards:
+                self._done = shards, sh.read_done(shards)
+            return self._done[1]
 
     def append(self, record: Record) -> None:
         """Take one row. Where this raises, the row was not taken."""
