@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import re
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -195,48 +196,80 @@ def test_every_page_is_reached_from_the_readme() -> None:
 
 
 def calls(text: str) -> Iterator[list[str]]:
-    """The words of every call of vsteer or make in a block, a grid's comment or an inline `...`."""
+    """The words of every call of vsteer or make in some lines, those of a comment in a grid too."""
     for line in text.splitlines():
-        words = line.strip().removeprefix("#").strip().removeprefix("$").split("#")[0].split()
+        words = shlex.split(line.strip().removeprefix("#"), comments=True)
         if words and words[0] in ("vsteer", "make"):
             yield words
 
 
-def all_calls() -> Iterator[tuple[str, list[str]]]:
+def whole_calls() -> Iterator[tuple[str, list[str]]]:
+    """What a reader is to type: every call in a block of shell and in the comments of a grid."""
     for page in PAGES:
-        if page.parent.name == "bench":
-            continue
-        text = page.read_text()
-        # what a command prints is in blocks without a language
-        for block in (*blocks(page, "sh"), *re.findall(r"`((?:vsteer|make) [^`\n]+)`", BLOCK.sub("", text))):
+        for block in blocks(page, "sh"):
             yield from ((label(page), words) for words in calls(block))
     for grid in sorted((ROOT / "runs").glob("*.yaml")):
         comments = "\n".join(line for line in grid.read_text().splitlines() if line.startswith("#  "))
         yield from ((label(grid), words) for words in calls(comments))
 
 
-def wrong_in(words: list[str], targets: set[str]) -> str | None:
+def mentions() -> Iterator[tuple[str, list[str]]]:
+    """Calls within a sentence, which may lack a part."""
+    for page in PAGES:
+        # figures of a day are those of the commands of that day
+        if page.parent.name != "bench":
+            for text in re.findall(r"`((?:vsteer|make) [^`\n]+)`", BLOCK.sub("", page.read_text())):
+                yield from ((label(page), words) for words in calls(text))
+
+
+def wrong_in(words: list[str], whole: bool) -> str | None:
     if words[0] == "make":
+        targets = set(re.findall(r"^([\w.-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
         return None if set(words[1:]) <= targets else "no such target"
     command: click.Command = cli.main
+    context = click.Context(command, help_option_names=["-h", "--help"])
     at = 1
     while isinstance(command, click.Group) and at < len(words) and not words[at].startswith("-"):
-        inner = command.get_command(click.Context(command), words[at])
+        inner = command.get_command(context, words[at])
         if inner is None:
             return f"no command {words[at]}"
-        command, at = inner, at + 1
-    context = click.Context(command, help_option_names=["-h", "--help"])
+        command, context, at = inner, click.Context(inner, parent=context), at + 1
     known = {name for param in command.get_params(context) for name in param.opts}
-    unknown = [word for word in words[at:] if word.startswith("--") and word.split("=")[0] not in known]
-    return f"no option {unknown[0]}" if unknown else None
+    if unknown := {word for word in words[at:] if word.startswith("-")} - known:
+        return f"no option {', '.join(sorted(unknown))}"
+    if not whole:
+        return None
+    try:
+        command.make_context(command.name, words[at:], parent=context.parent)
+    except click.exceptions.Exit:
+        return None
+    except click.BadParameter as error:
+        # a run that isn't made yet
+        return None if "does not exist" in error.message else error.format_message()
+    except click.UsageError as error:
+        return error.format_message()
+    return None
 
 
-def test_every_command_that_a_page_calls_exists() -> None:
-    targets = set(re.findall(r"^([\w.-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    found = list(all_calls())
-    assert len(found) > 20  # else they are not found any more
-    wrong = [(page, " ".join(words), why) for page, words in found if (why := wrong_in(words, targets))]
+def test_every_call_that_a_page_shows_is_one() -> None:
+    found = [(*call, True) for call in whole_calls()] + [(*call, False) for call in mentions()]
+    assert len(found) > 40  # else they are not found any more
+    wrong = [(page, " ".join(words), why) for page, words, whole in found if (why := wrong_in(words, whole))]
     assert wrong == []
+
+
+@pytest.mark.parametrize(
+    ("call", "why"),
+    [
+        ("make readme", "no such target"),
+        ("vsteer rnu grid.yaml", "no command rnu"),
+        ("vsteer show runs/quickstart", "Missing option '--prompt'"),
+        ("vsteer run grid.yaml --quick", "no option --quick"),
+        ("vsteer vectors extract smollm2-135m-instruct", "Missing argument 'DATA'"),
+    ],
+)
+def test_a_call_that_is_none_is_found(call: str, why: str) -> None:
+    assert why in str(wrong_in(call.split(), whole=True))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=label)
