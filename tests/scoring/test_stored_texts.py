@@ -193,10 +193,13 @@ def test_a_folder_that_is_no_run_is_reported(tmp_path: Path) -> None:
     assert (done.exit_code, done.stderr.splitlines()[0]) == (1, f"error: {tmp_path} is not a run's folder")
 
 
-def test_a_damaged_file_of_scores_is_reported(tmp_path: Path) -> None:
-    run = add_texts(tmp_path / "run", 1)
+def test_a_damaged_file_of_scores_is_set_aside_and_its_texts_are_scored_anew(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = add_texts(tmp_path / "run", 1, 2)
     score(run)
     (file,) = run.glob("scores/*.parquet")
     file.write_bytes(file.read_bytes()[:-20])
-    with pytest.raises(StoreError, match="can't be read"):
-        score(run)
+    assert score(run) == (2, 0, 2)
+    assert words(run) == expected(1, 2)
+    assert f"scores/{file.name} is set aside as set-aside/{file.name}" in caplog.text

@@ -20,7 +20,7 @@ from vsteer.operations import OPERATIONS
 from vsteer.store import shards as sh
 from vsteer.store.files import as_parquet, disk_errors, write_file
 from vsteer.store.schema import BOOL, FLOAT, FLOATS, INT, INTS, STRING, STRINGS, Column, arrow_schema
-from vsteer.store.sound import steadily
+from vsteer.store.sound import faults_of_tables, steadily
 from vsteer.store.views import CONFIGS, PROMPTS
 
 STATISTICS_FOLDER = "statistics"
@@ -292,9 +292,10 @@ def fingerprint(folder: Path) -> str:
 
 
 def statistics_are_current(folder: Path) -> bool:
-    """Whether every table is there and was made of the run as it stands."""
+    """Whether every table is there, can be read, and was made of the run as it stands."""
     paths = [statistics_path(folder, table) for table in TABLES]
-    if not all(path.exists() for path in paths):
+    faults = faults_of_tables(folder, paths)
+    if len(faults) < len(paths) or any(faults.values()):
         return False
     now = fingerprint(folder)
     return all(_made_of(path) == now for path in paths)

@@ -19,6 +19,7 @@ from vsteer.plan.plan import Plan
 from vsteer.run.loading import as_stored
 from vsteer.store.lock import FolderLock
 from vsteer.store.manifest import read_manifest
+from vsteer.store.shards import ROWS_FOLDER
 from vsteer.store.store import Store
 from vsteer.store.views import CONFIGS
 
@@ -97,8 +98,8 @@ def _known_hashes(folder: Path) -> dict[str, str]:
     try:
         return vector_hashes(path)
     except (OSError, pa.ArrowException):
-        # The file is torn, and is written anew.
-        return {}
+        # The file is damaged and is written anew; the rows have the hashes too.
+        return vector_hashes(folder / ROWS_FOLDER)
 
 
 def vector_hashes(path: Path) -> dict[str, str]:

@@ -26,7 +26,7 @@ from vsteer.scoring.scorers import Scores
 from vsteer.store.files import disk_errors, parquet_writer
 from vsteer.store.lock import FolderLock
 from vsteer.store.scores import SCORES_FOLDER, schema_of, scores_path
-from vsteer.store.sound import sound_shards
+from vsteer.store.sound import faults_of_tables, set_aside_with_warning, sound_shards
 from vsteer.store.views import BEST_FIRST, PROMPTS, exact, in_memory, parquet_source, quoted
 
 MEMORY = "1GB"
@@ -128,6 +128,9 @@ class ScoreFile:
         self._database = scoring_database(folder)
         self._lock = FolderLock(folder / SCORES_FOLDER)
         try:
+            for path, why in faults_of_tables(folder, [self.path]).items():
+                if why:
+                    set_aside_with_warning(folder, path, why, "its texts are scored anew")
             self._drop_stale()
             chosen = [_among("model", None if model is None else [model]), _among("evaluation", evaluations)]
             self._database.execute(

@@ -1,8 +1,8 @@
-"""What a reader may read in rows/: the shards whose bytes are those that were written, each verified once.
+"""What a reader may read of a run: files whose bytes are those that were written, each verified once.
 
-`.verified.json` in the run's folder notes the size and times of each shard that was found sound, so that the
-next reader only looks at those. A damaged shard is set aside as a run does it. Where that can't be done,
-since the run goes on or the folder can't be written, it stays and is left out. A warning says so either way.
+`.verified.json` in the run's folder notes the size and times of each file that was found sound, so that the
+next reader only looks at those. A damaged file is set aside as a run does it. Where that can't be done, since
+the run goes on or the folder can't be written, it stays and is left out. A warning says so either way.
 """
 
 from __future__ import annotations
@@ -10,16 +10,20 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from vsteer.errors import StoreError
+from vsteer.files import written_whole
 from vsteer.store import shards as sh
 from vsteer.store.events import append_event
-from vsteer.store.files import disk_errors, write_file
+from vsteer.store.files import disk_errors
 from vsteer.store.lock import FolderLock
 
 log = logging.getLogger(__name__)
@@ -47,8 +51,9 @@ def steadily(folder: Path, read: Callable[[Path], T]) -> T:
 def sound_shards(folder: Path) -> list[Path]:
     """The shards that can be trusted, at least one, oldest first; a warning names each of the others."""
     shards = steadily(require_run(folder), partial(verified, folder, note=True))
-    if damaged := {shard: why for shard, why in shards.items() if why}:
-        _set_aside(folder, damaged)
+    set_aside_damaged(
+        folder, shards, folder, "the figures lack its rows until `vsteer run` computes them anew"
+    )
     if sound := [shard for shard, why in shards.items() if not why]:
         return sound
     raise StoreError(
@@ -57,21 +62,49 @@ def sound_shards(folder: Path) -> list[Path]:
     )
 
 
+def faults_of_tables(folder: Path, paths: Iterable[Path]) -> dict[Path, str | None]:
+    """What is wrong with each of these tables of a run that is there: one that isn't a shard, but derived."""
+    return _verified(folder, [path for path in paths if path.exists()], fault_of_table, note=True)
+
+
 def verified(folder: Path, rows: Path, *, note: bool = False) -> dict[Path, str | None]:
     """Every shard in `rows`, oldest first, and what is wrong with it; `note` writes down which are sound."""
+    return _verified(folder, sh.list_shards(rows), sh.fault_of, note)
+
+
+def fault_of_table(path: Path) -> str | None:
+    """Why this isn't a table that can be read to its end, or None."""
+    if not path.stat().st_size:
+        return "it is empty"
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            for _ in file.iter_batches():
+                pass
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError) as error:
+        return f"it can't be read: {str(error).splitlines()[0][:120]}"
+    return None
+
+
+def _verified(
+    folder: Path, files: Sequence[Path], fault_of: Callable[[Path], str | None], note: bool
+) -> dict[Path, str | None]:
     noted = _read_note(folder)
-    now, faults = {}, {}
-    for shard in sh.list_shards(rows):
-        found = shard.stat()
+    folders = {str(file.parent.relative_to(folder)) for file in files}
+    now = {name: stamp for name, stamp in noted.items() if str(Path(name).parent) not in folders}
+    faults = {}
+    for file in files:
+        name, found = str(file.relative_to(folder)), file.stat()
         # A change of a file's bytes changes its ctime too, which no program can set.
         stamp = [found.st_size, found.st_mtime_ns, found.st_ctime_ns]
-        faults[shard] = None if noted.get(shard.name) == stamp else sh.fault_of(shard)
-        if faults[shard] is None:
-            now[shard.name] = stamp
+        faults[file] = None if noted.get(name) == stamp else fault_of(file)
+        if faults[file] is None:
+            now[name] = stamp
     if note and now != noted:
         # Whoever can't write here verifies again next time.
-        with suppress(StoreError):
-            write_file(folder / NOTE, json.dumps(now).encode())
+        with suppress(OSError), written_whole(folder / NOTE, shared=True) as temporary:
+            temporary.write_text(json.dumps(now))
     return faults
 
 
@@ -83,22 +116,28 @@ def _read_note(folder: Path) -> dict[str, list[int]]:
     return noted if isinstance(noted, dict) else {}
 
 
-def _set_aside(folder: Path, damaged: dict[Path, str]) -> None:
-    lost = "the figures lack its rows until `vsteer run` computes them anew"
-    try:
-        lock = FolderLock(folder)
-    except StoreError:
-        for shard, why in damaged.items():
-            log.warning("%s/%s is left out: %s; %s", sh.ROWS_FOLDER, shard.name, why, lost)
+def set_aside_damaged(folder: Path, faults: Mapping[Path, str | None], locked: Path, so: str) -> None:
+    """Move what has a fault out of the way, under the lock of the folder `locked` whose writer it has."""
+    damaged = {file: why for file, why in faults.items() if why}
+    if not damaged:
         return
     try:
-        for shard, why in damaged.items():
-            # A run may have moved it since.
-            if os.path.lexists(shard):
-                moved = sh.set_aside(folder, shard, why)
-                log.warning(
-                    "%s/%s is set aside as %s: %s; %s", sh.ROWS_FOLDER, shard.name, moved.to, why, lost
-                )
-                append_event(folder, "set_aside", file=moved.name, to=moved.to, why=why)
+        lock = FolderLock(locked)
+    except StoreError:
+        for file, why in damaged.items():
+            log.warning("%s is left out: %s; %s", file.relative_to(folder), why, so)
+        return
+    try:
+        for file, why in damaged.items():
+            # Its writer may have moved it since.
+            if os.path.lexists(file):
+                set_aside_with_warning(folder, file, why, so)
     finally:
         lock.release()
+
+
+def set_aside_with_warning(folder: Path, file: Path, why: str, so: str) -> None:
+    """Set a damaged file aside, with a warning and an event; the caller holds the lock of its folder."""
+    name, moved = file.relative_to(folder), sh.set_aside(folder, file, why)
+    log.warning("%s is set aside as %s: %s; %s", name, moved.to, why, so)
+    append_event(folder, "set_aside", file=moved.name, to=moved.to, why=why)

@@ -13,6 +13,7 @@ from typing import Any
 
 from vsteer.errors import VectorError
 from vsteer.files import new_file
+from vsteer.store.sound import faults_of_tables
 from vsteer.vectors.derive import content_sha256
 from vsteer.vectors.files import load
 from vsteer.vectors.norms import length
@@ -64,10 +65,12 @@ def write_vector_norms(run_folder: Path) -> Path | None:
 
 
 def norms_are_current(run_folder: Path) -> bool:
-    """Whether the table is there and no vector file is newer than it."""
+    """Whether the table is there, can be read, and no vector file is newer than it."""
     path = run_folder / FOLDER / NAME
     if not path.exists():
         return not _files(run_folder)
+    if faults_of_tables(run_folder, [path])[path]:
+        return False
     written = path.stat().st_mtime_ns
     return all(file.stat().st_mtime_ns <= written for file in _files(run_folder))
 
