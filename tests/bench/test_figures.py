@@ -24,7 +24,7 @@ def test_a_figure_is_ok_from_its_least_value_on(figure: Figure, ok: bool) -> Non
 
 
 def test_the_median_is_of_the_ratios_round_by_round() -> None:
-    # ratios 2, 1, 0.5: the machine drifted, and the ratio of medians would say something else
+    # The ratios are 2, 1, 0.5: the machine drifted, and the ratio of medians would be another.
     assert median_ratio([10, 100, 1], [5, 100, 2]) == 1.0
 
 

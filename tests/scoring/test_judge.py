@@ -1,4 +1,4 @@
-"""Judging against a faulty stand-in server: no text lost or scored wrongly, none asked twice, no key kept."""
+"""Judging against a faulty fake server: no text lost or scored wrongly, none asked twice, no key kept."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
 
     def do_POST(self) -> None:
-        said = json.loads(self.rfile.read(int(self.headers["content-length"])))["messages"][0]["content"]
-        number = int(said.split("text number ")[1].split()[0])
+        prompt = json.loads(self.rfile.read(int(self.headers["content-length"])))["messages"][0]["content"]
+        number = int(prompt.split("text number ")[1].split()[0])
         with self.server.mutex:
             tries = self.server.asked[number]
             self.server.asked[number] += 1
         time.sleep(self.server.pause)
         faults = self.server.faults
-        # every question begins elsewhere among the faults, and meets its answer after two of them
+        # Every question begins elsewhere among the faults, and meets its answer after two of them.
         fault = faults[(number + tries) % len(faults)] if faults and tries < 2 else ""
         key = self.headers["authorization"]
         if fault == "closed":
@@ -141,7 +141,7 @@ def test_faults_lose_no_text_and_score_none_wrongly(tmp_path: Path, server: Serv
     assert {n: value for n, (value, _) in verdicts(run).items()} == wanted
     assert all(verdicts(run)[n][1] for n in (5, 6, 7, 8))
     assert all(tries == 3 for tries in server.asked.values())
-    # the same command asks for nothing again
+    # The same command asks for nothing again.
     before = server.asked.copy()
     again = judge(run, server)
     assert (again.standing, again.asked, again.open) == (60, 0, 0)
@@ -231,7 +231,7 @@ def test_killed_half_way_it_asks_nothing_twice(tmp_path: Path, server: Server) -
     done = judge(run, server)
     assert done.open == 0
     assert {n: value for n, (value, _) in verdicts(run).items()} == {n: float(n % 11) for n in range(200)}
-    # only what was under way when it was killed, and so never arrived
+    # Only what was under way when it was killed never arrived.
     assert sum(server.asked.values()) <= 200 + 8
     assert done.asked <= 200 - asked + 8
 

@@ -60,10 +60,10 @@ class JudgingEngine(Engine):
                 yield self._answer(request)
 
     def _answer(self, request: Request) -> Result:
-        said = self.tokenizer.decode(request.prompt.token_ids)
-        number = int(said.split("text number ")[1].split()[0])
+        prompt = self.tokenizer.decode(request.prompt.token_ids)
+        number = int(prompt.split("text number ")[1].split()[0])
         self.asked.append(number)
-        self.prompts.append(said)
+        self.prompts.append(prompt)
         assert request.steering is None
         assert (request.temperature, request.max_tokens) == (0, 120)
         if number in self.refuses:
@@ -117,7 +117,7 @@ def test_every_text_has_a_verdict_or_a_counted_failure(tmp_path: Path, tokenizer
     assert (done.texts, done.scored, done.failed, done.open) == (14, 13, 1, 0)
     assert verdicts(run) == [None if n == 6 else n % 11 for n in range(14)]
     assert done.tokens == engine.prompt_tokens + 14 * ANSWER_TOKENS
-    # the rubric's own words, in the model's template
+    # The model is asked in the rubric's own words, in its template.
     asked = tokenizer.apply_chat_template(
         [{"role": "user", "content": RUBRIC.prompt("Was it good?", "text number 3 is glad")}],
         tokenize=False,
@@ -169,7 +169,7 @@ def test_what_the_engine_refuses_stays_open(tmp_path: Path, tokenizer: Any) -> N
 def test_the_budget_is_kept_and_used(tmp_path: Path, tokenizer: Any) -> None:
     run, engine = made_run(tmp_path / "run", *range(10, 24)), JudgingEngine(tokenizer)
     each = judge(made_run(tmp_path / "one", 10), JudgingEngine(tokenizer)).tokens
-    # what five cost and a sixth may cost at most; more than that at once is never under way
+    # This is what five cost and a sixth may cost at most; more is never under way at once.
     budget = 5 * each + (each - ANSWER_TOKENS + 120)
     done = judge(run, engine, budget)
     assert done.over_budget
@@ -195,6 +195,6 @@ def test_the_command_judges_here_without_an_address(
     how = ["--judge-model", "tiny-llama", "--dtype", "float32", "--max-model-len", "512", "--eager", "--json"]
     done = CliRunner().invoke(main, ["score", str(run), "--scorer", "judge", "--rubric", "sentiment", *how])
     assert done.exit_code == 0, done.output
-    (said,) = json.loads(done.stdout)
-    assert (said["scored"], said["open"], said["asked"]) == (5, 0, 5)
+    (entry,) = json.loads(done.stdout)
+    assert (entry["scored"], entry["open"], entry["asked"]) == (5, 0, 5)
     assert made[0].closed

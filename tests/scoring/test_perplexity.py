@@ -1,4 +1,4 @@
-"""Perplexity: what is asked of an engine, what is read, and a run that has it for each of its texts."""
+"""Perplexity: the requests, the reading of results, and a run that has it for each of its texts."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_every_token_of_the_text_is_asked_about_and_none_of_the_prompt() -> None
     assert request.prompt.token_ids == (1, 2, 3, 7, 8)
     assert (request.prompt_logprobs_from, request.logprob_token_ids, request.max_tokens) == (3, (9,), 1)
     assert request.steering is None
-    # as long a window as the text itself needed
+    # The window is as long as the text itself needed.
     assert request.invalid_because(10, 6) is None
     alone = coherence_request("r", (1, 2, 3), (9,))
     assert (alone.prompt.token_ids, alone.prompt_logprobs_from) == ((1, 2, 3), None)
@@ -137,7 +137,7 @@ def test_the_texts_of_a_model_are_asked_behind_their_own_prompts(tmp_path: Path)
     run, engine = made_run(tmp_path / "run"), Counting()
     done = score(run, engine)
     assert (done.texts, done.scored, done.failed, done.open) == (6, 6, 0, 0)
-    # the geometric mean of n + 2 and 2n + 4
+    # Each is the geometric mean of n + 2 and 2n + 4.
     assert perplexities(run) == pytest.approx(
         {makers.row_id(n): math.sqrt((n + 2) * (2 * n + 4)) for n in range(6)}
     )
@@ -197,7 +197,7 @@ def test_a_run_has_the_perplexity_of_every_text_that_wants_one(grid: Path) -> No
     ).fetchall()
     assert len(good) > 15
     assert sorted(row_id for row_id, *_ in scored) == sorted(row_id for (row_id,) in good)
-    # the stand-in refuses one in fifty
+    # The fake engine refuses one in fifty.
     assert all(value > 1 or note == "the engine failed: too long: by order" for _, value, note in scored)
     assert sum(value is not None for _, value, _ in scored) > 0.8 * len(good)
     before = scores_file(folder).stat().st_mtime_ns
@@ -273,17 +273,17 @@ def test_the_command_scores_a_stored_run_and_shares_its_file(
     file = scores_file(folder)
     done = vsteer_score(str(folder), "--scorer", "perplexity", "--json")
     assert done.exit_code == 0, done.output
-    (said,) = json.loads(done.stdout)
-    assert said["file"] == str(file)
-    # what the run scored stands, and the evaluation that wanted none is scored too
+    (entry,) = json.loads(done.stdout)
+    assert entry["file"] == str(file)
+    # What the run scored stands, and the evaluation that wanted none is scored too.
     texts = connect_runs([folder]).execute(
         "select count(*) filter (evaluation = 'open'), count(*) filter (evaluation = 'plain') from rows"
         " where kind = 'open_ended' and status = 'ok'"
     )
-    assert texts.fetchall() == [(said["standing"], said["scored"])]
+    assert texts.fetchall() == [(entry["standing"], entry["scored"])]
     assert asked == ["tiny-llama"]
     again = vsteer_score(str(folder), "--scorer", "perplexity")
-    assert again.stdout.startswith(f"perplexity under tiny-llama: 0 of {said['texts']} texts scored")
+    assert again.stdout.startswith(f"perplexity under tiny-llama: 0 of {entry['texts']} texts scored")
     assert asked == ["tiny-llama"]
 
 

@@ -59,12 +59,12 @@ def test_a_refusal_comes_early() -> None:
 
 def test_distinct_words_and_repeated_tokens() -> None:
     found = repetition("The cat and the CAT and the dog", [1, 2, 3, 4, 1, 2, 3, 4, 5])
-    # the cat and the cat and the dog: 4 of 8; 4 of 7 pairs (the cat, cat and, and the, the dog)
+    # Of the 8 words 4 differ (the, cat, and, dog), of the 7 pairs 4 (the cat, cat and, and the, the dog).
     assert found["distinct_1"][0] == 4 / 8
     assert found["distinct_2"][0] == 4 / 7
-    # the-cat-and, cat-and-the, and-the-cat, the-cat-and, cat-and-the, and-the-dog
+    # The triples are the-cat-and, cat-and-the, and-the-cat, the-cat-and, cat-and-the, and-the-dog.
     assert found["distinct_3"][0] == 4 / 6
-    # 1234 2341 3412 4123 1234 2345: one of six came before
+    # In 1234 2341 3412 4123 1234 2345 one of six came before.
     assert found["repetition"][0] == pytest.approx(1 / 6)
 
 

@@ -79,7 +79,7 @@ def test_a_text_that_was_computed_again_is_scored_again(tmp_path: Path) -> None:
         shard.unlink()
     add_texts(run, 1)
     add_texts(run, 2, text="other words now", finished_at=makers.START + timedelta(days=1))
-    # the old score is not shown even before
+    # The old score is not shown even before.
     assert words(run) == expected(1)
     assert score(run) == (2, 1, 1)
     assert words(run) == {makers.row_id(1): 1, makers.row_id(2): 3}
@@ -151,8 +151,8 @@ def test_the_command_scores_with_the_plain_scorers_and_says_so(tmp_path: Path) -
     run = add_texts(tmp_path / "run", 1, 2)
     done = vsteer(str(run), "--json")
     assert done.exit_code == 0, done.output
-    said = {one["scorer"]: (one["texts"], one["scored"]) for one in json.loads(done.stdout)}
-    assert said == dict.fromkeys(("refusal", "repetition", "length", "characters"), (2, 2))
+    scored = {one["scorer"]: (one["texts"], one["scored"]) for one in json.loads(done.stdout)}
+    assert scored == dict.fromkeys(("refusal", "repetition", "length", "characters"), (2, 2))
     again = vsteer(str(run), "--scorer", "length")
     assert again.stdout.startswith("length: 0 of 2 texts scored, 2 were")
 

@@ -160,14 +160,14 @@ def test_every_text_is_scored_or_a_counted_failure(
     assert sum(value is not None for value, _ in found.values()) == done.scored
     assert all(value is None or 0 <= value <= 10 for value, _ in found.values())
     assert all(note.startswith("unreadable, ") for value, note in found.values() if value is None)
-    # by the server's own count
+    # The server itself counts them.
     assert server.answered - answered == TEXTS
     assert server.tokens - tokens == done.tokens
     assert judge(run, server).asked == 0
     assert server.answered - answered == TEXTS
 
-    said = "".join(capfd.readouterr())
-    assert KEY not in said
+    printed = "".join(capfd.readouterr())
+    assert KEY not in printed
     assert KEY not in server.log.read_text()
     for path in run.rglob("*"):
         assert path.is_dir() or KEY.encode() not in path.read_bytes(), path
@@ -200,12 +200,12 @@ def test_a_killed_scoring_goes_on_and_asks_nothing_twice(tmp_path: Path, server:
     assert KEY not in out
     kept = stored(run)
     assert 3 <= kept < TEXTS
-    # none of the verdicts was saved, but the answers were
+    # None of the verdicts was saved, but the answers were.
     assert not list(run.glob("scores/judge-*.parquet"))
     done = judge(run, server)
     assert (done.open, done.asked) == (0, TEXTS - kept)
     assert verdicts(run).keys() == {makers.row_id(n) for n in range(TEXTS)}
-    # what was under way when it was killed never arrived
+    # What was under way when it was killed never arrived.
     assert server.answered - answered <= TEXTS + CONCURRENCY
 
 
@@ -240,6 +240,6 @@ def test_the_local_engine_judges_as_the_server_does(tmp_path: Path, server: Serv
     finally:
         engine.close()
     assert (here.texts, here.asked, here.open) == (TEXTS, TEXTS, 0)
-    # greedy and in float32: the same tokens were paid for, and the same words came back
+    # It is greedy and in float32: the same tokens were paid for, and the same words came back.
     assert here.tokens == there.tokens
     assert verdicts(run) == served

@@ -128,7 +128,7 @@ def test_a_shard_that_was_damaged_meanwhile_stops_it(tmp_path: Path) -> None:
         before = sorted(path.name for path in (tmp_path / "rows").iterdir())
         with pytest.raises(StoreError, match="was damaged while the run went on"):
             store.compact()
-        # what was in memory is written all the same
+        # What was in memory is written all the same.
         assert [name for name in before if not (tmp_path / "rows" / name).exists()] == []
     with open_store(tmp_path) as store:
         assert [moved.name for moved in store.set_aside] == [shard.name]

@@ -1,4 +1,4 @@
-"""A disk that is full or read-only: one clear error, nothing lost, and on it goes once it is mended.
+"""A disk that is full or read-only: one clear error, nothing lost, and it goes on once the disk is well.
 
 On a real tmpfs where the sandbox lets us mount one (root, or a user namespace's); the same through a layer
 that makes chosen calls fail, everywhere.
@@ -79,7 +79,7 @@ def test_a_full_disk_loses_nothing_and_the_same_call_goes_on(small_disk: Path) -
         assert "No space left on device" in error.message
         assert "free some space" in error.hint
         assert str(run / "rows") in error.message
-        # Everything in the files is whole, and readable by whoever asks
+        # Everything in the files is whole and readable.
         written = len(stored(run))
         assert written % 10 == 0
         assert no_temporary_files(run)
@@ -116,7 +116,7 @@ def test_a_compaction_without_room_leaves_the_shards(small_disk: Path) -> None:
 def test_a_full_disk_at_every_step_of_a_new_run(small_disk: Path) -> None:
     """With a little more room each time: a clear error until it is enough, and then a whole run."""
     run = small_disk / "run"
-    filler, said = fill_up(small_disk), set[str]()
+    filler, messages = fill_up(small_disk), set[str]()
     for left in range(filler.stat().st_size // KIB, -1, -4):
         os.truncate(filler, left * KIB)
         try:
@@ -128,11 +128,11 @@ def test_a_full_disk_at_every_step_of_a_new_run(small_disk: Path) -> None:
                         store.append(row(number))
                 store.compact()
         except StoreError as error:
-            said.add(error.message.rpartition(": ")[2])
+            messages.add(error.message.rpartition(": ")[2])
             assert holder(run) is None
         else:
             break
-    assert said == {"No space left on device"}
+    assert messages == {"No space left on device"}
     assert check(run, map(row_id, range(30))) == []
     assert stored(run) == sorted((row_id(number), "ok", 1) for number in range(30))
     assert all(event["event"] != "unreadable" for event in read_events(run))

@@ -49,7 +49,7 @@ def test_rows_outlive_kills_at_random_moments(tmp_path: Path) -> None:
         victim.join()
         kills += victim.exitcode == -signal.SIGKILL
         if (tmp_path / "rows").is_dir():
-            # none yet where the kill came right after the folder was made
+            # There is none yet where the kill came right after the folder was made.
             shards = any((tmp_path / "rows").glob("*.parquet"))
             now = len(set(stored(tmp_path, "row_id", "status = 'ok'"))) if shards else 0
             assert now >= before, "a row that was durable is gone"
@@ -126,6 +126,7 @@ def test_a_compaction_killed_at_any_step_loses_and_doubles_nothing(tmp_path: Pat
             store.compact()
         assert stored(folder, "row_id, status, attempt, kind") == WHOLE, step
         assert sorted(path.name for path in folder.iterdir()) == [
+            ".verified.json",
             "configs.parquet",
             "events.jsonl",
             "manifest.json",

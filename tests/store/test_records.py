@@ -47,7 +47,7 @@ anything = st.one_of(
 
 
 def is_of_type(name: str, value: Any) -> bool:
-    """What a column takes, said once more and more slowly."""
+    """What a column takes, written a second time and more slowly."""
     if value is None:
         return name in NULLABLE
     if name in INTS:

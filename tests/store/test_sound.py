@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import subprocess
@@ -18,7 +19,7 @@ from vsteer.scoring.scorers import PLAIN
 from vsteer.scoring.stored_texts import score_texts
 from vsteer.store import shards as sh
 from vsteer.store.events import read_events
-from vsteer.store.sound import NOTE, sound_shards
+from vsteer.store.sound import NOTE, faults_of_tables, sound_shards
 from vsteer.store.status import status
 from vsteer.store.store import open_store
 from vsteer.store.views import rows_sql
@@ -178,3 +179,26 @@ def test_an_export_says_on_the_terminal_what_it_lacks(tmp_path: Path, made: Path
     assert done.returncode == 0, done.stderr
     assert "is set aside as set-aside/" in done.stderr
     assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 40
+
+
+def test_the_note_has_what_is_there_and_is_left_alone_while_nothing_changes(
+    tmp_path: Path, made: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(made, run)
+    for _ in range(2):
+        sound_shards(run)
+        for table in ("configs.parquet", "prompts.parquet"):
+            assert faults_of_tables(run, [run / table]) == {run / table: None}
+    written = (run / NOTE).stat().st_mtime_ns
+    sound_shards(run)
+    faults_of_tables(run, [run / "configs.parquet"])
+    assert (run / NOTE).stat().st_mtime_ns == written
+    with open_store(run) as store:
+        store.compact()
+    (compacted,) = sound_shards(run)
+    assert set(json.loads((run / NOTE).read_bytes())) == {
+        f"rows/{compacted.name}",
+        "configs.parquet",
+        "prompts.parquet",
+    }

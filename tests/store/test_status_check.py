@@ -169,7 +169,7 @@ def test_the_tables_beside_the_rows_are_held_to_manifest_and_rows(run: Path) -> 
     assert found(run)["unreadable_tables"].examples == ("prompts.parquet: it is not there",)
 
 
-def test_a_mixture_of_engines_or_vector_files_is_told(run: Path) -> None:
+def test_a_mixture_of_engines_or_vector_files_is_reported(run: Path) -> None:
     with open_store(run) as store:
         write_plan(store, 32)
         store.append(text_row(30, engine="vllm", vllm_version="0.32.0"))

@@ -169,13 +169,13 @@ def test_the_same_command_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert rows == sorted((row_id(n), 1 if n < 30 else 2) for n in range(50))
 
 
-def test_sessions_are_counted_and_told_in_events(tmp_path: Path) -> None:
+def test_sessions_are_counted_and_are_in_events(tmp_path: Path) -> None:
     for expected in (1, 2, 3):
         with open_store(tmp_path) as store:
             assert store.session == expected
             store.event("engine_restart", reason="out of memory")
-    told = [(event["event"], event["session"]) for event in read_events(tmp_path)]
-    assert told == [
+    found = [(event["event"], event["session"]) for event in read_events(tmp_path)]
+    assert found == [
         ("start", 1),
         ("engine_restart", 1),
         ("resume", 2),
@@ -312,7 +312,7 @@ def test_looking_at_a_run_never_keeps_one_from_starting(tmp_path: Path) -> None:
             thread.join()
 
 
-def test_who_holds_a_folder_is_told_and_then_no_more(tmp_path: Path) -> None:
+def test_who_holds_a_folder_is_known_while_it_lasts(tmp_path: Path) -> None:
     assert holder(tmp_path) is None
     with open_store(tmp_path):
         found = holder(tmp_path)
@@ -325,7 +325,7 @@ def test_who_holds_a_folder_is_told_and_then_no_more(tmp_path: Path) -> None:
 
 
 def spoil(folder: Path) -> dict[str, str]:
-    """Put one of each kind of bad file into rows/: name -> what is said of it."""
+    """Put one of each kind of bad file into rows/: name -> why it is set aside."""
     rows = folder / "rows"
     shard = only_full_shard(folder)
     good = shard.read_bytes()

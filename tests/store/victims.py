@@ -74,7 +74,7 @@ def compact_until(folder: Path, step: int) -> None:
         return call
 
     store = open_store(folder)
-    os.fsync = lambda handle: None  # type: ignore[assignment]  # slow, and only a power cut would tell
+    os.fsync = lambda handle: None  # type: ignore[assignment]  # slow, and only a power cut would show it
     for name in ("rename", "replace", "fsync", "unlink", "mkdir", "rmdir"):
         setattr(os, name, deadly(getattr(os, name)))
     store.compact()

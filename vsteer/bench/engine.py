@@ -1,9 +1,9 @@
 """`vsteer bench engine`: what steering costs, and what sharing prefixes gives.
 
-What is compared stands beside each other and is measured in turn. Decode: ours, ours with ablation in its
-graph, and stock vLLM without our plugin and without a prefix cache. Sharing: ours, ours without sharing,
-stock vLLM, and a Hugging Face loop on the same prompts, in a process of its own, since vLLM leaves its caller
-with one thread of torch's.
+The engines that are compared live side by side and are measured in turn. Decode compares vsteer's engine, one
+with ablation in its graph, and stock vLLM without the plugin and without a prefix cache. Sharing compares
+vsteer's engine, one without sharing, stock vLLM, and a Hugging Face loop on the same prompts, in a process of
+its own, since vLLM leaves its caller with one thread of torch's.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ class Size:
     starts: int
     decode_requests: int
     decode_tokens: int
-    # prompts a round, with sharing and without
+    # How many prompts a round has, with sharing and without.
     shared_prompts: int
     plain_prompts: int
-    # steered `all` shares nothing, so it is measured on fewer
+    # Steering `all` shares nothing, so it is measured on fewer.
     all_prompts: int
     hf_prompts: int
 
 
 FULL = Size(5, 3, 128, 32, shared_prompts=40, plain_prompts=4, all_prompts=4, hf_prompts=4)
 QUICK = Size(2, 1, 64, 8, shared_prompts=4, plain_prompts=1, all_prompts=1, hf_prompts=1)
-# of each start, after one that warms the engines up
+# Rounds of each start, after one that warms the engines up.
 DECODE_ROUNDS = 3
 
 
@@ -78,7 +78,7 @@ SCENARIOS = (
 def bench_engine(
     model: str, quick: bool, on_progress: Callable[[str], None], part: str | None = None
 ) -> list[Figure]:
-    """Both parts, or the one that is named."""
+    """Measure both parts, or the one that is named."""
     size = QUICK if quick else FULL
     options = EngineOptions(max_model_len=512, max_num_seqs=MANY, kv_cache_gib=2)
     capacity = Capacity.for_grid(cells=MANY, rows=128, terms=1)
@@ -107,7 +107,7 @@ def _decode(
         )
         with ExitStack() as stack:
             engines: dict[int, VllmEngine | StockEngine] = {}
-            # another one first each time
+            # Another engine starts first each time.
             for place in range(len(starters)):
                 which = (start + place) % len(starters)
                 engines[which] = stack.enter_context(closing(starters[which]()))
@@ -148,7 +148,7 @@ def _decode(
 
 
 def _decode_rates(engines: Sequence[VllmEngine | StockEngine], size: Size) -> list[list[float]]:
-    """Tokens a second of each, ours steered everywhere, after a round that warms them up."""
+    """Each engine's tokens a second, vsteer's steered everywhere, after a round that warms them up."""
     measures = []
     for engine in engines:
         steering = None
@@ -216,7 +216,7 @@ def _shared(
     vectors: Vectors,
     size: Size,
 ) -> list[Figure]:
-    """Evaluations a second: ours, without sharing, and one by one through Hugging Face."""
+    """Evaluations a second: vsteer's, without sharing, and one by one through Hugging Face."""
     steerings = _configurations(CONFIGURATIONS, ours.info.layers, scenario.positions)
     ours.load(vectors, steerings)
     unshared.load(vectors, steerings)
@@ -224,7 +224,7 @@ def _shared(
     shared_prompts = size.all_prompts if everywhere else size.shared_prompts
 
     def requests(round_: int, count: int, of: Sequence[Steering | None]) -> list[Request]:
-        # fresh prompts every round: nothing may be found from the round before
+        # The prompts are new in every round, so that nothing is found in the cache.
         seed = 100 * SCENARIOS.index(scenario) + round_
         return _evaluations(_prompts(shared_prompts, scenario.lengths, seed)[:count], of)
 
@@ -237,7 +237,7 @@ def _shared(
         return _rate(unshared, requests(round_, size.plain_prompts, steerings))
 
     def one_by_one(round_: int) -> float:
-        # the same time for every configuration, so that one is enough
+        # Every configuration takes the same time, so that one is enough.
         return loop(_rate, requests(round_, size.hf_prompts, steerings[:1]))
 
     shared, plain, single = rates_in_turn(size.rounds, with_sharing, without, one_by_one)
@@ -266,7 +266,7 @@ def _rate(engine: VllmEngine | StockEngine | ReferenceEngine, requests: Sequence
 
 
 def _prompts(count: int, lengths: tuple[int, int], seed: int) -> list[Prompt]:
-    """Random tokens: throughput does not depend on what they say."""
+    """Random tokens: throughput doesn't depend on what they mean."""
     rng = np.random.default_rng(seed)
     return [
         Prompt.plain(int(t) for t in rng.integers(100, 40_000, int(rng.integers(lengths[0], lengths[1] + 1))))

@@ -65,7 +65,7 @@ def bench_extract(model: str, path: Path, quick: bool, on_progress: Callable[[st
             ]
             return len(texts) / loop(_seconds_of, texts)
 
-        # warmed up by texts that no round has
+        # Texts that no round has warm both up.
         _warm_up(ours, loop)
         fast, slow = rates_in_turn(ROUNDS, through_vllm, one_by_one)
     return [

@@ -70,7 +70,7 @@ def _over_generate(
         ours.load(vectors.directions, plan.steerings())
 
         def rows_of(round_: int) -> list[Row]:
-            # other prompts every round, so that nothing is found from the round before
+            # Each round has other prompts, so that nothing is found in the cache.
             chosen = set(prompts[round_::ROUNDS])
             return [row for row in plan.rows() if row.rendered.prompt_id in chosen]
 

@@ -12,7 +12,7 @@ RUN = click.Path(path_type=Path)
 @click.argument("run", type=RUN)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 def status(run: Path, as_json: bool) -> None:
-    """Say where the run in the folder RUN stands, also while it goes on.
+    """Show where the run in the folder RUN stands, also while it goes on.
 
     \b
     Example:
@@ -23,7 +23,7 @@ def status(run: Path, as_json: bool) -> None:
     found = status_of(run)
     event = found.last_event or {}
     if as_json:
-        said = {
+        entry = {
             "planned": found.planned,
             "done": found.done,
             "errors": found.errors,
@@ -35,7 +35,7 @@ def status(run: Path, as_json: bool) -> None:
             "live": found.live,
             "last_event": event,
         }
-        click.echo(json.dumps(said, indent=2))
+        click.echo(json.dumps(entry, indent=2))
         return
     planned = "not written yet" if found.planned is None else f"{found.planned:,}"
     share = f" ({found.done / found.planned:.1%})" if found.planned else ""
@@ -75,8 +75,8 @@ def check(grid: Path, as_json: bool) -> None:
     findings = check_run(folder, (row.row_id for plan in plans for row in plan.rows()))
     faults = [finding for finding in findings if finding.fault]
     if as_json:
-        said = [{**vars(finding), "examples": list(finding.examples)} for finding in findings]
-        click.echo(json.dumps({"whole": not faults, "findings": said}, indent=2))
+        entries = [{**vars(finding), "examples": list(finding.examples)} for finding in findings]
+        click.echo(json.dumps({"whole": not faults, "findings": entries}, indent=2))
     else:
         for finding in findings:
             click.echo(f"{'WRONG' if finding.fault else 'note '}  {finding.message}")

@@ -27,8 +27,8 @@ from vsteer.results.statistics_files import (
     statistics_path,
 )
 from vsteer.store.schema import SQL_TYPES, Column
-from vsteer.store.scores import SCORES, SCORES_FOLDER
-from vsteer.store.sound import require_run
+from vsteer.store.scores import SCORES, sound_scores
+from vsteer.store.sound import faults_of_tables, require_run
 from vsteer.store.views import CONFIGS, PROMPTS, exact, in_memory, quoted, rows_sql
 
 NORMS = "vectors/norms.parquet"
@@ -73,7 +73,7 @@ def setup(folders: Sequence[Path]) -> list[str]:
         "rows": [(run, rows_sql(folder)) for run, folder in runs.items()],
         "configs": [(run, _file(folder / CONFIGS)) for run, folder in runs.items()],
         "prompts": [(run, _file(folder / PROMPTS)) for run, folder in runs.items()],
-        "norms": [(run, _file(folder / NORMS)) for run, folder in runs.items() if (folder / NORMS).exists()],
+        "norms": [(run, _file(folder / NORMS)) for run, folder in runs.items() if _readable(folder, NORMS)],
     }
     current = {run: folder for run, folder in runs.items() if statistics_are_current(folder)}
     for table in TABLES:
@@ -95,7 +95,7 @@ def without_statistics(folders: Sequence[Path]) -> dict[Path, str]:
     """The runs whose statistics are not in the views, and why not."""
     return {
         folder: (
-            "were not made of the run as it stands, and are not used"
+            "were not made of the run as it stands, or are damaged, and are not used"
             if any(statistics_path(folder, table).exists() for table in TABLES)
             else "are not there"
         )
@@ -122,6 +122,8 @@ def run_names(folders: Sequence[Path]) -> dict[str, Path]:
         for name in (CONFIGS, PROMPTS):
             if not (folder / name).exists():
                 raise StoreError(f"{folder} has no {name} yet", "the run writes it before its first row")
+            if not _readable(folder, name):
+                raise StoreError(f"{folder / name} is damaged", "the same `vsteer run` writes it anew")
         if folder.resolve() in known:
             raise UsageError(f"{folder} is given twice", "name each run once")
         known[folder.resolve()] = folder
@@ -143,17 +145,17 @@ def _together(parts: Sequence[tuple[str, str]]) -> str:
     )
 
 
+def _readable(folder: Path, name: str) -> bool:
+    return list(faults_of_tables(folder, [folder / name]).values()) == [None]
+
+
 def _file(path: Path) -> str:
     return f"select * from read_parquet({quoted(exact(path))})"
 
 
 def _scores(runs: dict[str, Path]) -> str:
     """The scores of rows as they now stand: not those of a text that is gone or was computed again since."""
-    files = [
-        (run, _file(file))
-        for run, folder in runs.items()
-        for file in sorted((folder / SCORES_FOLDER).glob("*.parquet"))
-    ]
+    files = [(run, _file(file)) for run, folder in runs.items() for file in sound_scores(folder)]
     # with the columns of SCORES, whatever else lies in the folder
     parts = [f"({_no_rows_of(SCORES)})", *([_together(files)] if files else [])]
     columns = ", ".join(column.name for column in SCORES)

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from vsteer.store.schema import FLOAT, STRING, TIME, Column, arrow_schema
+from vsteer.store.sound import faults_of_tables, set_aside_damaged
 
 SCORES_FOLDER = "scores"
 
@@ -38,6 +39,14 @@ def schema_of(scorer_hash: str, about: Mapping[str, Any]) -> pa.Schema:
     schema = arrow_schema(SCORES_FOLDER, SCORES)
     made = json.dumps({"hash": scorer_hash, **about}, ensure_ascii=False, sort_keys=True)
     return schema.with_metadata({**(schema.metadata or {}), "scorer": made})
+
+
+def sound_scores(folder: Path) -> list[Path]:
+    """The score files that can be read; a warning names each of the others, which are set aside."""
+    scores = folder / SCORES_FOLDER
+    files = faults_of_tables(folder, sorted(scores.glob("*.parquet")))
+    set_aside_damaged(folder, files, scores, "`vsteer score` makes it anew")
+    return [file for file, why in files.items() if not why]
 
 
 def scores_path(folder: Path, scorer: str, scorer_hash: str) -> Path:

@@ -91,9 +91,7 @@ def _verified(
     folder: Path, files: Sequence[Path], fault_of: Callable[[Path], str | None], note: bool
 ) -> dict[Path, str | None]:
     noted = _read_note(folder)
-    folders = {str(file.parent.relative_to(folder)) for file in files}
-    now = {name: stamp for name, stamp in noted.items() if str(Path(name).parent) not in folders}
-    faults = {}
+    now, faults = dict(noted), {}
     for file in files:
         name, found = str(file.relative_to(folder)), file.stat()
         # A change of a file's bytes changes its ctime too, which no program can set.
@@ -102,9 +100,10 @@ def _verified(
         if faults[file] is None:
             now[name] = stamp
     if note and now != noted:
+        there = {name: stamp for name, stamp in now.items() if (folder / name).exists()}
         # Whoever can't write here verifies again next time.
         with suppress(OSError), written_whole(folder / NOTE, shared=True) as temporary:
-            temporary.write_text(json.dumps(now))
+            temporary.write_text(json.dumps(there))
     return faults
 
 
