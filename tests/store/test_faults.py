@@ -20,6 +20,7 @@ from tests.store.makers import numbers, row, row_id, stored, text_row, write_pla
 from vsteer.errors import StoreError
 from vsteer.store.check import check
 from vsteer.store.events import read_events
+from vsteer.store.files import disk_errors
 from vsteer.store.lock import holder
 from vsteer.store.status import status
 from vsteer.store.store import Store, open_store
@@ -151,6 +152,16 @@ def test_a_read_only_disk_is_named_and_loses_nothing(small_disk: Path) -> None:
     remount(small_disk, "rw")
     with open_store(run) as store:
         assert numbers(store.done().good, 12) == list(range(12))
+
+
+@pytest.mark.parametrize(
+    ("doing", "says"),
+    [("reading run/events.jsonl", "make it readable"), ("writing run/x", "make the folder")],
+)
+def test_what_may_not_be_read_has_another_hint_than_what_may_not_be_written(doing: str, says: str) -> None:
+    with pytest.raises(StoreError, match="Permission denied") as refused, disk_errors(doing):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    assert says in refused.value.hint
 
 
 def test_a_folder_that_cannot_be_made_is_one_clear_error(tmp_path: Path) -> None:

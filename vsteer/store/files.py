@@ -15,6 +15,7 @@ from vsteer.files import written_whole
 
 FULL = "free some space on that disk and give the same command again: what was written is kept"
 READ_ONLY = "make the folder writable and give the same command again: what was written is kept"
+UNREADABLE = "you may not read it: make it readable, or run this as its owner"
 HINTS = {
     errno.ENOSPC: FULL,
     errno.EDQUOT: FULL,
@@ -31,10 +32,10 @@ def disk_errors(doing: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StoreError(
-            f"{doing} failed: {error.strerror or error}",
-            hint=HINTS.get(error.errno or 0, "check that disk; what was written is kept"),
-        ) from error
+        hint = HINTS.get(error.errno or 0, "check that disk; what was written is kept")
+        if hint == READ_ONLY and doing.startswith("reading "):
+            hint = UNREADABLE
+        raise StoreError(f"{doing} failed: {error.strerror or error}", hint=hint) from error
 
 
 def write_file(path: Path, content: bytes | memoryview) -> None:
