@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 
 from tests.run import fake
 from vsteer.analysis.statistics import bring_up_to_date
+from vsteer.errors import StoreError
+from vsteer.results.views import connect_runs
 from vsteer.run.start import Outcome, run_grid
 from vsteer.store.events import read_events
 
@@ -67,3 +70,26 @@ def test_a_damaged_table_is_made_anew(tmp_path: Path, made: Path, name: str, cut
 
 def contents(table: Path) -> list[str]:
     return sorted(map(repr, pq.read_table(table).to_pylist()))
+
+
+@pytest.mark.parametrize(
+    ("name", "view"), [(TABLES[0], "norms"), (TABLES[1], "intervals"), (TABLES[3], "scores")]
+)
+def test_readers_go_on_without_a_damaged_table(
+    tmp_path: Path, made: Path, name: str, view: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = Path(shutil.copytree(made / "runs" / "try", tmp_path / "run"))
+    (table,) = run.glob(name)
+    os.truncate(table, table.stat().st_size // 2)
+    with connect_runs([run]) as database:
+        assert database.execute(f"select count(*) from {view}").fetchall() == [(0,)]
+        assert database.execute("select count(*) > 0 from effects").fetchall() == [(True,)]
+    assert ("is set aside as set-aside/" in caplog.text) == (view == "scores")
+
+
+@pytest.mark.parametrize("name", ["configs.parquet", "prompts.parquet"])
+def test_readers_refuse_a_run_whose_own_tables_are_damaged(tmp_path: Path, made: Path, name: str) -> None:
+    run = Path(shutil.copytree(made / "runs" / "try", tmp_path / "run"))
+    os.truncate(run / name, 100)
+    with pytest.raises(StoreError, match=f"{name} is damaged"):
+        connect_runs([run])
