@@ -103,7 +103,7 @@ def test_caa_over_one_vector_is_no_norm() -> None:
 
 
 def test_others_belong_to_caa_only() -> None:
-    with pytest.raises(UsageError, match="say nothing to the norm unit"):
+    with pytest.raises(UsageError, match="have no part in the norm unit"):
         with_norm(ONE, "unit", [TWO])
 
 

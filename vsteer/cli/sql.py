@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vsteer.cli.plain_table import number, plain_table
-from vsteer.errors import UsageError, VectorError
+from vsteer.errors import UsageError
 
 if TYPE_CHECKING:
     import duckdb
@@ -65,8 +65,11 @@ def sql(
     chosen = query(name) if name is not None else None
     folders = [Path(run) for run in runs]
     parameters = dict(map(_parameter, settings))
+    from vsteer.vectors.run_norms import bring_up_to_date
+
     for folder in folders:
-        _measure_vectors(folder)
+        if why := bring_up_to_date(folder):
+            click.echo(f"warning: relative_norm is not known: {why}", err=True)
     with connect_runs(folders) as database:
         _warn_of_statistics(folders, chosen)
         if print_:
@@ -98,18 +101,6 @@ def _parameter(text: str) -> tuple[str, str]:
     if not equals or not name.isidentifier():
         raise UsageError(f"--set {text} is no parameter", "write it as name=value, such as --set layer=12")
     return name, value
-
-
-def _measure_vectors(folder: Path) -> None:
-    """Write the lengths of a run's vectors where they are missing, or the vectors changed since."""
-    from vsteer.vectors.run_norms import norms_are_current, write_vector_norms
-
-    if norms_are_current(folder):
-        return
-    try:
-        write_vector_norms(folder)
-    except VectorError as error:
-        click.echo(f"warning: relative_norm is not known: {error.message}", err=True)
 
 
 def _warn_of_statistics(folders: Sequence[Path], chosen: Query | None) -> None:

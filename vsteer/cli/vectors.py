@@ -15,11 +15,11 @@ from vsteer.vectors.diagnostics.describe import (
     Row,
     common_layers,
     comparison,
-    diagnostics_path,
     join_diagnostics,
     layer_rows,
     mean_cosines,
 )
+from vsteer.vectors.diagnostics.tables import table_path
 from vsteer.vectors.files import VectorWarning, file_format, file_sha256, load, save
 from vsteer.vectors.norms import with_norm
 from vsteer.vectors.vector import SteeringVector
@@ -32,7 +32,7 @@ def vectors() -> None:
     """Look at steering vectors, compare them, and make others of them.
 
     A vector is a .safetensors file of vsteer, a .gguf control vector of llama.cpp or repeng, or CAA's
-    vec_layer_*.pt: a file, or the folder of a behaviour. They are told apart by content. Layer L is the
+    vec_layer_*.pt: a file, or the folder of a behaviour. The content tells which. Layer L is the
     output of decoder block L, counted from 0.
 
     \b
@@ -58,7 +58,7 @@ def inspect(file: Path, as_json: bool, plot: Path | None) -> None:
     """
     vector = load(file)
     rows = layer_rows(vector)
-    beside = diagnostics_path(file)
+    beside = table_path(file, "layers")
     if beside.exists():
         try:
             rows = join_diagnostics(rows, beside)
@@ -157,7 +157,7 @@ def convert(
     """Write the vector in IN to OUT: in another format, with another norm, or another vector made of it.
 
     OUT ends in .safetensors, or in .gguf for llama.cpp, which has no layer 0. Whatever the order of the
-    options, they act in the order of their numbers. Of a vector that came without a word on its norm,
+    options, they act in the order of their numbers. Where a vector's file doesn't record its norm,
     --norm raw says that it is raw.
 
     \b
@@ -165,7 +165,7 @@ def convert(
       vsteer vectors convert refusal.safetensors refusal.gguf --norm unit
     """
     if others and norm is None:
-        raise UsageError("--with says nothing without --norm caa", "add --norm caa, or leave --with out")
+        raise UsageError("--with has no meaning without --norm caa", "add --norm caa, or leave --with out")
     vector = load(source)
     if layer is not None:
         vector = derive.one_layer(vector, layer)
@@ -207,10 +207,10 @@ def _layers(layers: tuple[int, ...] | list[int]) -> str:
 
 
 def _known(vector: SteeringVector) -> dict[str, object]:
-    """What the origin says, without what it doesn't know."""
-    said = {key: value for key, value in asdict(vector.origin).items() if value}
-    steps = said.pop("derived", ())
-    return said | {f"derived {place}": step for place, step in enumerate(steps, 1)}
+    """The origin's fields that are known."""
+    known = {key: value for key, value in asdict(vector.origin).items() if value}
+    steps = known.pop("derived", ())
+    return known | {f"derived {place}": step for place, step in enumerate(steps, 1)}
 
 
 def _letter(place: int) -> str:

@@ -1,4 +1,4 @@
-"""What a data file holds once it was read: items with choices, prompts without, and sets of them.
+"""What a data file holds once it is read: items with choices, prompts without, and sets of them.
 
 An item is one question with its choices; a contrast pair is an item answered in two ways. Items and prompts
 are named by the hash of their content, so the same question has the same name wherever it came from.
@@ -70,7 +70,7 @@ class ItemSet:
     ignored_fields: tuple[str, ...] = ()
 
     def unique(self) -> tuple[Item, ...]:
-        """Each content once: where a file repeats an item, the first."""
+        """Each item once: the first, where the file repeats one."""
         return tuple({item.item_id: item for item in reversed(self.items)}.values())[::-1]
 
     @property
@@ -121,7 +121,7 @@ class PromptSet:
 
 @dataclass(frozen=True, slots=True)
 class UnpairedSets:
-    """Two sets of prompts for a difference of means; of one file both sets have the same source."""
+    """Two sets of prompts for a difference of means; sets from one file have the same source."""
 
     positive: PromptSet
     negative: PromptSet
@@ -130,7 +130,7 @@ class UnpairedSets:
 def swapped(item: Item) -> Item | None:
     """The same item with its choices in the other order, linked to the original; None without letters.
 
-    The letters stay in place and the texts change theirs, so what matches is now called by another letter.
+    The letters stay in place and the texts move, so what matches is now called by another letter.
     See `choices.refers_to_choices` for the items whose wording does not survive this.
     """
     if not item.lettered:

@@ -1,4 +1,4 @@
-"""Reads contrast data: what a vector is made from, and what it is tested on. Forms are told by content.
+"""Reads contrast data: what a vector is made from, and what it is tested on. Content tells the form.
 
     read_contrast(path)    pairs (CAA's JSON, JSONL of prompt, positive, negative) or two unpaired sets
     read_questions(path)   questions with choices: the same forms, and MMLU's two
@@ -127,7 +127,7 @@ def _answered(
         for label, name in zip(labels, (positive, negative), strict=True):
             if label not in names:
                 message = f'expected "{name}" to be one of the listed choices {_names(names)}, found {label}'
-                raise file.error(line, message, "mend the letter, or the list at the end of the question")
+                raise file.error(line, message, "fix the letter, or the list at the end of the question")
         matching, not_matching = names.index(str(labels[0])), names.index(str(labels[1]))
     elif any(answer.strip().startswith("(") and label for answer, label in zip(answers, labels, strict=True)):
         message = f'expected choices for {answers[0]!r} and {answers[1]!r} in "{question_field}"'
@@ -146,7 +146,7 @@ def _multiple_choice(file: DataFile, line: int, fields: Mapping[str, object]) ->
     if not isinstance(texts, list) or not all(isinstance(text, str) and text.strip() for text in texts):
         raise file.error(line, 'expected "choices" to be a list of texts', 'such as ["2", "3", "5"]')
     if not 2 <= len(texts) <= _MAX_LISTED:
-        raise file.error(line, f"expected 2 to {_MAX_LISTED} choices, found {len(texts)}", "mend this item")
+        raise file.error(line, f"expected 2 to {_MAX_LISTED} choices, found {len(texts)}", "fix this item")
     texts = [text.strip() for text in texts]
     question = list_choices(_text(file, line, fields, "question"), texts)
     choices = tuple(Choice(f"({c.label})", c.text, c.label) for c in listed_choices(question))
@@ -165,7 +165,7 @@ def _multiple_choice(file: DataFile, line: int, fields: Mapping[str, object]) ->
         message = (
             f'expected "answer" to be an index from 0 to {len(texts) - 1}, a letter or one choice\'s text'
         )
-        raise file.error(line, f"{message}, found {answer!r}", "mend this item")
+        raise file.error(line, f"{message}, found {answer!r}", "fix this item")
     return _item(line, question, choices, matching, None, fields)
 
 
@@ -240,7 +240,7 @@ def _check_text(file: DataFile, line: int, name: str, value: str) -> None:
         )
     if any("\ud800" <= character <= "\udfff" for character in value):
         raise file.error(
-            line, f"expected Unicode text in {name}, found half a surrogate pair", "mend this item"
+            line, f"expected Unicode text in {name}, found half a surrogate pair", "fix this item"
         )
 
 

@@ -117,7 +117,7 @@ def text_records(file: DataFile) -> list[Record]:
 
 
 def _array(file: DataFile, start: int) -> tuple[list[Record], int]:
-    """The elements of the array that opens at `start`, and where it ends. One by one, to know their lines."""
+    """The elements of the array that opens at `start`, and where it ends. Each is parsed alone, for its line."""
     text = file.text
     records: list[Record] = []
     position = _skip(text, start + 1)
@@ -145,7 +145,7 @@ def _value(file: DataFile, start: int) -> tuple[object, int]:
     except json.JSONDecodeError as error:
         raise file.error(error.lineno, f"not valid JSON: {_reason(error)}", "is the file complete?") from None
     except (ValueError, RecursionError) as error:
-        raise file.error(_line(file.text, start), f"not usable JSON: {error}", "mend this item") from None
+        raise file.error(_line(file.text, start), f"not usable JSON: {error}", "fix this item") from None
     return value, end
 
 
@@ -156,7 +156,7 @@ def _line_record(file: DataFile, number: int, line: str) -> Record:
         hint = "JSON Lines has one whole JSON value on each line"
         raise file.error(number, f"not valid JSON: {_reason(error)}", hint) from None
     except (ValueError, RecursionError) as error:
-        raise file.error(number, f"not usable JSON: {error}", "mend this line") from None
+        raise file.error(number, f"not usable JSON: {error}", "fix this line") from None
 
 
 def _reason(error: json.JSONDecodeError) -> str:
@@ -189,7 +189,7 @@ def _line(text: str, position: int) -> int:
 
 
 def _object(fields: list[tuple[str, object]]) -> dict[str, object]:
-    """An object whose key stands twice would lose one of the two values without a word."""
+    """Refuse a key that stands twice: one of its two values would be lost silently."""
     names = [name for name, _ in fields]
     for name in names:
         if names.count(name) > 1:

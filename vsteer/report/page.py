@@ -11,7 +11,6 @@ import gzip
 import json
 import secrets
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
 from html import escape
@@ -21,7 +20,6 @@ from string import Template
 from typing import Any
 
 from vsteer.analysis.over_runs import scaling_over_runs
-from vsteer.errors import VectorError
 from vsteer.operations import OPERATIONS
 from vsteer.packages import __version__
 from vsteer.report.diagnostics import diagnostics
@@ -30,7 +28,7 @@ from vsteer.report.tables import Table, asked, item_slopes, table
 from vsteer.report.texts import texts
 from vsteer.results.views import connect_runs, run_names, without_statistics
 from vsteer.store.files import write_file
-from vsteer.vectors.run_norms import norms_are_current, write_vector_norms
+from vsteer.vectors import run_norms
 
 NAME = "report.html"
 SCRIPTS = ("data.js", "figures.js", "draw.js", "parts.js", "texts.js", "main.js")
@@ -75,7 +73,8 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
     """Write the report of one run or several; by default into the first one's folder."""
     runs = run_names(folders)
     for folder in folders:
-        _measure_vectors(folder)
+        # where it can't be written, the figures say that the relative norm is not measured
+        run_norms.bring_up_to_date(folder)
     path = out or folders[0] / NAME
     write_file(path, page(gathered(folders, runs)).encode())
     return path
@@ -185,14 +184,6 @@ def runtime() -> str:
     )
     script = f"(function () {{\n{bundle}\n}})();\nwindow.SPECS = {json.dumps(specs())};"
     return base64.b64encode(gzip.compress(script.encode(), 9, mtime=0)).decode()
-
-
-def _measure_vectors(folder: Path) -> None:
-    """A run of before its vectors' lengths were written, or whose vectors changed since."""
-    if not norms_are_current(folder):
-        # it may not be ours to write to: the figures then say that the relative norm is not measured
-        with suppress(VectorError):
-            write_vector_norms(folder)
 
 
 def _file(name: str) -> str:

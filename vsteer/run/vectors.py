@@ -22,9 +22,8 @@ from vsteer.vectors.derive import content_sha256, for_model, random_like
 from vsteer.vectors.files import file_sha256, load, save
 from vsteer.vectors.norms import length, scaled_to, with_norm
 from vsteer.vectors.recipe import EXTRACTION_VERSION, Recipe
+from vsteer.vectors.run_norms import FOLDER
 from vsteer.vectors.vector import Origin, SteeringVector
-
-FOLDER = "vectors"
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """Vectors made from vectors: random ones of the same lengths, one layer's for every layer, another model's,
 what is orthogonal to another, sums, and sparse ones.
 
-Each says in `origin.derived` what it did, and of which bytes. Stream norms stay where they still hold: they
-are a property of model, data and token, not of where a direction points. A norm stays in name where it stays
-in fact; else it becomes "derived", of which neither raw nor caa lengths can be had.
+Each records in `origin.derived` what it did, and to which bytes. Stream norms stay where they still hold:
+they are a property of model, data and token, not of where a direction points. A norm keeps its name where it
+still holds; else it becomes "derived", which neither raw nor caa lengths can be made from.
 """
 
 import hashlib
@@ -21,10 +21,10 @@ from vsteer.vectors.vector import Origin, SteeringVector
 
 
 def random_like(vector: SteeringVector, seed: int) -> SteeringVector:
-    """Per layer a random direction of the vector's length there: the control for "any push would do this".
+    """Random directions of the vector's length at each layer: the control for "any push would do this".
 
     Each layer's direction depends on seed, layer and width alone. RandomState, because numpy promises that
-    its numbers stay the same in all versions to come.
+    its numbers stay the same in all later versions.
     """
     if not 0 <= seed < 2**63:
         raise UsageError(f"the seed {seed} is out of range", "give a whole number from 0 on")
@@ -126,7 +126,7 @@ def sum_of(vectors: Sequence[SteeringVector], weights: Sequence[float] = ()) -> 
 def sparsified(vector: SteeringVector, fraction: float) -> SteeringVector:
     """Per layer the largest `fraction` of the dimensions by magnitude; the others become 0.
 
-    Rounded to whole dimensions, at least one. Of equal magnitudes the earlier dimension stays.
+    The fraction is rounded to whole dimensions, at least one. Where magnitudes are equal, the earlier stays.
     """
     if not 0 < fraction <= 1:
         raise UsageError(f"{fraction:g} is no fraction of the dimensions", "give one above 0, at most 1")
@@ -176,13 +176,13 @@ def _weighted_sum(directions: Sequence[Direction], weights: Sequence[float]) -> 
 
 
 def _changed_norm(*vectors: SteeringVector) -> str:
-    """The norm after something else than a norm changed the lengths: raw stays raw, nothing was rescaled."""
+    """The norm once something else changed the lengths: raw stays raw, since nothing was rescaled."""
     norms = {vector.origin.norm for vector in vectors}
     return norms.pop() if norms in ({"raw"}, {""}) else "derived"
 
 
 def _shared(origins: Sequence[Origin]) -> Origin:
-    """What all say alike; the rest is unknown."""
+    """What all have in common; the rest is unknown."""
     names = [field.name for field in fields(Origin)]
-    said = {name: {getattr(origin, name) for origin in origins} for name in names}
-    return Origin(**{name: values.pop() for name, values in said.items() if len(values) == 1})
+    values = {name: {getattr(origin, name) for origin in origins} for name in names}
+    return Origin(**{name: found.pop() for name, found in values.items() if len(found) == 1})

@@ -1,7 +1,7 @@
 """How long a vector's directions are: `raw`, `unit`, `caa`, or `residual:F`. One function, `with_norm`.
 
-`unit` and `residual` need only where a direction points, so they can be had of any vector. `raw` can't be got
-back once it was changed, and `caa` is the mean of raw lengths: both are refused of a vector that isn't raw.
+`unit` and `residual` need only where a direction points, so any vector can have them. `raw` can't be got back
+once it was changed, and `caa` is the mean of raw lengths: both are refused for a vector that isn't raw.
 """
 
 import math
@@ -39,7 +39,7 @@ def with_norm(vector: SteeringVector, norm: str, others: Sequence[SteeringVector
     """The vector with another norm. `others` are the further behaviours whose lengths `caa` averages."""
     kind, fraction = parse_norm(norm)
     if others and kind != "caa":
-        raise UsageError(f"other vectors say nothing to the norm {norm}", "only caa averages over several")
+        raise UsageError(f"other vectors have no part in the norm {norm}", "only caa averages over several")
     match kind:
         case "raw":
             return _raw(vector)
@@ -77,7 +77,7 @@ def parse_norm(norm: str) -> tuple[str, float]:
 
 
 def _raw(vector: SteeringVector) -> SteeringVector:
-    """Itself. Of a vector that doesn't know its norm this is the user's word that it is raw."""
+    """The vector itself. Where its norm is unknown, the user's word counts that it is raw."""
     if vector.origin.norm == "raw":
         return vector
     if not vector.origin.norm:

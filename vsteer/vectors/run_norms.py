@@ -1,7 +1,7 @@
 """How long a run's vectors are beside the stream they were added to: RUN/vectors/norms.parquet.
 
-One row a vector file and layer, read back from the files that the engine was given. A query divides
-|multiplier| times `vector_norm` by `stream_norm`; it may do so only in the model where the stream was
+It has one row for each vector file and layer, read back from the files that the engine was given. A query
+divides |multiplier| times `vector_norm` by `stream_norm`; it may do so only in the model where the stream was
 measured, so the table says which that was.
 """
 
@@ -18,6 +18,7 @@ from vsteer.vectors.derive import content_sha256
 from vsteer.vectors.files import load
 from vsteer.vectors.norms import length
 
+# The folder of a run's vectors, and the table's name in it.
 FOLDER, NAME = "vectors", "norms.parquet"
 ONE_LAYER = re.compile(r"layer (\d+) of .* at every layer")
 
@@ -46,22 +47,21 @@ def vector_norms(run_folder: Path) -> list[dict[str, Any]]:
     return records
 
 
-def write_vector_norms(run_folder: Path) -> Path | None:
-    """Write the table; None where the run has no vectors."""
+def write_vector_norms(run_folder: Path) -> None:
+    """Write the table, if the run has vectors."""
     import pyarrow as pa
 
     from vsteer.store.files import as_parquet
 
     records = vector_norms(run_folder)
     if not records:
-        return None
+        return
     columns = {"layer": pa.int32(), "vector_norm": pa.float64(), "stream_norm": pa.float64()}
     columns["made_at_layer"] = pa.int32()
     schema = pa.schema([(name, columns.get(name, pa.string())) for name in records[0]])
     path = run_folder / FOLDER / NAME
     with new_file(path, VectorError, overwrite=True) as temporary:
         temporary.write_bytes(as_parquet(pa.Table.from_pylist(records, schema)))
-    return path
 
 
 def norms_are_current(run_folder: Path) -> bool:
@@ -75,11 +75,21 @@ def norms_are_current(run_folder: Path) -> bool:
     return all(file.stat().st_mtime_ns <= written for file in _files(run_folder))
 
 
+def bring_up_to_date(run_folder: Path) -> str | None:
+    """Write the table where an older vsteer made the run or a vector changed; why that failed, or None."""
+    if not norms_are_current(run_folder):
+        try:
+            write_vector_norms(run_folder)
+        except VectorError as error:
+            return error.message
+    return None
+
+
 def _files(run_folder: Path) -> list[Path]:
     return sorted((run_folder / FOLDER).glob("*.safetensors"))
 
 
 def _one_layer(derived: tuple[str, ...]) -> int | None:
-    """Which layer the direction was made at, where one layer's stands at every layer."""
+    """The layer that the direction was made at, where one layer's is used at every layer."""
     found = [match for match in map(ONE_LAYER.match, derived) if match]
     return int(found[-1][1]) if found else None

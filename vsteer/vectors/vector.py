@@ -15,7 +15,7 @@ from vsteer.protocol import Direction
 
 @dataclass(frozen=True)
 class Origin:
-    """How a vector was made, in words that a file's metadata can hold. Empty: not known."""
+    """How a vector was made, in values that a file's metadata can hold. What is empty is not known."""
 
     model: str = ""  # as the user named it
     revision: str = ""

@@ -1,1 +1,1 @@
-"""What can be said of a vector before it is swept: tables, comparisons, and pictures."""
+"""What is known about a vector before it is swept: tables, comparisons, and pictures."""

@@ -1,4 +1,4 @@
-"""What can be said of vectors by their numbers alone: lengths layer by layer, and how alike they are."""
+"""What the numbers of vectors show by themselves: lengths layer by layer, and how alike they are."""
 
 import itertools
 import math
@@ -17,7 +17,7 @@ Row = dict[str, int | float | str | bool | None]
 
 
 def layer_rows(vector: SteeringVector) -> list[Row]:
-    """A row a layer. None is unknown: the depth without the model's size, a share of no length."""
+    """One row for each layer. None is unknown: the depth without the model's size, a share of no length."""
     return [_layer_row(vector, layer) for layer in vector.layers]
 
 
@@ -30,25 +30,20 @@ def _layer_row(vector: SteeringVector, layer: int) -> Row:
         "depth": (layer + 1) / blocks if blocks else None,
         "norm": norm,
         "norm_over_stream": norm / stream if stream else None,
-        # of the squared length, so that the shares of all components make 1
+        # a share of the squared length, since those of all components sum to 1
         "largest_component_share": (largest / norm) ** 2 if norm else None,
     }
 
 
-def diagnostics_path(vector_path: Path) -> Path:
-    """Where the table of diagnostics lies that extraction writes beside a vector."""
-    return vector_path.with_name(f"{vector_path.stem}.layers.parquet")
-
-
 def join_diagnostics(rows: Sequence[Row], path: Path) -> list[Row]:
-    """The rows with what the Parquet table at `path` says of each layer besides."""
+    """The rows, with the further columns of the Parquet table at `path`."""
     import pyarrow
     import pyarrow.parquet
 
     try:
         table = pyarrow.parquet.read_table(path)
     except (OSError, pyarrow.ArrowException) as error:
-        raise VectorError(f"{path} can't be read: {error}", "extract again, or take it away") from error
+        raise VectorError(f"{path} can't be read: {error}", "extract again, or remove it") from error
     names = table.column_names
     beside: dict[object, dict[str, object]] = (
         {row["layer"]: row for row in table.to_pylist()} if "layer" in names else {}
@@ -57,8 +52,8 @@ def join_diagnostics(rows: Sequence[Row], path: Path) -> list[Row]:
         raise VectorError(f"{path} has not one row for each layer", "expected a column layer without repeats")
     joined = []
     for row in rows:
-        said = {name: _plain(beside.get(row["layer"], {}).get(name)) for name in names}
-        ours, theirs = row["norm"], said.get("norm")
+        stored = {name: _plain(beside.get(row["layer"], {}).get(name)) for name in names}
+        ours, theirs = row["norm"], stored.get("norm")
         if (
             isinstance(ours, float)
             and isinstance(theirs, float)
@@ -67,10 +62,10 @@ def join_diagnostics(rows: Sequence[Row], path: Path) -> list[Row]:
             raise VectorError(
                 f"{path} is of another vector: at layer {row['layer']} it has the norm {theirs:.6g}, "
                 f"the vector has {ours:.6g}",
-                "it may be left from an earlier vector of this name; extract again, or take it away",
+                "it may be left from an earlier vector of this name; extract again, or remove it",
             )
         known = {name: value for name, value in row.items() if value is not None}
-        joined.append(row | said | known)
+        joined.append(row | stored | known)
     return joined
 
 
@@ -90,7 +85,7 @@ def common_layers(vectors: Sequence[SteeringVector]) -> list[int]:
 
 
 def comparison(one: SteeringVector, other: SteeringVector, layers: Sequence[int]) -> list[Row]:
-    """A row a layer: the cosine, both lengths, and the second's over the first's."""
+    """One row for each layer: the cosine, both lengths, and the second's over the first's."""
     rows: list[Row] = []
     for layer in layers:
         norm, other_norm = length(one.directions[layer]), length(other.directions[layer])

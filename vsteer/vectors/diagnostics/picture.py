@@ -37,14 +37,14 @@ def _chart(altair: Any, vector: SteeringVector) -> Any:
         panels["norm_over_stream"] = "norm / stream norm"
     charts = [_panel(altair, rows, field, title) for field, title in panels.items()]
     origin = vector.origin
-    said = [
+    facts = [
         f"norm {origin.norm or 'unknown'}",
         f"{len(rows)} layer{'s' if len(rows) > 1 else ''}",
         f"{vector.hidden_size} wide",
     ]
-    said += [text for text in (origin.model, origin.method) if text]
+    facts += [text for text in (origin.model, origin.method) if text]
     title = altair.Title(
-        vector.name, subtitle=", ".join(said), anchor="start", fontSize=16, subtitleFontSize=12
+        vector.name, subtitle=", ".join(facts), anchor="start", fontSize=16, subtitleFontSize=12
     )
     return altair.vconcat(*charts, title=title).configure_axis(labelFontSize=12, titleFontSize=12)
 

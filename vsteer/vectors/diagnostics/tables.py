@@ -1,4 +1,4 @@
-"""Is a direction worth sweeping? Tables beside the vector, one row a layer, a point or a pair of layers.
+"""Is a direction worth sweeping? Tables beside the vector: a row is a layer, a point or a pair of layers.
 
 <name>.layers.parquet   what each layer's direction is worth
 <name>.pca.parquet      the members on the first two components of their layer, with class and letter
@@ -56,7 +56,7 @@ def layer_table(extraction: Extraction, vector: SteeringVector) -> Rows:
 def _layer_row(extraction: Extraction, vector: SteeringVector, layer: int) -> dict[str, Any]:
     direction = vector.directions[layer].astype(np.float64)
     norm, stream = float(np.linalg.norm(direction)), vector.stream_norms[layer]
-    # as it came: the vector may have another length since
+    # the raw one's, since the vector's own length may have changed
     difference = float(np.linalg.norm(mean_difference(extraction.activations, extraction.positive, layer)))
     return {
         "layer": layer,
@@ -73,9 +73,9 @@ def _layer_row(extraction: Extraction, vector: SteeringVector, layer: int) -> di
 
 
 def _pair_agreement(extraction: Extraction, layer: int) -> float:
-    """The mean cosine between two different pairs' differences: 1 all alike, 0 nothing in common.
+    """The mean cosine between two different pairs' differences: 1 is all alike, 0 nothing in common.
 
-    From the sum of their unit vectors, whose square holds every pair of them and each with itself.
+    It comes from the sum of their unit vectors, whose square holds every pair of them and each with itself.
     """
     total = np.zeros(extraction.activations.shape[2])
     odd = np.zeros((0, extraction.activations.shape[2]))
@@ -121,7 +121,7 @@ def _split_half(extraction: Extraction, layer: int) -> float:
 
 
 def _class_separation(extraction: Extraction, layer: int) -> float:
-    """How many standard deviations the classes lie apart on the direction, by members it wasn't made of."""
+    """How many standard deviations the classes lie apart on it, by members that it wasn't made from."""
     weights = _halves(extraction, np.random.default_rng(1))
     projected = extraction.activations.projected(
         layer, _unit(extraction.activations.weighted(layer, weights))

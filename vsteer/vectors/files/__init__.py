@@ -24,7 +24,7 @@ _READERS = {"safetensors": native_file.read, "gguf": gguf_file.read, "caa": caa_
 
 
 class VectorWarning(UserWarning):
-    """Something of a vector that a file format can't hold."""
+    """A file format can't hold all of a vector."""
 
 
 def save(vector: SteeringVector, path: str | Path, overwrite: bool = False) -> None:
@@ -80,7 +80,7 @@ def file_format(path: str | Path) -> str:
 
 
 def file_sha256(path: str | Path) -> str:
-    """The file's hash; of CAA's folder the hash of the names and hashes of its files, by layer."""
+    """The file's hash; for CAA's folder, the hash of the names and hashes of its files, by layer."""
     path = Path(path)
     if not path.is_dir():
         with path.open("rb") as file:

@@ -1,9 +1,9 @@
-"""CAA's vectors as torch files: `vec_layer_{L}_{model}.pt`, one tensor a layer; a file, a folder, or a dict.
+"""CAA's vectors as torch files: `vec_layer_{L}_{model}.pt`, one layer's tensor; a file, a folder, or a dict.
 
 Its layer L is ours: the wrapper that it puts around decoder block L records the block's output. The files
-say nothing of where they come from, so the origin holds what the published layout says by its names: the
-model, and the norm by `vectors/{behaviour}/` (raw) or `normalized_vectors/{behaviour}/` (caa); elsewhere the
-norm is unknown.
+don't record where they come from, so the origin holds what the published layout's names say: the model, and
+the norm, by `vectors/{behaviour}/` (raw) or `normalized_vectors/{behaviour}/` (caa). Elsewhere the norm is
+unknown.
 """
 
 import re
@@ -70,7 +70,7 @@ def _unpickled(path: Path) -> object:
         ) from error
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the pickle's age, beside the error that matters
+            warnings.simplefilter("ignore")  # it warns of the pickle's age, beside the error that matters
             return torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         raise VectorError(
@@ -79,7 +79,7 @@ def _unpickled(path: Path) -> object:
         ) from error
     except OSError:
         raise
-    except Exception as error:  # torch raises whatever its parsers stumble over
+    except Exception as error:  # torch raises whatever error its parsers come to
         first_line = str(error).strip().split("\n")[0][:200]
         raise VectorError(
             f"{path} can't be read as a torch file: {first_line}", "it may have been cut short; copy it again"

@@ -1,4 +1,4 @@
-"""llama.cpp's and repeng's control vectors: a GGUF file with a float32 tensor `direction.N` a layer.
+"""llama.cpp's and repeng's control vectors: a GGUF file with a float32 tensor `direction.N` for each layer.
 
 What is relied on, as read in llama.cpp (common.cpp, llama-adapter.cpp, cvector-generator.cpp) and in repeng
 (extract.py):
@@ -33,7 +33,7 @@ _TENSOR = re.compile(r"direction\.(0|[1-9]\d*)")
 
 
 def write(vector: SteeringVector, path: Path) -> None:
-    """Every layer but 0, which the format doesn't have. The caller says so (`files.save`)."""
+    """Every layer but 0, which the format doesn't have. The caller warns of that (`files.save`)."""
     gguf = _gguf(path)
     layers = [layer for layer in vector.layers if layer > 0]
     norms = {layer: norm for layer, norm in sorted(vector.stream_norms.items()) if layer > 0}
@@ -56,16 +56,16 @@ def read(path: Path) -> SteeringVector:
     gguf = _gguf(path)
     try:
         reader = gguf.GGUFReader(path)
-        said = {key: reader.get_field(key).contents() for key in reader.fields if _is_wanted(key)}
+        fields = {key: reader.get_field(key).contents() for key in reader.fields if _is_wanted(key)}
     except OSError:
         raise
     except Exception as error:  # the reader trips over a bad file wherever its numbers lead it
         raise VectorError(
             f"{source} is not a whole GGUF file: {error}", "it may have been cut short; copy it again"
         ) from error
-    if said.get("general.architecture") != _ARCHITECTURE:
+    if fields.get("general.architecture") != _ARCHITECTURE:
         raise VectorError(
-            f"{source} is a GGUF file of {said.get('general.architecture')!r}, not of a control vector",
+            f"{source} is a GGUF file of {fields.get('general.architecture')!r}, not of a control vector",
             "name the control vector's file, not a model's",
         )
     directions = {}
@@ -84,19 +84,20 @@ def read(path: Path) -> SteeringVector:
             )
         directions[layer] = as_direction(tensor.data, layer, source)
     directions = dict(sorted(directions.items()))
-    if _KEY not in said:
-        origin = Origin(model_type=_text(said, _HINT, source), norm="")
+    if _KEY not in fields:
+        origin = Origin(model_type=_text(fields, _HINT, source), norm="")
         return SteeringVector(path.stem, directions, origin=origin)
-    name, origin = metadata.from_text(_text(said, _KEY, source), source)
-    return SteeringVector(name, directions, _stream_norms(_text(said, _STREAM_NORMS, source), source), origin)
+    name, origin = metadata.from_text(_text(fields, _KEY, source), source)
+    stream_norms = _stream_norms(_text(fields, _STREAM_NORMS, source), source)
+    return SteeringVector(name, directions, stream_norms, origin)
 
 
 def _is_wanted(key: str) -> bool:
     return key in {"general.architecture", _HINT, _KEY, _STREAM_NORMS}
 
 
-def _text(said: dict[str, object], key: str, source: str) -> str:
-    value = said.get(key, "")
+def _text(fields: dict[str, object], key: str, source: str) -> str:
+    value = fields.get(key, "")
     if not isinstance(value, str):
         raise VectorError(f"{source}: {key} is {value!r}, not text", "write it again from where it came")
     return value

@@ -1,7 +1,7 @@
-"""What a file says of its vector beside the numbers: name, origin, what a layer is. One JSON text.
+"""What a file records about its vector beside the numbers: name, origin, what a layer is. One JSON text.
 
-One text rather than a key a field: safetensors writes its keys in random order, and equal vectors must make
-equal files.
+It is one text rather than a key for each field: safetensors writes its keys in random order, and equal
+vectors must make equal files.
 """
 
 import json
@@ -32,8 +32,8 @@ def to_text(name: str, origin: Origin) -> str:
 def from_text(text: str, source: str) -> tuple[str, Origin]:
     """Name and origin. A field that this version doesn't know is left out; one that is missing is unknown."""
     try:
-        said = json.loads(text)
-        version, name, origin = said["format_version"], said["name"], said["origin"]
+        content = json.loads(text)
+        version, name, origin = content["format_version"], content["name"], content["origin"]
         known = {field.name: origin[field.name] for field in fields(Origin) if field.name in origin}
     except (ValueError, TypeError, KeyError) as error:
         raise VectorError(

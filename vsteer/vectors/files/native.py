@@ -1,4 +1,4 @@
-"""vsteer's own form: one safetensors file a vector, `direction.L` (float32) and `stream_norm.L` (float64)."""
+"""vsteer's own form: a safetensors file with `direction.L` (float32) and `stream_norm.L` (float64)."""
 
 import re
 from pathlib import Path
