@@ -37,8 +37,8 @@ def message(path: Path) -> str:
 
 def metadata(path: Path) -> dict[str, Any]:
     with safe_open(path, framework="numpy") as file:
-        said: dict[str, Any] = json.loads(file.metadata()["vsteer"])
-        return said
+        content: dict[str, Any] = json.loads(file.metadata()["vsteer"])
+        return content
 
 
 def with_metadata(path: Path, **changes: object) -> Path:
@@ -75,10 +75,14 @@ def test_the_layout_as_the_safetensors_library_sees_it(tmp_path: Path) -> None:
         "direction.10": ("float32", [-3, 4.5]),
         "stream_norm.3": ("float64", [1 / 3]),
     }
-    said = metadata(path)
-    assert said["layers"] == "layer L is the output of decoder block L, counted from 0"
-    assert (said["format"], said["format_version"]) == ("vsteer vector", 1)
-    assert (said["vsteer_version"], said["name"], said["origin"]["norm"]) == (__version__, "sample", "raw")
+    content = metadata(path)
+    assert content["layers"] == "layer L is the output of decoder block L, counted from 0"
+    assert (content["format"], content["format_version"]) == ("vsteer vector", 1)
+    assert (content["vsteer_version"], content["name"], content["origin"]["norm"]) == (
+        __version__,
+        "sample",
+        "raw",
+    )
 
 
 def test_equal_vectors_make_equal_files(tmp_path: Path) -> None:

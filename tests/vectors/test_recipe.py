@@ -129,8 +129,8 @@ def test_the_vector_is_the_difference_of_means_at_the_recipes_token(
     for layer in range(3):
         np.testing.assert_allclose(raw.directions[layer], expected[layer], rtol=1e-5)
         assert np.linalg.norm(scaled.directions[layer]) == pytest.approx(0.5 * lengths[layer], rel=1e-5)
-    said = asdict(raw.origin)
-    assert {name: said[name] for name in ("model", "data", "method", "token", "system", "norm")} == {
+    origin = asdict(raw.origin)
+    assert {name: origin[name] for name in ("model", "data", "method", "token", "system", "norm")} == {
         "model": "tiny-llama",
         "data": "data.json",
         "method": recipe.method,

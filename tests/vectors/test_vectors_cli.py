@@ -75,7 +75,7 @@ def test_inspect_shows_origin_and_layers(plain: Path) -> None:
     ):
         assert f"  {line}\n" in shown
     assert file_sha256(plain) in shown
-    assert "revision" not in shown  # unknown, so not said
+    assert "revision" not in shown  # unknown, so not shown
     # 16/25 of the squared length is in -4, 144/169 in 12.
     assert table(shown) == [
         ["LAYER", "DEPTH", "NORM", "NORM/STREAM", "LARGEST"],
@@ -86,13 +86,13 @@ def test_inspect_shows_origin_and_layers(plain: Path) -> None:
 
 
 def test_inspect_as_json(plain: Path) -> None:
-    said = json.loads(good("inspect", plain, "--json"))
-    assert said["format"] == "safetensors"
-    assert said["sha256"] == file_sha256(plain)
-    assert said["origin"]["derived"] == ["one", "two"]
+    shown = json.loads(good("inspect", plain, "--json"))
+    assert shown["format"] == "safetensors"
+    assert shown["sha256"] == file_sha256(plain)
+    assert shown["origin"]["derived"] == ["one", "two"]
     expected = {"depth": 0.1, "norm": 5, "norm_over_stream": 0.1, "largest_component_share": 0.64}
-    assert said["layers"][0] == pytest.approx({"layer": 0, **expected})
-    assert said["layers"][1]["norm_over_stream"] is None
+    assert shown["layers"][0] == pytest.approx({"layer": 0, **expected})
+    assert shown["layers"][1]["norm_over_stream"] is None
 
 
 def test_inspect_of_a_zero_layer(tmp_path: Path) -> None:
@@ -209,14 +209,14 @@ def test_compare_many(plain: Path, tmp_path: Path) -> None:
         ["B", "-0.5000", "1.0000", "0.0000"],
         ["C", "-1.0000", "0.0000", "1.0000"],
     ]
-    said = json.loads(good("compare", plain, other, zero, "--json"))
-    assert said["mean_cosine"][0] == [pytest.approx(1), pytest.approx(-0.5), pytest.approx(-1)]
-    assert [(pair["a"], pair["b"]) for pair in said["pairs"]] == [
+    shown = json.loads(good("compare", plain, other, zero, "--json"))
+    assert shown["mean_cosine"][0] == [pytest.approx(1), pytest.approx(-0.5), pytest.approx(-1)]
+    assert [(pair["a"], pair["b"]) for pair in shown["pairs"]] == [
         (str(plain), str(other)),
         (str(plain), str(zero)),
         (str(other), str(zero)),
     ]
-    assert said["pairs"][1]["layers"][1]["cosine"] is None
+    assert shown["pairs"][1]["layers"][1]["cosine"] is None
 
 
 def test_compare_refuses(plain: Path, tmp_path: Path) -> None:

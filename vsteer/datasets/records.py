@@ -117,7 +117,7 @@ def text_records(file: DataFile) -> list[Record]:
 
 
 def _array(file: DataFile, start: int) -> tuple[list[Record], int]:
-    """The elements of the array that opens at `start`, and where it ends. Each is parsed alone, for its line."""
+    """The elements of the array that opens at `start`, and where it ends."""
     text = file.text
     records: list[Record] = []
     position = _skip(text, start + 1)
