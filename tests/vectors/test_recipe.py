@@ -123,9 +123,9 @@ def test_the_vector_is_the_difference_of_means_at_the_recipes_token(
     calls: list[None] = []
     source = models.resolve("tiny-llama")
     model = model_origin("tiny-llama", source)
-    raw = recipe.extract(engine, engine.tokenizer, model, on_progress=lambda: calls.append(None))
+    with recipe.read(engine, engine.tokenizer, model, on_progress=lambda: calls.append(None)) as reading:
+        raw, scaled = reading.vector(), reading.vector("residual:0.5")
     assert len(calls) == recipe.members
-    scaled = recipe.extract(engine, engine.tokenizer, model, "residual:0.5")
     for layer in range(3):
         np.testing.assert_allclose(raw.directions[layer], expected[layer], rtol=1e-5)
         assert np.linalg.norm(scaled.directions[layer]) == pytest.approx(0.5 * lengths[layer], rel=1e-5)

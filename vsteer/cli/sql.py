@@ -52,6 +52,7 @@ def sql(
     """
     from vsteer.results.queries import FITS, parameters_sql, query, script
     from vsteer.results.views import connect_runs
+    from vsteer.vectors.run_norms import bring_up_to_date
 
     if list_:
         click.echo(listing())
@@ -65,8 +66,6 @@ def sql(
     chosen = query(name) if name is not None else None
     folders = [Path(run) for run in runs]
     parameters = dict(map(_parameter, settings))
-    from vsteer.vectors.run_norms import bring_up_to_date
-
     for folder in folders:
         if why := bring_up_to_date(folder):
             click.echo(f"warning: relative_norm is not known: {why}", err=True)

@@ -31,7 +31,6 @@ def verify(
     from vsteer.models import resolve
 
     source = resolve(model, revision)
-    from vsteer.engine.driver import VllmEngine
     from vsteer.engine.options import EngineOptions
     from vsteer.engine.proof.parity import (
         CAPTURE_TOLERANCE,
@@ -43,8 +42,8 @@ def verify(
         make_vectors,
     )
     from vsteer.engine.proof.reference import ReferenceEngine
-    from vsteer.engine.support import has_gpu
     from vsteer.engine.table import Capacity
+    from vsteer.run.loading import fetched, load_named
 
     click.echo("... loading the reference (Hugging Face, float32)", err=True)
     reference = ReferenceEngine(source.model, revision=source.revision)
@@ -54,15 +53,9 @@ def verify(
         max_num_seqs=64,
         tensor_parallel_size=tensor_parallel_size,
         enforce_eager=eager,
-        kv_cache_gib=1 if not has_gpu() else None,
     )
-    engine = VllmEngine(
-        source.model,
-        revision=source.revision,
-        dtype="float32",
-        options=options,
-        capacity=Capacity.for_grid(rows, len(VECTOR_NAMES) * reference.info.layers, terms=3, captures=16),
-    )
+    capacity = Capacity.for_grid(rows, len(VECTOR_NAMES) * reference.info.layers, terms=3, captures=16)
+    engine = load_named(fetched(model, revision), "float32", options, capacity)
     try:
         click.echo(f"... comparing {rows} rows", err=True)
         vectors = make_vectors(reference)

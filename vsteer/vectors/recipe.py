@@ -2,7 +2,8 @@
 
     recipe = make_recipe("sentiment", method="pca")
     recipe.check(tokenizer)
-    vector = recipe.extract(engine, tokenizer, model_origin("smollm2-135m-instruct", source), norm="unit")
+    with recipe.read(engine, tokenizer, model_origin("smollm2-135m-instruct", source)) as reading:
+        vector = reading.vector("unit")
 
 The engine must have room to capture: `Capacity(captures=CAPTURES)`.
 """
@@ -105,18 +106,6 @@ class Recipe:
             pairs=extraction.pairs,
         )
         return Reading(self, extraction, origin)
-
-    def extract(
-        self,
-        engine: Engine,
-        tokenizer: Any,
-        model: Origin,
-        norm: str = "raw",
-        on_progress: Callable[[], None] = lambda: None,
-    ) -> SteeringVector:
-        """The vector alone, without its diagnostics."""
-        with self.read(engine, tokenizer, model, on_progress) as reading:
-            return reading.vector(norm)
 
 
 @dataclass(frozen=True)
