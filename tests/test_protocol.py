@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 
 from vsteer import models
 from vsteer.errors import ModelError, UsageError
-from vsteer.prompts.template import ask, render_chat, render_text
+from vsteer.prompts.template import render_chat, render_question
 from vsteer.protocol import (
     OPEN_END,
     POSITION_WORDS,
@@ -136,7 +136,7 @@ def pieces(tokenizer: Any, prompt: Prompt, start: int, end: int | None = None) -
 
 
 def test_a_chat_prompt(tokenizer: Any) -> None:
-    prompt = ask(tokenizer, "is it so?", system="be kind")
+    prompt = render_question(tokenizer, "is it so?", system="be kind")
     turn = "<|im_start|>system\nbe kind<|im_end|>\n<|im_start|>user\nis it so?<|im_end|>\n"
     assert pieces(tokenizer, prompt, 0) == turn + "<|im_start|>assistant\n"
     assert pieces(tokenizer, prompt, 0, prompt.user_turn_length) == turn
@@ -149,7 +149,10 @@ def test_a_chat_prompt(tokenizer: Any) -> None:
 
 
 def test_a_forced_answer_prefix(tokenizer: Any) -> None:
-    bare, forced = ask(tokenizer, "is it so?"), ask(tokenizer, "is it so?", answer_prefix="no, it is")
+    bare, forced = (
+        render_question(tokenizer, "is it so?"),
+        render_question(tokenizer, "is it so?", answer_prefix="no, it is"),
+    )
     assert forced.token_ids[: len(bare.token_ids)] == bare.token_ids
     assert forced.template_length == bare.template_length == len(bare.token_ids)
     assert forced.user_turn_length == bare.user_turn_length
@@ -168,7 +171,7 @@ def test_a_prefix_that_merges_with_the_header_belongs_to_the_prefix() -> None:
         "{% for message in messages %}Q{{ message['content'] }}{% endfor %}"
         "{% if add_generation_prompt %}At{% endif %}"
     )
-    bare, forced = ask(merging, "xyz"), ask(merging, "xyz", answer_prefix="a")
+    bare, forced = render_question(merging, "xyz"), render_question(merging, "xyz", answer_prefix="a")
     assert pieces(merging, bare, -2) == "At"
     assert pieces(merging, forced, -1) == "ta"
     assert bare.template_length == len(bare.token_ids)
@@ -186,16 +189,10 @@ def test_a_conversation(tokenizer: Any) -> None:
     assert pieces(tokenizer, prompt, prompt.user_turn_length) == "<|im_start|>assistant\n"
 
 
-def test_a_plain_text(tokenizer: Any) -> None:
-    prompt = render_text(tokenizer, "is it so?")
-    assert pieces(tokenizer, prompt, 0) == "is it so?"
-    assert prompt.template_length == prompt.user_turn_length == len(prompt.token_ids)
-
-
 def test_a_tokenizer_without_a_chat_template() -> None:
     base = AutoTokenizer.from_pretrained(models.resolve("tiny-llama").model)
     base.chat_template = None
-    prompt = ask(base, "is it so?", system="Be brief.", answer_prefix=" Yes")
+    prompt = render_question(base, "is it so?", system="Be brief.", answer_prefix=" Yes")
     assert base.decode(prompt.token_ids) == "Be brief.\n\nInput: is it so?\nResponse: Yes"
     assert pieces(base, prompt, prompt.template_length) == " Yes"
     assert pieces(base, prompt, prompt.user_turn_length) == "\nResponse: Yes"
@@ -208,7 +205,7 @@ def test_a_template_that_rewrites_the_turn() -> None:
     odd = AutoTokenizer.from_pretrained(models.resolve("tiny-llama").model)
     odd.chat_template = "{% if add_generation_prompt %}>{% endif %}{{ messages[0]['content'] }}"
     with pytest.raises(ModelError, match="changes the user's turn"):
-        ask(odd, "is it so?")
+        render_question(odd, "is it so?")
 
 
 class EndsEveryText:
@@ -221,7 +218,7 @@ class EndsEveryText:
 
 
 def test_a_text_that_the_tokenizer_ends_is_left_open_for_the_answer() -> None:
-    prompt = ask(EndsEveryText(), "Rain?", answer_prefix=" Yes")
+    prompt = render_question(EndsEveryText(), "Rain?", answer_prefix=" Yes")
     text = "Input: Rain?\nResponse: Yes"
     assert prompt.token_ids == (1, *map(ord, text))
     # the token at the front belongs to the template

@@ -14,6 +14,7 @@ from vsteer.plan.budget import budget
 from vsteer.plan.plan import Plan
 from vsteer.plan.rows import row_of
 from vsteer.protocol import OPEN_END, Result
+from vsteer.store.ids import unpack
 
 
 @pytest.fixture
@@ -39,6 +40,17 @@ def test_rows_are_configurations_times_questions_times_samples(plan: Callable[..
     assert len(one.configs) == 34
     assert any("1 items are asked in one order" in note for note in one.notes)
     assert any("1 questions stand in the data more than once" in note for note in one.notes)
+
+
+def test_row_ids_are_packed_in_the_order_of_the_rows(plan: Callable[..., Plan]) -> None:
+    one = plan("max_tokens: 7", "temperature: 0.5, samples: 3, limit: 1")
+    rows = list(one.rows())
+    assert one.row_ids.nbytes == 16 * one.row_count == 16 * len(rows)
+    assert unpack(one.row_ids) == [row.row_id for row in rows]
+    assert one.row_ids is one.row_ids
+    chosen = np.random.default_rng(0).random(len(rows)) < 0.3
+    assert list(one.rows(chosen)) == [row for row, wanted in zip(rows, chosen, strict=True) if wanted]
+    assert not list(one.rows(np.zeros(len(rows), np.bool_)))
 
 
 def test_samples_and_system_prompts_multiply(plan: Callable[..., Plan]) -> None:
@@ -230,7 +242,7 @@ def test_without_the_model_a_plan_is_an_estimate(plan: Callable[..., Plan], fold
         next(one.rows())
     unknown = refused(folder, "id: tiny-llama", "id: org/model", "layers: [1, 4]", "layers: all")
     assert (
-        "grid.yaml, line 9: the number of layers is not known\nhint: the model is not at hand: say" in unknown
+        "grid.yaml, line 9: the number of layers is not known\nhint: the model is not at hand: add" in unknown
     )
 
 

@@ -15,8 +15,9 @@ from vsteer.operations import graph_modules
 from vsteer.plan.plan import Block, Plan
 from vsteer.protocol import OPEN_END, Positions, Prompt
 
-BYTES_A_ROW = 120
-BYTES_A_TOKEN = 6  # its id and its text
+# Compressed bytes of a row, and of a token's id and text: somewhat more than tests/bench/store.py measures on
+# made-up rows, which are 68 bytes for a choice and 328 for a text of 100 tokens.
+BYTES_A_ROW, BYTES_A_TOKEN = 120, 6
 _TOTALS = (
     "rows",
     "prompts",

@@ -18,15 +18,15 @@ from vsteer.protocol import Positions, Steering, Term
 
 @dataclass(frozen=True)
 class VectorUse:
-    """One set of directions, a layer each: a key of the engine's `Vectors`, and how it is to be had."""
+    """One set of directions, one for each layer: its key in the engine's `Vectors`, and its source."""
 
     key: str
     source: VectorSource
     norm: str
     control: str  # "", random, shuffled
     index: int | None  # which of the controls
-    # what a control is drawn from, one for each random vector and one for all shuffles of a vector; it has
-    # the norm of the vector beside which it stands
+    # A control is drawn from it: one for each random vector, and one for all shuffles of a vector. A control
+    # has its vector's norm.
     seed: int | None
     recipe: Mapping[str, Any]
 
@@ -60,11 +60,11 @@ class Config:
 
     @property
     def steering(self) -> Steering | None:
-        """What the engine loads; a row's request says the span as absolute positions."""
+        """What the engine loads; a row's requests have the span as absolute positions."""
         return Steering(self.terms, self.positions) if self.positions is not None else None
 
     def identity(self, model: Mapping[str, Any]) -> dict[str, Any]:
-        """What the id is the hash of. `model` is the model's part, with its template (`plan.py`)."""
+        """What is hashed into the id. `model` is the model's part, with its template (`plan.py`)."""
         steering = None
         if self.vector is not None:
             steering = {
@@ -77,7 +77,7 @@ class Config:
         return {"version": VERSION, "model": dict(model), "ask": self.spec.identity(), "steering": steering}
 
     def axes(self) -> dict[str, Any]:
-        """What a configuration varies, in plain values, as tables hold it; the vector's hash is the run's."""
+        """What a configuration varies, in the plain values of the tables; the run adds the vector's hash."""
         vector, positions = self.vector, self.positions
         layer = self.layers[0] if len(self.layers) == 1 else None
         return {
@@ -137,7 +137,7 @@ class ConfigExpander:
                                     positions=where,
                                     operation=axis.operation,
                                 )
-                                # multiplier 0 is the baseline, which every evaluation has
+                                # Multiplier 0 is the baseline, which every evaluation has.
                                 if multiplier != 0 and not self._is_excluded(config, name):
                                     yield config, place
 
@@ -160,7 +160,7 @@ class ConfigExpander:
             recipe: dict[str, Any] = source.identity() | {"norm": norm_recipe(norm, self.sources)}
             seed = None
             if control:
-                # of the vector before its norm, so that one random direction is compared at every norm
+                # The vector's norm has no part in it, so that one random direction is compared at every norm.
                 seed = derived_seed(
                     self.grid.seed, control, source.identity(), index if control == "random" else 0
                 )
@@ -207,12 +207,12 @@ def resolve_layers(grid: Grid, loc: Loc, chosen: Any, layers: int | None) -> tup
     except ValueError as error:
         hint = "layer L is the output of decoder block L, counted from 0"
         if layers is None:
-            hint = "the model is not at hand: say layers: N of it, its number of decoder blocks"
+            hint = "the model is not at hand: add layers: N to it, its number of decoder blocks"
         raise grid.error(loc, str(error), hint) from None
 
 
 def _excluded_layers(exclude: Exclude, layers: int | None) -> frozenset[Group] | None:
-    """Of the layers that an exclusion names, those that this model has."""
+    """The layers that an exclusion names and this model has."""
     if exclude.layers is None:
         return None
     if exclude.layers.groups is not None:

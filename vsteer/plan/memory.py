@@ -1,7 +1,7 @@
 """Will it fit: the weights, and how many tokens' keys and values the memory holds beside them. An estimate.
 
-From the model's files alone, so that a plan can say it without loading anything; vLLM's own figure, which
-also counts activations and CUDA graphs, is somewhat less.
+It is made from the model's files alone, so that a plan has it without loading anything. vLLM's own figure,
+which also counts activations and CUDA graphs, is somewhat less.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1, "fp8_e4m3": 1, "fp
 
 @dataclass(frozen=True)
 class Memory:
-    """Of each device that holds a part of the model."""
+    """What each device has that holds a part of the model."""
 
     weights_bytes: int
     kv_bytes: int | None  # left for keys and values; None where the device isn't known
@@ -50,7 +50,7 @@ def memory_of(plan: Plan) -> Memory | None:
     if not parameters or not per_token:
         return None
     stored = sum(path.stat().st_size for path in facts.folder.glob("*.safetensors"))
-    # a quantised checkpoint is held as it is stored
+    # A quantised checkpoint is held as it is stored.
     weights = (
         stored if facts.quantization or "quantization_config" in config else parameters * BYTES[facts.dtype]
     )
@@ -71,14 +71,14 @@ def kv_bytes_per_token(config: Mapping[str, Any], kv_dtype: str, dtype: str) -> 
 
 def _room(options: EngineOptions, weights: int) -> tuple[str, int | None]:
     """The device, and what it has for keys and values."""
-    asked = int(options.kv_cache_gib * 2**30) if options.kv_cache_gib else None
+    wanted = int(options.kv_cache_gib * 2**30) if options.kv_cache_gib else None
     found, _ = gpus()
     if found and (size := found[0].total):
         share = int(size * (options.gpu_memory_utilization or memory_share()))
-        return f"a GPU of {size / 2**30:.0f} GiB", asked or share - weights
-    if asked is None and (space := os.environ.get("VLLM_CPU_KVCACHE_SPACE")):
-        asked = int(float(space) * 2**30)
-    return "CPU", asked
+        return f"a GPU of {size / 2**30:.0f} GiB", wanted or share - weights
+    if wanted is None and (space := os.environ.get("VLLM_CPU_KVCACHE_SPACE")):
+        wanted = int(float(space) * 2**30)
+    return "CPU", wanted
 
 
 def _parameters(path: Path) -> int:

@@ -52,7 +52,7 @@ class ModelFacts:
 def find_model(grid: Grid, n: int) -> tuple[ModelFacts, Any | None]:
     """The facts of the grid's n-th model and its tokenizer, or without one where it isn't at hand.
 
-    Nothing is fetched or made. What the model itself says must agree with what the grid says of it.
+    Nothing is fetched or made. The grid must not contradict the model's own configuration.
     """
     model = grid.model[n]
     try:
@@ -99,7 +99,7 @@ def _locate(grid: Grid, model: Model) -> tuple[Path, dict[str, str]] | None:
         name = str(grid.folder / name)  # beside the grid, as its data
     if name in models.NAMED:
         if model.revision is not None:
-            models.resolve(name, model.revision)  # says that it has none
+            models.resolve(name, model.revision)  # refuses the revision
         made = models.NAMED[name]
         return (made.folder, {"sha256": model_sha256(made.folder)}) if models.is_present(made) else None
     source = models.resolve(name, model.revision)

@@ -70,7 +70,7 @@ class Plan:
     notes: tuple[str, ...]
     excluded: tuple[int, ...]  # how many configurations each of the grid's exclusions left out
     sources: Mapping[str, VectorSource] = field(default_factory=dict)
-    today: date = field(default_factory=date.today)  # as chat templates are told
+    today: date = field(default_factory=date.today)  # the day that chat templates write
 
     @property
     def pending(self) -> bool:
@@ -203,7 +203,7 @@ def _row_ids(block: Block, rendered: RenderedPrompt) -> Iterator[str]:
 
 
 def make_plans(grid: Grid, today: date | None = None) -> tuple[Plan, ...]:
-    """One plan a model, in the grid's order; a chat template that writes the date is told `today`."""
+    """One plan for each model, in the grid's order; chat templates that write the date write `today`."""
     today = today or date.today()
     plans = [make_plan(grid, n, *find_model(grid, n), today) for n in range(len(grid.model))]
     seen: dict[str, int] = {}
@@ -222,7 +222,7 @@ def make_plans(grid: Grid, today: date | None = None) -> tuple[Plan, ...]:
 
 
 def make_plan(grid: Grid, model: int, facts: ModelFacts, tokenizer: Any, today: date | None = None) -> Plan:
-    """The plan of one of the grid's models; no tokenizer: an estimate."""
+    """The plan of one of the grid's models; without a tokenizer, an estimate."""
     today = today or date.today()
     tokenizer = dated(tokenizer, today)
     sources = vector_sources(grid)
@@ -265,9 +265,9 @@ def _configs(
     model: Mapping[str, Any],
     places: dict[Positions | None, Loc],
 ) -> tuple[Config, ...]:
-    """The baseline, what the axes list, and the controls. The same one reached twice is there once.
+    """The baseline, what the axes list, and the controls; a configuration that is reached twice, once.
 
-    `places` is filled with where the grid says each of the positions.
+    `places` is filled with the place of each of the positions in the grid.
     """
     found: dict[str, Config] = {}
 
@@ -280,7 +280,7 @@ def _configs(
 
     add(baseline)
     if baseline.control:
-        return tuple(found.values())  # a system prompt as a control is not steered besides
+        return tuple(found.values())  # a system prompt as a control is not steered too
     own = []
     for config, place in expander.configs(renderer.place, renderer.name, baseline):
         places.setdefault(config.positions, place)
@@ -294,11 +294,11 @@ def _configs(
 
 
 def _check_positions(grid: Grid, block: Block, places: Mapping[Any, Loc], estimated: bool) -> None:
-    """Refuse positions that can't act on what is scored: no token of theirs is processed before it."""
+    """Refuse positions that can't act on what is scored: none of their tokens is processed before it."""
     evaluation = block.spec.evaluation
     for positions, place in places.items():
         for rendered in block.prompts:
-            # from words alone it is only known that positions behind the prompt can't act
+            # Without tokens it is only known that positions behind the prompt can't act.
             sure = positions == "generated" and evaluation.sure_without_tokenizer(rendered.item)
             if estimated and not sure:
                 continue

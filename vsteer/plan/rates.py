@@ -1,8 +1,8 @@
 """How fast earlier runs of a model were on this machine, so that a plan can say how long it will take.
 
-A run measures windows of some seconds in which rows of one kind alone came back: choices tell how fast
-prompts are computed, open questions how fast tokens are generated. Of these the tenth and the ninetieth
-percentile are kept.
+A run measures windows of some seconds in which rows of one kind alone came back: choices show how fast
+prompts are computed, open-ended texts how fast tokens are generated. The tenth and the ninetieth percentile
+of the windows' speeds are kept.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from vsteer.plan.budget import Rates
 from vsteer.plan.plan import Plan
 
 WINDOW_SECONDS = 5.0
-# Windows of a kind without which nothing is said.
+# With fewer windows of a kind no speed is given.
 FEWEST = 3
 # What makes the same model faster or slower.
 SPEED = ("tensor_parallel_size", "pipeline_parallel_size", "replicas", "enforce_eager", "prefix_caching")
 
 
 class Meter:
-    """Told of every row as it is written."""
+    """Measures the windows from the rows, in the order in which they are written."""
 
     def __init__(self) -> None:
         self.windows: dict[str, list[tuple[float, int, int]]] = {}
@@ -44,7 +44,7 @@ class Meter:
     def add(self, record: Mapping[str, Any], now: float | None = None) -> None:
         now = time.monotonic() if now is None else now
         if record["kind"] != self._kind:
-            # a window with rows of both kinds says nothing of either
+            # A window with rows of both kinds shows neither speed.
             self._kind, self._began = record["kind"], now
             self._computed = self._generated = 0
             return
@@ -56,7 +56,7 @@ class Meter:
             self._began, self._computed, self._generated = now, 0, 0
 
     def rates(self) -> dict[str, tuple[float, float]]:
-        """Tokens a second, slow and fast: of prompts, and of what is generated, where they were seen."""
+        """Tokens a second, slow and fast, for prompts and for what is generated, where they were measured."""
         found: dict[str, tuple[float, float]] = {}
         prompts = [computed / seconds for seconds, computed, _ in self.windows.get("choice", ())]
         if len(prompts) >= FEWEST:
@@ -68,7 +68,7 @@ class Meter:
 
 
 def keep(plan: Plan, meter: Meter) -> None:
-    """Remember what a run measured. A machine on which that can't be written is none the worse."""
+    """Remember what a run measured. A run does not fail where that can't be written."""
     rates = meter.rates()
     if not rates:
         return
@@ -82,7 +82,7 @@ def keep(plan: Plan, meter: Meter) -> None:
 
 
 def known_rates(plan: Plan) -> Rates | None:
-    """What an earlier run of this model on this machine measured; None where that says too little."""
+    """What earlier runs of this model on this machine measured; None where that is too little."""
     if plan.pending:
         return None
     found = _read().get(_key(plan), {})

@@ -1,8 +1,8 @@
 """Questions as tokens, and where their answers begin to differ.
 
-Works on any tokenizer of Hugging Face's kind, and knows nothing of models. What stands before the first token
-in which the answers differ is forced; it is found on whole renderings, so that a merge of an answer's first
-letter with what precedes it can't be missed.
+It works with any tokenizer of Hugging Face's kind, and knows nothing of models. What stands before the first
+token in which the answers differ is forced; it is found on whole renderings, so that a merge of an answer's
+first letter with what precedes it can't be missed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import Any
 
 from vsteer.errors import ModelError
-from vsteer.prompts.template import ask, with_gap
+from vsteer.prompts.template import render_question, with_gap
 from vsteer.protocol import Prompt
 
 Tokens = tuple[int, ...]
@@ -25,7 +25,7 @@ class AmbiguousAnswers(ValueError):
 def render(tokenizer: Any, question: str, system: str | None = None, answer: str = "") -> Prompt:
     """The question as this model takes it, with the start of its answer (or all of it) forced."""
     try:
-        return ask(tokenizer, question, system, answer)
+        return render_question(tokenizer, question, system, answer)
     except Exception as error:
         # A template refuses by raising jinja2's TemplateError, and jinja2 may not be installed here.
         if not type(error).__module__.startswith("jinja2"):
@@ -49,10 +49,10 @@ def decoded(tokenizer: Any, tokens: Sequence[int]) -> str:
 
 
 def cut_letters(renderings: Sequence[Tokens]) -> tuple[int, tuple[Tokens, ...]]:
-    """Where lettered answers begin to differ, and what is scored of each from there on.
+    """Where lettered answers begin to differ, and the tokens of each that are scored from there on.
 
-    That is the first token if it tells them all apart, as letters do; the bracket after it says nothing more.
-    Where it doesn't, as for (1) and (10), as many tokens as are needed.
+    The first token is scored if it tells them all apart, as letters do; the bracket behind it adds nothing.
+    Where it doesn't, as for (1) and (10), as many tokens are scored as are needed.
     """
     start = common_prefix(renderings)
     for length in range(1, max(map(len, renderings)) - start + 1):

@@ -29,11 +29,6 @@ def load_tokenizer(model: str, revision: str | None = None) -> Any:
         ) from error
 
 
-def render_text(tokenizer: Any, text: str) -> Prompt:
-    """A plain text prompt, as a base model takes it."""
-    return Prompt.plain(tokenizer(text)["input_ids"])
-
-
 def render_chat(tokenizer: Any, messages: Sequence[Message], answer_prefix: str = "") -> Prompt:
     """`messages` in the model's own chat template, with the start of the answer forced."""
     if not is_chat(tokenizer):
@@ -46,17 +41,17 @@ def render_chat(tokenizer: Any, messages: Sequence[Message], answer_prefix: str 
     if not header.startswith(turn):
         raise ModelError(
             "the chat template changes the user's turn when it adds its generation prompt",
-            hint="after_user_turn cannot be told for such a template; give an explicit span",
+            hint="after_user_turn is not known for such a template; give an explicit span",
         )
     return _encode(tokenizer, turn, header, answer_prefix, add_special_tokens=False)
 
 
 def dated(tokenizer: Any, today: date) -> Any:
-    """The tokenizer, its chat template told what day it is. By the clock, one that writes the date would make
-    other tokens of the same prompt after midnight."""
+    """The tokenizer, whose chat template takes `today` for the date that it may write. By the clock, it would
+    make other tokens of the same prompt after midnight."""
     if "strftime_now" in str(getattr(tokenizer, "chat_template", None)):
-        told = partial(tokenizer.apply_chat_template, strftime_now=datetime.combine(today, time()).strftime)
-        tokenizer.apply_chat_template = told
+        now = datetime.combine(today, time())
+        tokenizer.apply_chat_template = partial(tokenizer.apply_chat_template, strftime_now=now.strftime)
     return tokenizer
 
 
@@ -91,7 +86,9 @@ def with_gap(tokenizer: Any, question: str, answer: str, system: str | None = No
     return answer.lstrip() if ends_clear else f" {answer.lstrip()}"
 
 
-def ask(tokenizer: Any, question: str, system: str | None = None, answer_prefix: str = "") -> Prompt:
+def render_question(
+    tokenizer: Any, question: str, system: str | None = None, answer_prefix: str = ""
+) -> Prompt:
     """One question: in the chat template where the model has one, plainly to a base model."""
     if not is_chat(tokenizer):
         return render_plain(tokenizer, question, system, answer_prefix)

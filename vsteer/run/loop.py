@@ -1,7 +1,7 @@
 """A plan's rows through an engine into a store: the one loop between them.
 
-Rows go in prompt by prompt with all their configurations, and are written as they finish. What stands already
-is left out, so that the same call goes on where a killed one stopped.
+Rows go in prompt by prompt with all their configurations, and are written as they finish. Rows that stand
+already are left out, so that the same call goes on where a killed one stopped.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class Provenance:
-    """What made the rows, as every row tells it."""
+    """What made the rows; every row has it in its columns."""
 
     engine: str
     vllm_version: str
@@ -91,15 +91,15 @@ def run_rows(
     engine: Engine,
     rows: Iterable[tuple[Row, int]],
     store: Store,
-    making: Provenance,
+    provenance: Provenance,
     counts: Counts,
-    tell: Callable[[Counts, int], None] = lambda counts, waiting: None,
+    on_progress: Callable[[Counts, int], None] = lambda counts, waiting: None,
     stopping: Callable[[], bool] = lambda: False,
     meter: Callable[[Mapping[str, Any]], None] = lambda record: None,
 ) -> None:
-    """Every row through the engine and into the store. `stopping` ends the submission; what runs is finished.
+    """Run every row and store it. Once `stopping` is true no row is submitted; those under way are finished.
 
-    `tell` hears of every row that is written, and of how many are under way; `meter` sees each record.
+    `on_progress` is called for each row that is written, with how many are under way; `meter` for its record.
     """
     waiting: dict[str, _Waiting] = {}
 
@@ -107,11 +107,11 @@ def run_rows(
         for row, attempt in rows:
             if stopping():
                 return
-            asked = row.requests()
+            made = row.requests()
             if row.row_id in waiting:
                 raise SteeringFault(f"the row {row.row_id} stands twice in the plan")
-            waiting[row.row_id] = _Waiting(row, attempt, datetime.now(UTC), [None] * len(asked))
-            yield from asked
+            waiting[row.row_id] = _Waiting(row, attempt, datetime.now(UTC), [None] * len(made))
+            yield from made
 
     for result in engine.run(requests()):
         name, place = row_of(result.id)
@@ -123,7 +123,7 @@ def run_rows(
         del waiting[name]
         record = {
             **under_way.row.record(results),
-            **making.of(under_way.row),
+            **provenance.of(under_way.row),
             "started_at": under_way.started,
             "finished_at": datetime.now(UTC),
             "attempt": under_way.attempt,
@@ -131,6 +131,6 @@ def run_rows(
         store.append(record)
         counts.add(record)
         meter(record)
-        tell(counts, len(waiting))
+        on_progress(counts, len(waiting))
     if waiting:
         raise SteeringFault(f"{len(waiting)} rows were handed to the engine and never came back")

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from vsteer.datasets.items import Item, ItemSet, UnpairedSets
 from vsteer.errors import DataError, UsageError
-from vsteer.prompts.template import ask, with_gap
+from vsteer.prompts.template import render_question, with_gap
 from vsteer.protocol import Prompt
 
 # -1 is the last token
@@ -68,7 +68,7 @@ def members(
     check_token(token, data)
     for prompts, positive in ((data.positive, True), (data.negative, False)):
         for prompt in prompts.prompts:
-            rendered = ask(tokenizer, prompt.text, system)
+            rendered = render_question(tokenizer, prompt.text, system)
             where = f"{prompts.source.path}, line {prompt.line}"
             position = _from_end(rendered, token, where)
             yield Member(prompt.item_id, positive, "", rendered, position)
@@ -79,7 +79,7 @@ def pair_members(
 ) -> tuple[Member, Member]:
     where = f"{path}, line {item.line}"
     rendered = tuple(
-        ask(tokenizer, item.question, system, with_gap(tokenizer, item.question, answer, system))
+        render_question(tokenizer, item.question, system, with_gap(tokenizer, item.question, answer, system))
         for answer in (item.positive, item.negative)
     )
     if token == "answer":
