@@ -10,7 +10,7 @@ import pytest
 
 from vsteer.engine.table import Capacity, SteeringTable, direction_sha, read_table_file
 from vsteer.errors import EngineError, SteeringFault, UsageError, VectorError
-from vsteer.operations import OPERATIONS
+from vsteer.operations import OPERATIONS, graph_modules
 from vsteer.protocol import Direction, Steering, Term, Vectors
 
 LAYERS, WIDTH = 3, 4
@@ -183,10 +183,11 @@ def test_ablations_by_hand() -> None:
     np.testing.assert_array_equal(table.scale[1], [[0, 0], [3, 0], [0, 0]])
 
 
-def test_an_ablation_is_another_cell_than_an_addition() -> None:
+def test_every_operation_is_a_cell_of_its_own() -> None:
     terms = [Term("joy", 1, 1.0, operation) for operation in OPERATIONS]
-    table = build(*(Steering((term,)) for term in terms), capacity=ROOM_TO_ABLATE)
-    assert len(set(table.fingerprints)) == 4
+    room = Capacity(cells=8, rows=8, terms=2, modules=graph_modules(OPERATIONS))
+    table = build(*(Steering((term,)) for term in terms), capacity=room)
+    assert len(set(table.fingerprints)) == 1 + len(OPERATIONS)
 
 
 def test_a_direction_that_is_ablated_alone_takes_no_slot() -> None:

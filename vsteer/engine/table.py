@@ -28,7 +28,7 @@ from vsteer.protocol import Direction, Steering, Term, Vectors
 class Capacity:
     """The table's room on the device. Its shapes are in the compiled graph, so they are fixed at start.
 
-    Rounded up to powers of two, so that grids of like size share a compiled graph.
+    It is rounded up to powers of two, so that grids of like size share a compiled graph.
     """
 
     cells: int = 1024
@@ -59,7 +59,7 @@ def direction_sha(direction: Direction) -> str:
 
 
 def check_direction(vector: str, layer: int, direction: Direction, hidden_size: int) -> Direction:
-    """The direction as float32, or an error that says what is wrong with it."""
+    """The direction as float32; an error says what is wrong with it."""
     array = np.asarray(direction, dtype=np.float32)
     if array.ndim != 1 or array.shape[0] != hidden_size:
         shape = "x".join(map(str, array.shape)) or "a scalar"
@@ -151,7 +151,7 @@ class SteeringTable:
         return cls(np.stack(bank), row, scale, placed, tuple(fingerprints), cells)
 
     def cell_of(self, steering: Steering) -> int:
-        """The cell that does what `steering` says; 0 where it says nothing."""
+        """The cell that does what `steering` asks for; 0 where it asks for nothing."""
         terms = steering.acting_terms
         if not terms:
             return 0

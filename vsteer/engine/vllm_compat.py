@@ -2,9 +2,9 @@
 
 A seam is known by its signature and its content in every version of vLLM that was looked at (`seams.json`).
 It is compared as source text, without importing vllm, so that this takes a moment and comes before a model is
-loaded. What another plugin replaces while it runs is not seen here: that is what the canary is for.
+loaded. What another plugin replaces while it runs is not seen here; the canary is there for that.
 
-A maintainer makes the table anew from wheels, after having read what changed:
+After reading what changed, a maintainer makes the table anew from wheels:
     python -m vsteer.engine.vllm_compat WHEEL...
 """
 
@@ -28,10 +28,10 @@ from vsteer.errors import UnsupportedError
 from vsteer.families import FAMILIES
 from vsteer.packages import vllm_version
 
-# Set to 1 it lets an engine start on seams that are not known, with the canary as the only proof.
+# Set to 1, it lets an engine start on seams that are not known, with the canary as the only proof.
 ESCAPE = "VSTEER_UNKNOWN_SEAMS"
 TABLE = Path(__file__).with_name("seams.json")
-# What the tests run on; the other versions of the table were compared by reading.
+# The tests run on this version; the other versions of the table were compared by reading.
 TESTED = "0.32.0"
 
 _V1_RUNNER = "vllm.v1.worker.gpu_model_runner.GPUModelRunner"
@@ -63,7 +63,7 @@ SEAMS: dict[str, tuple[str, ...]] = {
         f"{_V2_RUNNER}.execute_model",
     ),
     "vsteer/engine/worker/families.py": tuple(upstream for family in FAMILIES for upstream in family.seams),
-    # where an ablation behind the attention reads the stream
+    # an operation behind the attention reads the stream here
     "vsteer/engine/worker/layer.py": tuple(
         f"vllm.model_executor.layers.layernorm.{norm}.{method}"
         for norm in ("RMSNorm", "GemmaRMSNorm")
@@ -122,7 +122,7 @@ class Form:
 
 @dataclass(frozen=True)
 class Known:
-    """A form, and the versions of vLLM that have it."""
+    """A form and the versions of vLLM that have it."""
 
     form: Form
     versions: tuple[str, ...]
@@ -190,7 +190,7 @@ def mismatches(source: Path, installed: str) -> list[Mismatch]:
 
 
 def unknown_seams() -> list[str]:
-    """What is not as vsteer knows it in the installed vLLM, a line each."""
+    """What the installed vLLM has that is not as vsteer knows it, in a line each."""
     source = installed_source()
     if source is None:
         raise UnsupportedError("vllm is not installed", hint="pip install 'vsteer[gpu]', or see the README")
@@ -202,8 +202,8 @@ def refuse_unknown_seams() -> None:
     found = unknown_seams()
     if found and not may_pass():
         raise UnsupportedError(refusal(found), hint=refusal_hint())
-    for said in found:
-        print(f"warning: let pass by {ESCAPE}: {said}", file=sys.stderr)
+    for unknown in found:
+        print(f"warning: let pass by {ESCAPE}: {unknown}", file=sys.stderr)
 
 
 def may_pass() -> bool:
@@ -211,7 +211,7 @@ def may_pass() -> bool:
 
 
 def refusal(found: Sequence[str]) -> str:
-    """What a run is refused with, and what the doctor says."""
+    """The words with which a run is refused, and which the doctor shows."""
     return f"vLLM {installed_version()} is not as vsteer knows it: " + "; ".join(found)
 
 
@@ -219,7 +219,7 @@ def refusal_hint() -> str:
     versions = known_versions()
     return (
         f"install vLLM unchanged, tested {TESTED}, known {versions[0]} to {versions[-1]}; or set {ESCAPE}=1, "
-        "which is recorded with the run, and trust to the canary and `vsteer verify`"
+        "which is recorded with the run, and trust the canary and `vsteer verify`"
     )
 
 

@@ -1,5 +1,6 @@
-"""The proof at start: every layer steers, a batch mate is untouched, no cache block crosses over, and what is
-captured is the stream of that layer and that token. Where it ablates, nothing is left of what was added.
+"""The proof at start: every layer steers, a batch mate is untouched, no cache block crosses over, every
+operation in the graph does what it should to what was added, and what is captured is the stream of its layer
+and token.
 
 It runs on the engine itself, on the user's own model, before the first row.
 """
@@ -20,9 +21,9 @@ from vsteer.protocol import Direction, Engine, Prompt, Request, Result, Steering
 NAME = "canary"
 # Far above any stream's norm, so that a layer which steers cannot be mistaken for rounding.
 STRENGTH = 1000.0
-# Of these tokens, the first ones, log-probabilities are compared.
+# The first tokens of the vocabulary, whose log-probabilities are compared.
 PROBES = 32
-# How much smaller than the least steered change the mate's must be.
+# How many times smaller the mate's change must be than the least steered one.
 MARGIN = 10.0
 # What was added must be captured to this share of its length: bfloat16 rounds to some thousandths.
 CAPTURE_TOLERANCE = 0.05
@@ -51,7 +52,7 @@ def prove_steering(engine: Engine, capacity: Capacity) -> None:
         raise EngineError(
             f"the canary failed: the unsteered batch mate moved by {untouched:.2g}, and "
             f"{', '.join(dead) or 'a layer'} by no more than {MARGIN:g} times that when steered",
-            hint="this engine does not steer as it should; `vsteer verify` tells more",
+            hint="this engine does not steer as it should; `vsteer verify` shows more",
         )
     for operation in OPERATIONS.values():
         if operation.module in capacity.modules:
@@ -64,7 +65,7 @@ def prove_steering(engine: Engine, capacity: Capacity) -> None:
 
 
 def _distance(a: Result, b: Result) -> float:
-    """Between the probes' log-probabilities, which both have; the token that was chosen may differ."""
+    """The largest gap of the probes' log-probabilities, which both have; the chosen token may differ."""
     return max(abs(a.logprobs[0][token] - b.logprobs[0][token]) for token in a.logprobs[0] if token < PROBES)
 
 
@@ -130,7 +131,7 @@ def _prove_capture(
     for layer in range(engine.info.layers):
         steered = streams[str(layer)]
         if steered is None or plain is None:
-            raise EngineError("the canary failed: nothing was captured", hint="`vsteer verify` tells more")
+            raise EngineError("the canary failed: nothing was captured", hint="`vsteer verify` shows more")
         moved = steered - plain
         elsewhere = np.concatenate([moved[0], moved[1, :layer]])
         least = float(np.linalg.norm(added))
@@ -142,7 +143,7 @@ def _prove_capture(
     if wrong:
         raise EngineError(
             f"the canary failed: what is captured at layers {wrong} is not the stream there",
-            hint="this engine does not capture as it should; `vsteer verify` tells more",
+            hint="this engine does not capture as it should; `vsteer verify` shows more",
         )
 
 

@@ -32,13 +32,14 @@ from vsteer.protocol import (
 )
 
 TOLERANCE = 1e-4
-# Of what float32 itself rounds on a row, as Hugging Face's float64 shows it: two implementations round alike.
+# How many times float32's own rounding of a row, which Hugging Face's float64 shows, an engine may be apart:
+# two implementations round alike.
 ROUNDING_FACTOR = 3.0
 # A greedy choice may differ where the reference's best two are this close.
 NEAR_TIE = 1e-3
-# A slip must show at least this many tolerances from the row.
+# A slip must be at least this many tolerances from the row.
 SLIP_FACTOR = 100.0
-# Of what a captured stream measures, at its largest component.
+# The largest gap of a component of a captured stream, as a share of the stream's length.
 CAPTURE_TOLERANCE = 1e-4
 # What an operation without a multiplier changes is a small part of the stream, so that one token more or less
 # shows less.
@@ -66,7 +67,7 @@ class Parity:
     rounding_rows: int = 0
     least_slip: float = float("inf")
     captured: int = 0
-    # over the stream's length
+    # as a share of the stream's length
     largest_capture_difference: float = 0.0
     failures: list[str] = field(default_factory=list)
 
@@ -147,8 +148,8 @@ def _steering(
     if word == "span":
         start = int(rng.integers(1, length))
         positions = (start, start + int(rng.integers(1, length)))
-    # What one token does early in a prompt is read out through the blocks behind it. Few are left behind
-    # the upper layers, and token 0 is in many models an attention sink that nothing moves any more.
+    # What one token does early in a prompt is read out through the blocks behind it. The upper layers leave
+    # few of them, and in many models token 0 is an attention sink that nothing moves any more.
     if word == "all":
         terms = [dataclasses.replace(term, layer=term.layer // 3) for term in terms]
     elif all(term.layer >= 2 * layers // 3 for term in terms):

@@ -1,4 +1,4 @@
-"""Which tokens of a step are captured, and what was captured of every request so far. Pure numpy.
+"""Which tokens of a step are captured, and what was captured for every request so far. Pure numpy.
 
 A request names absolute positions of its prompt. Where a step processes one, the layers copy that token's
 stream into a slot of a fixed buffer; the slots are emptied before the next step. A position that is processed
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from vsteer.errors import SteeringFault
 
-# beside step.EXTRA_ARG under SamplingParams.extra_args
+# It stands beside step.EXTRA_ARG under SamplingParams.extra_args.
 EXTRA_ARG = "vsteer_capture"
 
 
@@ -57,7 +57,7 @@ class CaptureTable:
     def __init__(self, slots: int) -> None:
         self.slots = slots
         self._specs: dict[str, CaptureSpec] = {}
-        # of the step under way: whose position sits in each slot
+        # whose position sits in each slot of the step under way
         self._in_slots: list[tuple[int, int]] = []
         # key -> position -> [layer, hidden]
         self._taken: dict[int, dict[int, NDArray[np.float32]]] = {}
@@ -89,7 +89,7 @@ class CaptureTable:
     ) -> list[int]:
         """The tokens of this step that are captured, as places in the step, one a slot.
 
-        Arguments as of `StepTable.fill`.
+        The arguments are those of `StepTable.fill`.
         """
         if self._in_slots:
             raise SteeringFault("a step began before what the step before captured was taken")
@@ -120,5 +120,5 @@ class CaptureTable:
         self._in_slots = []
 
     def collect(self, keys: Sequence[int]) -> list[dict[int, NDArray[np.float32]]]:
-        """For each key what was captured, by position; then forget it."""
+        """What was captured for each key, by position; it is forgotten then."""
         return [self._taken.pop(key, {}) for key in keys]

@@ -1,4 +1,4 @@
-"""A decoder layer of vLLM's with a steered stream, whichever family it is of.
+"""A decoder layer of vLLM's with a steered stream, whatever its family.
 
 A layer returns (hidden, residual) and the stream is their sum; the add goes to `residual`, since an add on
 the all-reduced `hidden` would break vLLM's fusion of all-reduce and RMSNorm.
@@ -16,8 +16,8 @@ from vsteer.engine.worker.modules import Capture, Placed, Steering
 from vsteer.operations import PLACES
 
 EMBEDDING, ATTENTION, LAYER = range(len(PLACES))
-# The norm that takes (hidden, residual) and sums them behind the attention. In Gemma that is the first; what
-# is called like the second there comes before the sum.
+# The norm that takes (hidden, residual) and sums them behind the attention. In Gemma it is the first, and the
+# norm with the second name comes before the sum.
 BEHIND_ATTENTION = ("pre_feedforward_layernorm", "post_attention_layernorm")
 
 

@@ -84,8 +84,8 @@ class Ablation(Placed):
 class Capture(nn.Module):
     """Copies the stream of the step's chosen tokens into the layer's slots.
 
-    Only in the graph of an engine that was started to capture: reading the sum of hidden and residual keeps
-    `hidden` alive past vLLM's fusion of all-reduce and RMSNorm.
+    It is only in the graph of an engine that was started to capture: reading the sum of hidden and residual
+    keeps `hidden` alive past vLLM's fusion of all-reduce and RMSNorm.
     """
 
     chosen: torch.Tensor

@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 
-# Set by the driver while it starts an engine, so that processes know whose they are.
+# The driver sets it while it starts an engine, so that processes know whose they are.
 OURS = "VSTEER_ENGINE"
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from vsteer.errors import SteeringFault
 from vsteer.protocol import OPEN_END
 
-# the one key under SamplingParams.extra_args that is ours
+# The one key under SamplingParams.extra_args that is ours.
 EXTRA_ARG = "vsteer"
 NOT_SEEN = -1
 
@@ -70,7 +70,7 @@ class StepTable:
         self._slot_of_request: dict[str, int] = {}
         self._slot_of_key: dict[int, int] = {}
         self._free: list[int] = []
-        # collected, but the runner may still hold the request for a step scheduled ahead
+        # These are collected, but the runner may still hold the request for a step that is scheduled ahead.
         self._leaving: set[int] = set()
         # slot 0 is every unsteered request
         self._cell = np.zeros(1, np.int32)
@@ -78,7 +78,7 @@ class StepTable:
         self._end = np.zeros(1, np.int64)
         self._first = np.full(1, NOT_SEEN, np.int64)
         self._done = np.zeros(1, np.int64)
-        # back from a preemption, and not in a step since
+        # whether it is back from a preemption and was in no step since
         self._resumed = np.zeros(1, bool)
         # positions of steered requests that were computed again after a preemption
         self.recomputed = 0
@@ -109,7 +109,7 @@ class StepTable:
         self._slot_of_request[request_id] = slot
 
     def resume(self, request_id: str) -> None:
-        """Say that a request is back from a preemption, where the runner never let go of it.
+        """Note that a request is back from a preemption, where the runner never let go of it.
 
         It may then go on behind the position where it stopped: in between lie cache blocks that others of the
         same identity have computed meanwhile, as may lie before a request's first position.
@@ -178,7 +178,7 @@ class StepTable:
         self._resumed[slots] = False
 
     def collect(self, keys: Sequence[int]) -> list[list[int]]:
-        """For each key the first position processed and the one after the last; then forget them.
+        """The first position processed and the one after the last for each key, which is forgotten then.
 
         Positions below the first, and those passed over by a request back from a preemption, came from
         cache blocks of the same steering or unsteered.

@@ -58,7 +58,7 @@ class WorkerTable:
             steer_layer(layer, self._layers[index], placed, self._captures.get(index))
 
     def load(self, path: Path) -> dict[str, Any]:
-        """Replace the table by the one in `path`; says what this rank now holds."""
+        """Replace the table by the one in `path`, and report what this rank holds then."""
         if self.step_table.open_keys:
             raise SteeringFault("a table cannot be replaced while steered requests are under way")
         arrays, fingerprints, sha = read_table_file(path)
@@ -92,9 +92,9 @@ class WorkerTable:
         scheduled: NDArray[np.integer[Any]],
         resumed: Iterable[str],
     ) -> None:
-        """The V1 runner tells nobody of arrivals and departures; its own table of requests does.
+        """The V1 runner reports no arrivals and departures, so they are read from its own table of requests.
 
-        It keeps preempted ones, and what was scheduled says who is back.
+        That table keeps preempted ones; the scheduler's output names those that are back.
         """
         if len(self.step_table) > len(requests):
             self.step_table.keep_only(requests)
@@ -137,7 +137,7 @@ class WorkerTable:
         slots = [capture.streams[:used] for _, capture in sorted(self._captures.items())]
         self.captures.take(torch.stack(slots).cpu().numpy())
         for capture in self._captures.values():
-            # a layer that does not write is found out
+            # so that a layer that does not write is found out
             capture.streams.fill_(torch.nan)
 
     @property
