@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ from vsteer.engine.fake import FakeEngine
 from vsteer.errors import DataError, UsageError, VsteerError
 from vsteer.protocol import Request
 from vsteer.vectors.members import members
+from vsteer.vectors.methods import METHODS, MethodName
 from vsteer.vectors.recipe import Recipe, make_recipe, model_origin
 
 LETTERS = [
@@ -95,6 +96,10 @@ def test_what_makes_no_vector_is_refused_where_it_stands(
     with pytest.raises(VsteerError, match=message):
         recipe_of(tmp_path, content, located=Located, **settings)
     assert [name for name, failed in left if failed] == [setting]
+
+
+def test_every_method_that_a_grid_may_name_has_its_function() -> None:
+    assert get_args(MethodName) == tuple(METHODS)
 
 
 def test_a_missing_file_names_a_behaviour_that_is_near() -> None:

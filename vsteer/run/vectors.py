@@ -47,7 +47,7 @@ class RunVectors:
     def to_extract(self) -> list[Recipe]:
         """The recipes whose vectors still have to be read from the model."""
         used = {use.source.name for use in self.plan.vectors.values()}
-        # the norm caa averages over all behaviours that have it
+        # The norm caa averages over all behaviours that have it.
         if any(use.norm == "caa" for use in self.plan.vectors.values()):
             used |= {source.name for source in self._averaged()}
         return [
@@ -66,7 +66,7 @@ class RunVectors:
     def extract(self, engine: Engine, recipe: Recipe, on_progress: Callable[[], None]) -> str | None:
         """Make a raw vector, those of its shuffled labels and its diagnostics, in one pass.
 
-        Returns what there is to be warned of.
+        Returns what to warn of, or None.
         """
         from vsteer.vectors.diagnostics import tables as diagnose
         from vsteer.vectors.diagnostics.rounding import warning
@@ -83,7 +83,7 @@ class RunVectors:
         diagnose.write_tables(tables, raw, overwrite=True)
         for path, control in zip(shuffled, chance, strict=True):
             save(control, path, overwrite=True)
-        # last: where it is, the others are; and once rows were made with it, it stays what it is
+        # It comes last: where it is, the others are. Once rows were made with it, it stays what it is.
         if not raw.exists():
             save(vector, raw)
         return warning(recipe.name, tables["layers"], engine.info.dtype)
