@@ -91,7 +91,7 @@ def _explained(error: ErrorDetails) -> tuple[Loc, str, str]:
         case "too_short":
             return loc, f"expected at least one entry under {name!r}", "fill it in"
     message = error["msg"].removeprefix("Input ").replace("Input", "it")
-    hint = f"see {name!r} in the README"
+    hint = f"see {name!r} in docs/grid.md"
     if error["type"] == "literal_error":
         words = re.findall(r"'([^']*)'", str(context.get("expected", "")))
         hint = did_you_mean(str(error["input"]), words, hint)
