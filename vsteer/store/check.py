@@ -71,7 +71,7 @@ def _table_fault(path: Path, schema: pa.Schema, manifest: Manifest | None) -> st
         table = pq.read_table(path, page_checksum_verification=True)
     except FileNotFoundError:
         return "it is not there"
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         return f"it can't be read: {str(error).splitlines()[0][:120]}"
     if not table.schema.equals(schema):
         return "it has other columns than it should"

@@ -73,7 +73,7 @@ def fault_of(shard: Path, *, whole: bool = True) -> str | None:
         schema = pq.read_schema(shard)
     except FileNotFoundError:
         raise
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         return f"it can't be read: {str(error).splitlines()[0][:120]}"
     if not schema.equals(ROWS_SCHEMA):
         return "it has other columns than rows have"

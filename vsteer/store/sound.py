@@ -82,7 +82,7 @@ def fault_of_table(path: Path) -> str | None:
                 pass
     except FileNotFoundError:
         raise
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         return f"it can't be read: {str(error).splitlines()[0][:120]}"
     return None
 
