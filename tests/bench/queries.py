@@ -21,10 +21,11 @@ from vsteer.bench.figures import Figure
 from vsteer.results.queries import queries
 from vsteer.store import shards as sh
 from vsteer.store.compaction import BATCH, ORDER, ROW_GROUP
+from vsteer.store.database import in_memory, quoted
 from vsteer.store.files import parquet_writer
 from vsteer.store.schema import CONFIGS_SCHEMA, PROMPTS_SCHEMA, ROWS_SCHEMA
 from vsteer.store.scores import SCORES_FOLDER, schema_of, scores_path
-from vsteer.store.views import CONFIGS, PROMPTS, in_memory, quoted
+from vsteer.store.views import CONFIGS, PROMPTS
 
 VECTORS, LAYERS, MULTIPLIERS, SYSTEMS = 4, 40, (-2.0, -1.5, -1.0, -0.5, 0.5, 1.0, 1.5, 2.0), ("", "positive")
 CONTROLS = ("", "random", "shuffled")

@@ -1,11 +1,13 @@
-"""Tables that are derived from a run, cut or emptied: the next start makes them anew, and the same."""
+"""Damaged tables of a run: the next start makes them anew and the same, and readers go on without them."""
 
 from __future__ import annotations
 
 import os
+import random
 import shutil
 from pathlib import Path
 
+import duckdb
 import pyarrow.parquet as pq
 import pytest
 
@@ -15,6 +17,7 @@ from vsteer.errors import StoreError
 from vsteer.results.views import connect_runs
 from vsteer.run.start import Outcome, run_grid
 from vsteer.store.events import read_events
+from vsteer.store.sound import fault_of_table
 
 GRID = """\
 version: 1
@@ -93,3 +96,24 @@ def test_readers_refuse_a_run_whose_own_tables_are_damaged(tmp_path: Path, made:
     os.truncate(run / name, 100)
     with pytest.raises(StoreError, match=f"{name} is damaged"):
         connect_runs([run])
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_flipped_bit_is_found_or_changes_nothing(tmp_path: Path, made: Path, name: str) -> None:
+    (table,) = (made / "runs" / "try").glob(name)
+    content, copy, bits = table.read_bytes(), tmp_path / "table.parquet", random.Random(name)
+    copy.write_bytes(content)
+    wanted, found = answers(copy), 0
+    for _ in range(60):
+        bit, flipped = bits.randrange(8 * len(content)), bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        copy.write_bytes(flipped)
+        if fault_of_table(copy):
+            found += 1
+        else:
+            assert answers(copy) == wanted
+    assert found > 20
+
+
+def answers(table: Path) -> list[str]:
+    return sorted(map(repr, duckdb.sql(f"select * from read_parquet('{table}')").fetchall()))

@@ -13,9 +13,10 @@ from tests.store.makers import error_row, row, row_id, stored, text_row, write_p
 from vsteer.errors import StoreError
 from vsteer.store import compaction
 from vsteer.store.check import check
+from vsteer.store.database import exact, in_memory, quoted
 from vsteer.store.events import read_events
 from vsteer.store.store import open_store
-from vsteer.store.views import CONFIGS, exact, in_memory, quoted, rows_sql
+from vsteer.store.views import CONFIGS, rows_sql
 
 MANY = 500
 

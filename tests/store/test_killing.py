@@ -16,9 +16,10 @@ import pytest
 from tests.store import victims
 from tests.store.makers import error_row, row, row_id, stored, text_row, write_plan
 from vsteer.store.check import check
+from vsteer.store.database import in_memory
 from vsteer.store.status import status
 from vsteer.store.store import open_store
-from vsteer.store.views import in_memory, rows_sql
+from vsteer.store.views import rows_sql
 
 # Forked from a process that has everything imported, so that a start costs milliseconds.
 FORKS = multiprocessing.get_context("forkserver")

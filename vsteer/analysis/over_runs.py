@@ -8,8 +8,8 @@ import duckdb
 
 from vsteer.analysis.scaling import scaling_records
 from vsteer.results.statistics_files import TABLES
+from vsteer.store.database import quoted
 from vsteer.store.schema import SQL_TYPES
-from vsteer.store.views import quoted
 
 
 def scaling_over_runs(database: duckdb.DuckDBPyConnection) -> str | None:

@@ -31,9 +31,9 @@ from vsteer.results.statistics_files import (
     write_table,
 )
 from vsteer.results.views import connect_runs, readable
+from vsteer.store.database import quoted
 from vsteer.store.lock import FolderLock
 from vsteer.store.sound import require_run
-from vsteer.store.views import quoted
 
 MEMORY = "1GB"
 STEERED = ("model", "vector", "norm", "positions", "operation", "system")

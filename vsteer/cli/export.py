@@ -34,8 +34,9 @@ def write_rows(run: Path, out: Path, force: bool = False) -> int:
     import duckdb
 
     from vsteer.files import new_file
+    from vsteer.store.database import in_memory, quoted
     from vsteer.store.schema import FLOATS, INTS, ROWS, STRINGS, TIME
-    from vsteer.store.views import in_memory, quoted, rows_sql
+    from vsteer.store.views import rows_sql
 
     kinds = {".csv": "format csv, header true, nullstr ''", ".jsonl": "format json, array false"}
     if out.suffix not in kinds:

@@ -9,7 +9,7 @@ from pathlib import Path
 import duckdb
 
 from vsteer.report.tables import Table, table
-from vsteer.store.views import exact, quoted
+from vsteer.store.database import exact, quoted
 
 FOLDER = "vectors"
 # As a run names the file of a vector that it extracted.

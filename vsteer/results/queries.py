@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vsteer.errors import UsageError
 from vsteer.results.views import setup, statements
-from vsteer.store.views import quoted
+from vsteer.store.database import quoted
 
 # What a query may need beside the rows: the tables of statistics, and fits over the models of several runs,
 # which are made when a query asks for them.

@@ -26,10 +26,11 @@ from vsteer.results.statistics_files import (
     statistics_are_current,
     statistics_path,
 )
+from vsteer.store.database import exact, in_memory, quoted
 from vsteer.store.schema import SQL_TYPES, Column
 from vsteer.store.scores import SCORES, sound_scores
 from vsteer.store.sound import faults_of_tables, require_run
-from vsteer.store.views import CONFIGS, PROMPTS, exact, in_memory, quoted, rows_sql
+from vsteer.store.views import CONFIGS, PROMPTS, rows_sql
 
 NORMS = "vectors/norms.parquet"
 NO_NORMS = (

@@ -23,11 +23,12 @@ import pyarrow.parquet as pq
 from vsteer.files import put_in_place, temporary_path
 from vsteer.results.views import readable
 from vsteer.scoring.scorers import Scores
+from vsteer.store.database import exact, in_memory, quoted
 from vsteer.store.files import disk_errors, parquet_writer
 from vsteer.store.lock import FolderLock
 from vsteer.store.scores import SCORES_FOLDER, schema_of, scores_path
 from vsteer.store.sound import faults_of_tables, set_aside_with_warning, sound_shards
-from vsteer.store.views import BEST_FIRST, PROMPTS, exact, in_memory, parquet_source, quoted
+from vsteer.store.views import BEST_FIRST, PROMPTS, parquet_source
 
 MEMORY = "1GB"
 ROWS_AT_ONCE = 2048

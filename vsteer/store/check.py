@@ -15,10 +15,11 @@ import pyarrow.parquet as pq
 from vsteer.files import TEMPORARY
 from vsteer.store import schema as s
 from vsteer.store import shards as sh
+from vsteer.store.database import file_list
 from vsteer.store.ids import PACKED, RowIds, packed_in_chunks
 from vsteer.store.manifest import Manifest, read_manifest
 from vsteer.store.sound import require_run, steadily
-from vsteer.store.views import CONFIGS, PROMPTS, file_list
+from vsteer.store.views import CONFIGS, PROMPTS
 
 EXAMPLES = 5
 TABLES = {CONFIGS: s.CONFIGS_SCHEMA, PROMPTS: s.PROMPTS_SCHEMA}

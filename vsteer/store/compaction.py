@@ -21,10 +21,11 @@ import pyarrow.parquet as pq
 from vsteer.errors import StoreError
 from vsteer.files import sync
 from vsteer.store import shards as sh
+from vsteer.store.database import file_list, in_memory
 from vsteer.store.files import FULL, disk_errors, parquet_writer
 from vsteer.store.ids import RowIds
 from vsteer.store.schema import ROWS_SCHEMA
-from vsteer.store.views import BEST_FIRST, file_list, in_memory
+from vsteer.store.views import BEST_FIRST
 
 ORDER = "vector, layer nulls first, multiplier nulls first, prompt_id, row_id"
 # DuckDB works in vectors of 2048 rows, and a thread takes a row group; its own groups have this size.

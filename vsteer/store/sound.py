@@ -16,12 +16,14 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vsteer.errors import StoreError
 from vsteer.files import written_whole
 from vsteer.store import shards as sh
+from vsteer.store.database import file_list, in_memory
 from vsteer.store.events import append_event
 from vsteer.store.files import disk_errors
 from vsteer.store.lock import FolderLock
@@ -73,16 +75,19 @@ def verified(folder: Path, rows: Path, *, note: bool = False) -> dict[Path, str 
 
 
 def fault_of_table(path: Path) -> str | None:
-    """Why this isn't a table that can be read to its end, or None."""
+    """Why this isn't a table that Arrow and DuckDB both read to its end, or None."""
     if not path.stat().st_size:
         return "it is empty"
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             for _ in file.iter_batches():
                 pass
+        with in_memory() as database:
+            for _ in database.sql(f"select * from read_parquet({file_list([path])})").to_arrow_reader():
+                pass
     except FileNotFoundError:
         raise
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except (pa.ArrowException, duckdb.Error, OSError, ValueError) as error:
         return f"it can't be read: {str(error).splitlines()[0][:120]}"
     return None
 

@@ -6,30 +6,16 @@ as what came of it, so the view `rows` takes the best of each; after a compactio
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import duckdb
-
 from vsteer.store import shards as sh
+from vsteer.store.database import exact, file_list, quoted
 from vsteer.store.sound import sound_shards
 
 CONFIGS, PROMPTS = "configs.parquet", "prompts.parquet"
 # Of the rows of one id: a good one before an error, then the latest.
 BEST_FIRST = "(status = 'ok') desc, attempt desc, finished_at desc"
-
-
-def quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
-
-
-def exact(path: Path) -> str:
-    """A path as DuckDB takes it, where nothing in its name is a glob."""
-    return "".join(f"[{letter}]" if letter in "[*?" else letter for letter in str(path))
-
-
-def file_list(paths: Iterable[Path]) -> str:
-    return "[" + ", ".join(quoted(exact(path)) for path in paths) + "]"
 
 
 def rows_sql(folder: Path) -> str:
@@ -47,10 +33,3 @@ def parquet_source(shards: Sequence[Path]) -> str:
     if set(rows.glob("*.parquet")) == set(shards):
         return quoted(exact(rows) + "/*.parquet")
     return file_list(shards)
-
-
-def in_memory(**config: str | int) -> duckdb.DuckDBPyConnection:
-    """A database in memory. Its progress bar would be drawn into what is piped to a file."""
-    database = duckdb.connect(config=config)
-    database.execute("set enable_progress_bar = false")
-    return database
