@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import replace
-from pathlib import Path
 from statistics import median
 
 import numpy as np
@@ -19,7 +18,6 @@ import numpy as np
 from vsteer.bench.figures import Figure, median_ratio, rates_in_turn
 from vsteer.bench.hugging_face import HuggingFaceProcess
 from vsteer.datasets.items import ItemSet
-from vsteer.datasets.readers import read_contrast
 from vsteer.engine.driver import VllmEngine
 from vsteer.engine.options import EngineOptions
 from vsteer.engine.proof.reference import ReferenceEngine
@@ -27,21 +25,21 @@ from vsteer.engine.table import Capacity
 from vsteer.errors import UsageError
 from vsteer.protocol import Prompt, Request
 from vsteer.vectors.extract import extract
-from vsteer.vectors.members import Token, members
-from vsteer.vectors.recipe import CAPTURES
+from vsteer.vectors.members import members
+from vsteer.vectors.recipe import CAPTURES, make_recipe
 
 ROUNDS = 4
 TARGET = 3.0
 QUICK_PAIRS = 80
 
 
-def bench_extract(model: str, path: Path, quick: bool, on_progress: Callable[[str], None]) -> list[Figure]:
-    data = read_contrast(path)
-    if not isinstance(data, ItemSet):
-        raise UsageError(f"{path} holds unpaired sets", "the benchmark wants contrast pairs")
-    items = data.items[: QUICK_PAIRS if quick else None]
-    token: Token = "answer" if all(item.lettered for item in items) else "last"
-    parts = [replace(data, items=items[round_::ROUNDS]) for round_ in range(ROUNDS)]
+def bench_extract(model: str, data: str, quick: bool, on_progress: Callable[[str], None]) -> list[Figure]:
+    recipe = make_recipe(data)
+    pairs = recipe.data
+    if not isinstance(pairs, ItemSet):
+        raise UsageError(f"{data} holds unpaired sets", "the benchmark wants contrast pairs")
+    items = pairs.items[: QUICK_PAIRS if quick else None]
+    parts = [replace(pairs, items=items[round_::ROUNDS]) for round_ in range(ROUNDS)]
     with ExitStack() as engines:
         on_progress("starting vsteer's engine (the first start compiles, about 75 s)")
         options = EngineOptions(max_model_len=1024, kv_cache_gib=2)
@@ -56,13 +54,12 @@ def bench_extract(model: str, path: Path, quick: bool, on_progress: Callable[[st
 
         def through_vllm(round_: int) -> float:
             start = time.perf_counter()
-            with extract(ours, ours.tokenizer, parts[round_], token):
+            with extract(ours, ours.tokenizer, parts[round_], recipe.token):
                 return 2 * len(parts[round_].items) / (time.perf_counter() - start)
 
         def one_by_one(round_: int) -> float:
-            texts = [
-                (member.prompt, member.position) for member in members(ours.tokenizer, parts[round_], token)
-            ]
+            found = members(ours.tokenizer, parts[round_], recipe.token)
+            texts = [(member.prompt, member.position) for member in found]
             return len(texts) / loop(_seconds_of, texts)
 
         # Texts that no round has warm both up.

@@ -1,7 +1,6 @@
 """`vsteer bench X`: measurements, each a table of figures with their targets."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal, get_args
 
 import click
@@ -47,12 +46,10 @@ def engine(model: str, quick: bool, part: Part | None, as_json_: bool) -> None:
 
 @bench.command()
 @click.argument("model", default="smollm2-135m-instruct")
-@click.option(
-    "--data", type=click.Path(path_type=Path), help="Contrast pairs; by default the built-in refusal pairs."
-)
+@click.option("--data", default="refusal", show_default=True, help="A behaviour or a file of contrast pairs.")
 @click.option("--quick", is_flag=True, help="Fewer pairs: about half a minute of measuring.")
 @click.option("--json", "as_json_", is_flag=True, help="Print one JSON object instead of a table.")
-def extract(model: str, data: Path | None, quick: bool, as_json_: bool) -> None:
+def extract(model: str, data: str, quick: bool, as_json_: bool) -> None:
     """How fast MODEL's activations are read, all layers of every pair, over a Hugging Face loop.
 
     \b
@@ -60,11 +57,9 @@ def extract(model: str, data: Path | None, quick: bool, as_json_: bool) -> None:
       vsteer bench extract smollm2-135m-instruct --quick
     """
     from vsteer.bench.extract import bench_extract
-    from vsteer.datasets.builtin import data_path
     from vsteer.models import resolve
 
-    path = data or data_path("refusal", "pairs")
-    show(bench_extract(resolve(model).model, path, quick, on_progress), as_json_)
+    show(bench_extract(resolve(model).model, data, quick, on_progress), as_json_)
 
 
 @bench.command()
