@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vsteer.errors import UsageError, VectorError
+from vsteer.errors import UsageError
 from vsteer.store.sound import require_run
 from vsteer.store.status import Status, status
 
@@ -66,13 +66,10 @@ class Run:
         return f"<run {self.folder}: {now.done:,} of {planned} rows{failed}>"
 
     def _measure_vectors(self) -> None:
-        from vsteer.vectors.run_norms import norms_are_current, write_vector_norms
+        from vsteer.vectors.run_norms import bring_up_to_date
 
-        if not norms_are_current(self.folder):
-            try:
-                write_vector_norms(self.folder)
-            except VectorError as error:
-                warnings.warn(f"relative_norm is not known: {error.message}", stacklevel=3)
+        if fault := bring_up_to_date(self.folder):
+            warnings.warn(f"relative_norm is not known: {fault}", stacklevel=3)
 
 
 def open_run(folder: str | Path) -> Run:

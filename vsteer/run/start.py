@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
@@ -12,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from vsteer.errors import EngineError, VectorError, VsteerError
+from vsteer.errors import EngineError, VsteerError
 from vsteer.grid.spec import Grid, as_grid
 from vsteer.plan.plan import Plan, make_plans
 from vsteer.run.folder import changes, put_aside, run_day, run_folder, vector_hashes, write_plan
@@ -25,7 +24,7 @@ from vsteer.run.vectors import StoredVectors
 from vsteer.store.ids import RowIds
 from vsteer.store.shards import ROWS_FOLDER, Done
 from vsteer.store.store import Store, open_store
-from vsteer.vectors.run_norms import norms_are_current, write_vector_norms
+from vsteer.vectors import run_norms
 
 COMPLETE, INCOMPLETE, INTERRUPTED = 0, 3, 130
 
@@ -98,10 +97,9 @@ def run_grid(
             store.event("stop", missing=missing, interrupted=interrupted)
             if derive and not interrupted:
                 progress.phase("working out the statistics")
-                if not norms_are_current(folder):
-                    # A run whose rows all stand loads no vectors, which write the table otherwise.
-                    with suppress(VectorError):
-                        write_vector_norms(folder)
+                # A start that computes no row loads no vectors, and leaves a damaged table of them as it is.
+                if fault_of_norms := run_norms.bring_up_to_date(folder):
+                    progress.warn(fault_of_norms)
                 if warning := derive(folder):
                     progress.warn(warning.removeprefix("warning: "))
                     store.event("no_statistics", error=warning)

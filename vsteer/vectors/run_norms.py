@@ -76,7 +76,7 @@ def norms_are_current(run_folder: Path) -> bool:
 
 
 def bring_up_to_date(run_folder: Path) -> str | None:
-    """Write the table where an older vsteer made the run or a vector changed; why that failed, or None."""
+    """Write the table where it is missing, damaged or older than a vector; why that failed, or None."""
     if not norms_are_current(run_folder):
         try:
             write_vector_norms(run_folder)
