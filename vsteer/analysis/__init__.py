@@ -1,1 +1,1 @@
-"""Statistics, over items and over models: what SQL cannot say of the rows."""
+"""Statistics over items and over models: what SQL cannot work out of the rows."""

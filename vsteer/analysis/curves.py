@@ -4,11 +4,11 @@
     power         scale x size^-rate
     log_linear    offset + scale x ln(size)
 
-All but `rate` is linear, so a fit is a search along one line of rates. An interval of a parameter is a
-profile: every value at which the rest can be chosen so that the residual sum of squares stays below the bound
-of the F test, by the residual degrees of freedom. Where the data don't bound a parameter there is no end;
-where there are no degrees of freedom there is no interval. Each point counts alike: models differ by more
-than the noise of items.
+All parameters but `rate` are linear, so a fit is a search along one line of rates. A parameter's interval is
+a profile: every value at which the rest can be chosen so that the residual sum of squares stays below the
+bound of the F test with the residual degrees of freedom. An end is missing where the data don't bound the
+parameter, and the whole interval where there are no degrees of freedom. Each point counts alike: models
+differ by more than the noise of items.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from scipy.optimize import brentq, minimize_scalar
 from vsteer.analysis.intervals import LEVEL, Numbers
 
 RATES = 2000
-# Below, an exponential is a straight line over these sizes; above, a step behind the smallest.
+# Below LINE an exponential is a straight line over the sizes; above STEP it is a step behind the smallest.
 LINE, STEP = 1e-3, 30.0
 STEEPEST_POWER = 6.0
-# Of the values' spread: smaller residuals are rounding.
+# Residuals below this share of the values' size are rounding.
 EXACT = 1e-9
 
 Interval = tuple[float | None, float | None]
@@ -44,7 +44,7 @@ class Family:
         return np.log(sizes) if self.logarithmic else sizes
 
     def rates(self, sizes: Numbers) -> Numbers:
-        """Where the rate is looked for, ascending."""
+        """The rates that are tried, ascending."""
         if "offset" not in self.parameters:
             return np.linspace(-STEEPEST_POWER, STEEPEST_POWER, RATES)
         ordered = np.unique(sizes)
@@ -66,7 +66,7 @@ class Curve:
     intervals: Mapping[str, Interval]  # empty without residual degrees of freedom; None where there is no end
     points: int
     rss: float
-    # whether the best rate lies at an end of the search: then the data show no such curve
+    # whether the best rate lies at an end of the search, in which case the data show no such curve
     at_the_end: bool
 
     @property
@@ -80,7 +80,7 @@ class Curve:
 
 
 def fit(family: Family, sizes: Numbers, values: Numbers) -> Curve | None:
-    """None with fewer distinct sizes than parameters."""
+    """The least squares; None with fewer distinct sizes than parameters."""
     wanted = len(family.parameters)
     if len(np.unique(sizes)) < wanted:
         return None
@@ -101,7 +101,7 @@ class _Fits:
     """Least squares at each of some rates."""
 
     values: Mapping[str, Numbers]
-    # of a parameter's estimate, over that of the residuals
+    # the variance of each estimate over that of the residuals
     variance: Mapping[str, Numbers]
     rss: Numbers
 
@@ -115,7 +115,7 @@ class _Search:
         self.exact = (EXACT * float(np.abs(values).max())) ** 2
 
     def at(self, rates: Numbers) -> _Fits:
-        # counted from the first size on, so that steep ones don't vanish altogether
+        # counted from the first size on, so that steep curves don't vanish altogether
         first = self.u.min() if self.bent else 0.0
         z = np.exp(-rates[:, None] * (self.u - first)) if self.bent else self.u[None]
         with np.errstate(over="ignore"):
@@ -137,7 +137,7 @@ class _Search:
         return float(self.at(np.array([rate])).rss[0])
 
     def best(self) -> tuple[float, bool]:
-        """The rate of the least squares, and whether it is an end of the search."""
+        """The rate with the least squares, and whether it is an end of the search."""
         if not self.bent:
             return 0.0, False
         nearest = int(np.argmin(self.at(self.rates).rss))
@@ -149,7 +149,7 @@ class _Search:
         return best, False
 
     def profile(self, best: float, bound: float) -> dict[str, Interval]:
-        """Of each parameter, the least and the largest value that some fit within the bound has."""
+        """The least and the largest value that each parameter has in the fits within the bound."""
         names = self.family.parameters
         if not self.bent:
             return {name: _ends(self.at(self.rates), name, bound, False, False) for name in names}
@@ -171,7 +171,7 @@ class _Search:
 
 
 def _ends(found: _Fits, name: str, bound: float, open_low: bool, open_high: bool) -> Interval:
-    """Over all rates; no end where it is reached at a rate that has none itself."""
+    """A parameter's ends over all rates; none where it is reached at an end of the search itself."""
     inside = found.rss <= bound
     if not inside.any():
         return None, None

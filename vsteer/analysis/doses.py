@@ -1,8 +1,8 @@
 """How an effect grows with the multiplier: the nearest curve that never turns back, and one slope.
 
-Of the logit difference a straight line, of the probability a logistic curve: the same thing said of logits.
-Both slopes have intervals over items. The line's is the mean of the items' own slopes; the logistic curve is
-fitted to the means, and its interval is that of its linearisation, what each item does to the slope.
+The logit difference gets a straight line and the probability a logistic curve, which is a line in logits.
+Both slopes have intervals over items. The line's slope is the mean of the items' own slopes; the logistic
+curve is fitted to the means, and its interval is that of its linearisation: what each item does to the slope.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Fit:
     kind: Literal["line", "logistic"]
     intercept: float
     slope: float
-    per_item: Numbers  # what each item makes of the slope: their mean is the slope
+    per_item: Numbers  # the slope by each item; their mean is the slope
     r2: float | None
 
     @property
@@ -58,7 +58,7 @@ def isotonic(means: Numbers) -> Isotonic:
 
 
 def fit_line(multipliers: Numbers, values: Numbers) -> Fit:
-    """Of [item, multiplier]."""
+    """The line through the means of [item, multiplier]."""
     x = multipliers - multipliers.mean()
     slopes = values @ x / (x @ x)
     slope = float(slopes.mean())
@@ -68,7 +68,7 @@ def fit_line(multipliers: Numbers, values: Numbers) -> Fit:
 
 
 def fit_logistic(multipliers: Numbers, values: Numbers) -> Fit | None:
-    """Of probabilities [item, multiplier], by logistic regression of their means, each multiplier alike.
+    """The logistic regression of the means of probabilities [item, multiplier]; each multiplier counts alike.
 
     None where no curve is nearest: all means are 0 or 1, or leap from one to the other.
     """
@@ -78,13 +78,13 @@ def fit_logistic(multipliers: Numbers, values: Numbers) -> Fit | None:
         return None
     curve = expit(found @ design)
     information = (design * curve * (1 - curve)) @ design.T
-    # its mean is 0, as the fit's is
+    # its mean is 0, since the fit's residuals are
     influence = np.linalg.solve(information, design @ (values - curve).T)[1]
     return Fit("logistic", float(found[0]), float(found[1]), found[1] + influence, r_squared(means, curve))
 
 
 def _regression(design: Numbers, means: Numbers) -> Numbers | None:
-    """Newton's method on the likelihood, halving a step that doesn't better it."""
+    """Newton's method on the likelihood; a step that doesn't improve it is halved."""
 
     def loss(at: Numbers) -> float:
         return float((np.logaddexp(0, at @ design) - means * (at @ design)).sum())

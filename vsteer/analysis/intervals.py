@@ -1,7 +1,7 @@
 """Intervals of a mean over items: BCa bootstrap, many configurations at once; and the paired t-test.
 
-What is resampled is an item's one value, the mean over its letter orders and samples: these are not
-independent of one another, items are. The level is expanded as if by Student's t, since a bootstrap of few
+Each item is resampled as one value, the mean over its letter orders and samples: these depend on one another,
+and items don't. The level is expanded as if by Student's t, since a bootstrap of few
 items is too narrow by the factor sqrt((n - 1) / n) and by the normal's quantiles (Hesterberg 2015, "What
 teachers should know about the bootstrap", 5.3); for many items nothing changes.
 
@@ -24,12 +24,12 @@ Numbers = NDArray[np.float64]
 
 SEED = 0
 LEVEL = 0.95
-# Fewer of very many items, so that their weights take some 80 MB.
+# Very many items get fewer resamples, so that their weights take some 80 MB.
 RESAMPLES, FEWEST_RESAMPLES, MOST_WEIGHTS = 5000, 2000, 10_000_000
-# With fewer items no bootstrap says anything: tests/bench/coverage.py shows what it covers with ten.
+# With fewer items a bootstrap says nothing: tests/bench/coverage.py shows what it covers with ten.
 FEWEST_ITEMS = 10
 FEW_ITEMS = 30
-# Of configurations at once, so that their resampled means take some 40 MB.
+# So many configurations at once, whose resampled means take some 40 MB.
 AT_ONCE = 1000
 EQUAL = 1e-12
 
@@ -46,7 +46,7 @@ class Means:
 
 
 def mean_intervals(values: Numbers, seed: int = SEED) -> Means:
-    """Of [configuration, item], all finite, the items being the sample."""
+    """The means of [configuration, item], all finite, where the items are the sample."""
     count, items = values.shape
     nothing = np.full(count, np.nan)
     if items == 0:
@@ -64,7 +64,7 @@ def mean_intervals(values: Numbers, seed: int = SEED) -> Means:
 
 
 def why_no_interval(values: Numbers) -> str | None:
-    """What a reader has to know of the interval of one configuration's items, or of its absence."""
+    """What a reader has to know about the interval of one configuration, or about its absence."""
     if len(values) == 0:
         return "no item has an effect"
     if len(values) < FEWEST_ITEMS:
@@ -77,19 +77,19 @@ def why_no_interval(values: Numbers) -> str | None:
 
 
 def all_equal(values: Numbers) -> NDArray[np.bool_]:
-    """Of each configuration, but for rounding."""
+    """Whether a configuration's items are equal but for rounding."""
     found: NDArray[np.bool_] = np.ptp(values, axis=1) <= EQUAL * np.maximum(1, np.abs(values).max(1))
     return found
 
 
 def expanded(items: int, level: float = LEVEL) -> float:
-    """The level that a bootstrap of so many items needs so that it covers `level` where all is normal."""
+    """The level that a bootstrap of so many items needs to cover `level` of normal values."""
     return float(1 - 2 * ndtr(stats.t.ppf((1 - level) / 2, items - 1) * np.sqrt(items / (items - 1))))
 
 
 @lru_cache(maxsize=2)
 def resampling_weights(items: int, seed: int = SEED) -> Numbers:
-    """[item, resample]: how often each is drawn, over how many are drawn."""
+    """[item, resample]: how often each item is drawn, over how many are drawn."""
     resamples = max(FEWEST_RESAMPLES, min(RESAMPLES, MOST_WEIGHTS // items))
     drawn = np.random.default_rng([seed, items]).integers(items, size=(resamples, items))
     drawn += np.arange(resamples)[:, None] * items
@@ -102,7 +102,7 @@ def resampling_weights(items: int, seed: int = SEED) -> Numbers:
 def bca(estimates: Numbers, resampled: Numbers, influence: Numbers, level: float) -> tuple[Numbers, Numbers]:
     """The bias-corrected, accelerated interval of each estimate (Efron 1987).
 
-    `resampled` is [estimate, resample]; `influence` [estimate, item], what each item does to the estimate.
+    `resampled` is [estimate, resample]; `influence` is [estimate, item]: what each item does to the estimate.
     NaN where all resamples lie on one side.
     """
     below = (resampled < estimates[:, None]).mean(1) + (resampled <= estimates[:, None]).mean(1)
@@ -118,7 +118,7 @@ def bca(estimates: Numbers, resampled: Numbers, influence: Numbers, level: float
 
 
 def _quantile(ordered: Numbers, shares: Numbers) -> Numbers:
-    """Of each row, at its own share, between its neighbours."""
+    """Each row's quantile at its own share, between its neighbours."""
     last = ordered.shape[1] - 1
     at = np.where(np.isfinite(shares), shares, 0) * last
     below = np.minimum(at.astype(int), last - 1)

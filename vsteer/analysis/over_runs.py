@@ -1,4 +1,4 @@
-"""The fits over the models' sizes where several runs are asked together: none has stored those of all."""
+"""The fits over the models' sizes for several runs together, which no single run has stored."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from vsteer.store.schema import SQL_TYPES
 def scaling_over_runs(database: duckdb.DuckDBPyConnection) -> str | None:
     """The statement that fills the view `scaling`; None where it is filled, or there is no peak to fit.
 
-    The column `run` is null: the fits are of no single one. Eight models take half a second a curve, so this
-    is for who asks for them.
+    The column `run` is null, since the fits belong to no single run. Eight models take half a second a curve,
+    so the fits are made only where they are asked for.
     """
     if database.execute("from scaling limit 1").fetchall():
         return None
@@ -27,8 +27,8 @@ def scaling_over_runs(database: duckdb.DuckDBPyConnection) -> str | None:
         return None
     columns = {column.name: SQL_TYPES[column.type] for column in TABLES["scaling"]}
     shape = {name: [type_[:-2]] if type_.endswith("[]") else type_ for name, type_ in columns.items()}
-    said = f"from_json({quoted(json.dumps(records))}, {quoted(json.dumps([shape]))})"
+    parsed = f"from_json({quoted(json.dumps(records))}, {quoted(json.dumps([shape]))})"
     return (
         "create or replace temp view scaling as"
-        f" select null::VARCHAR as run, record.* from (select unnest({said}) as record)"
+        f" select null::VARCHAR as run, record.* from (select unnest({parsed}) as record)"
     )

@@ -1,9 +1,9 @@
 """How peaks change with the model's size: three families over the held-out peaks of several models.
 
 A family is preferred only where the data can tell: when AIC and AICc both make it twenty times as likely as
-either other, and it predicts each model best from the others too. AICc alone won't do: with six models its
-correction for the exponential's third parameter is worth a million to one, whatever the points are. With the
-papers' three sizes the exponential has as many parameters as points, and nothing is preferred.
+either of the others, and it also predicts each model best from the rest. AICc alone won't do: with six models
+its correction for the exponential's third parameter is worth a million to one, whatever the points are. With
+the papers' three sizes the exponential has as many parameters as points, and nothing is preferred.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from vsteer.analysis.curves import EXPONENTIAL, FAMILIES, Curve, Family, fit
 from vsteer.analysis.intervals import Numbers
 
 KEYS = ("evaluation", "measure", "vector", "norm", "positions", "operation", "system", "multiplier")
-# Of Akaike's criterion: twenty to one.
+# Twenty to one, in Akaike's criterion.
 CLEARLY = 2 * math.log(20)
 
 
 @dataclass(frozen=True)
 class Compared:
-    """A family over some points, and what the others say of it."""
+    """A family over some points, and how it compares with the others."""
 
     family: Family
     curve: Curve | None
@@ -59,7 +59,7 @@ def aicc(family: Family, curve: Curve | None, values: Numbers) -> float | None:
     points, parameters = len(values), len(family.parameters) + 1
     if curve is None or points < parameters + 2:
         return None
-    # residuals below are rounding; without a floor, an exact fit would be infinitely good
+    # smaller residuals are rounding; without a floor an exact fit would be infinitely good
     rss = max(curve.rss, points * (1e-9 * float(np.abs(values).max())) ** 2)
     if rss == 0:
         return None
@@ -73,7 +73,7 @@ def correction(family: Family, points: int) -> float:
 
 
 def loo_rmse(family: Family, sizes: Numbers, values: Numbers) -> float | None:
-    """How well each point is predicted by a fit to the others, which has a degree of freedom of its own."""
+    """How well each point is predicted by a fit to the others, which keeps a degree of freedom."""
     if len(sizes) < len(family.parameters) + 2:
         return None
     errors = []
@@ -87,8 +87,7 @@ def loo_rmse(family: Family, sizes: Numbers, values: Numbers) -> float | None:
 
 
 def scaling_records(peaks: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The table `scaling` of records of the table `peaks`, from one run or many."""
-
+    """The table `scaling`, from the records of the table `peaks` of one run or many."""
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for peak in peaks:
         groups.setdefault(tuple(peak[name] for name in KEYS), []).append(peak)
@@ -99,7 +98,7 @@ def _of_group(peaks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Peaks that differ in nothing but the model."""
     models: dict[str, Mapping[str, Any]] = {}
     for peak in peaks:
-        # a model that stands there twice (two runs, two dtypes) counts once
+        # a model that is there twice (two runs, two dtypes) counts once
         usable = peak["billions"] is not None and peak.get("heldout_effect") is not None
         if usable and (peak["model"] not in models or peak["items"] > models[peak["model"]]["items"]):
             models[peak["model"]] = peak
@@ -140,17 +139,17 @@ def _about(family: Family, curve: Curve | None, sizes: Numbers) -> list[str]:
     wanted = len(family.parameters)
     if curve is None:
         return [f"no fit: {wanted} parameters, and models of {len(np.unique(sizes))} different sizes"]
-    said = []
+    remarks = []
     if curve.at_the_end:
-        said.append("no fit: no rate is best, the points show no such curve")
+        remarks.append("no fit: no rate is best, the points show no such curve")
     if curve.residual_df == 0:
-        said.append(
+        remarks.append(
             f"no residual degrees of freedom: {wanted} parameters for {curve.points} models, so the curve "
             "goes through every point, whatever they are, and there is no interval"
         )
     elif any(None in ends for ends in curve.intervals.values()):
-        said.append("an interval without an end: the points don't bound that parameter")
-    return said
+        remarks.append("an interval without an end: the points don't bound that parameter")
+    return remarks
 
 
 def _preferred(

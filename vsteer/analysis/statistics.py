@@ -37,7 +37,7 @@ from vsteer.store.sound import require_run
 
 MEMORY = "1GB"
 STEERED = ("model", "vector", "norm", "positions", "operation", "system")
-# No effect is larger, so no end of an interval is.
+# No effect can be larger, so no end of an interval is.
 LARGEST = {"logit_diff": np.inf, "p_match": 1.0}
 
 Record = dict[str, Any]
@@ -45,7 +45,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Written:
-    """What statistics were written: how many rows each table has."""
+    """The statistics that were written: how many rows each table has."""
 
     folder: Path
     rows: Mapping[str, int]
@@ -105,7 +105,7 @@ def _tables(folder: Path) -> Mapping[str, Sequence[Record]]:
 
 
 def interval_records(block: Effects) -> Iterator[Record]:
-    """One a configuration and measure: the mean effect over its own items."""
+    """The mean effect of each configuration over its own items, by each measure."""
     for measure in MEASURES:
         values = [row[np.isfinite(row)] for row in block.effects[measure]]
         for condition, own, used, found in zip(
@@ -125,7 +125,7 @@ def interval_records(block: Effects) -> Iterator[Record]:
 
 
 def intervals_of(values: Sequence[Numbers]) -> list[Record]:
-    """Mean, low, high, se and p_value of each, those with equally many items together."""
+    """Mean, low, high, se and p_value of each; those with equally many items are computed together."""
     found: list[Record] = [{} for _ in values]
     lengths = np.array([len(each) for each in values])
     for length in np.unique(lengths):
@@ -146,7 +146,7 @@ def _number(value: float) -> float | None:
 
 
 def swept(block: Effects) -> list[Condition]:
-    """The vector's own configurations at single layers, by layer."""
+    """The vector's own configurations that steer a single layer, by layer."""
     own = [one for one in block.conditions if not one.control and one.layer is not None]
     return sorted(own, key=lambda one: one.layer or 0)
 
@@ -239,7 +239,7 @@ def band_records(block: Effects, peak: Record) -> Iterator[Record]:
 
 
 def asymmetry_records(sweep: Effects, measure: str) -> Iterator[Record]:
-    """At each layer that has both m and -m, on items that have both."""
+    """The asymmetry at each layer that has both m and -m, on items that have both."""
     at = {(one.layers, one.multiplier): one for one in sweep.conditions}
     pairs = [
         (minus, plus)
@@ -331,12 +331,12 @@ def _head(one: Condition, measure: str) -> Record:
 
 
 def _values(effects: Effects, wanted: Sequence[Condition], measure: str) -> Numbers:
-    """[configuration, item], the items that all of them have."""
+    """[configuration, item], over the items that all of them have."""
     return effects.effects[measure][effects.places(wanted)][:, effects.whole(wanted, measure)]
 
 
 def _multiplier(one: Condition) -> float:
-    assert one.multiplier is not None  # doses are of those that have one
+    assert one.multiplier is not None  # a dose has one
     return one.multiplier
 
 

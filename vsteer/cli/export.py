@@ -1,4 +1,4 @@
-"""`vsteer export RUN -o FILE`: every row of a run as CSV or JSON Lines, for what doesn't read Parquet."""
+"""`vsteer export RUN -o FILE`: every row of a run as CSV or JSON Lines, for programs without Parquet."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from vsteer.errors import StoreError, UsageError
 def export(run: Path, out: Path, force: bool) -> None:
     """Write every row of the run RUN to FILE, which ends in .csv or .jsonl; columns as in rows/*.parquet.
 
-    Each row once, failed ones too, while a run goes on and after. Times are UTC. In CSV a
-    list is a JSON array and an empty cell is null; an infinite number is inf there, and Infinity in JSON.
+    Each row is written once, failed ones too, whether the run has ended or not. Times are UTC. In CSV a list
+    is a JSON array and an empty cell is null; an infinite number is inf there, and Infinity in JSON.
 
     \b
     Example:
@@ -30,7 +30,7 @@ def export(run: Path, out: Path, force: bool) -> None:
 
 
 def write_rows(run: Path, out: Path, force: bool = False) -> int:
-    """Stream the rows into the file, which is whole or not there; how many they are."""
+    """Stream the rows into the file, which is whole or not there; the number of rows."""
     import duckdb
 
     from vsteer.files import new_file

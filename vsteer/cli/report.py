@@ -1,4 +1,4 @@
-"""`vsteer report RUN...`: what a run found, or several, as one HTML file to be looked at."""
+"""`vsteer report RUN...`: what one run found, or several, as one HTML file."""
 
 from pathlib import Path
 
@@ -11,8 +11,8 @@ import click
 def report(runs: tuple[Path, ...], out: Path | None) -> None:
     """Draw the runs in the folders RUN as one HTML file, by default RUN/report.html of the first.
 
-    It needs no network and no other file. What it shows is what `vsteer sql` answers: each figure has its SQL
-    and its numbers as CSV behind a click. Several runs are set side by side, such as models of several sizes.
+    It needs no network and no other file. It shows what `vsteer sql` answers: each figure has its SQL and its
+    numbers as CSV behind a click. Several runs, such as models of several sizes, are shown together.
 
     \b
     Example:

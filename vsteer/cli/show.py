@@ -1,4 +1,4 @@
-"""`vsteer show RUN`: what a model said to one prompt, over the multipliers, side by side."""
+"""`vsteer show RUN`: a model's answers to one prompt over the multipliers, side by side."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from vsteer.operations import OPERATIONS
 if TYPE_CHECKING:
     import duckdb
 
-# Fewer characters than these can't be read in a column.
+# A column of fewer characters can't be read.
 NARROWEST = 26
 MOST_CANDIDATES = 12
-# What is shown in one table: the same but for the multiplier.
+# The rows of one table agree in these; they differ in the multiplier.
 BLOCK = ("model", "evaluation", "kind", "system", "letter_order", "vector", "norm", "positions", "operation")
 
 FOUND = """
@@ -69,10 +69,10 @@ Row = Mapping[str, Any]
 @click.option("--vector", default="", help="One vector only.")
 @click.option("--sample", default=0, show_default=True, type=click.IntRange(min=0), help="Which sample.")
 def show(run: Path, prompt: str, layer: str | None, vector: str, sample: int) -> None:
-    """Show what was said to the prompt P over the multipliers, steered at layer L, in the run RUN.
+    """Show the answers to the prompt P in the run RUN, steered at layer L, over the multipliers.
 
-    Texts stand side by side in a terminal, and one after the other when piped; of a choice the probabilities
-    are shown. The unsteered model is multiplier 0. Control vectors are left out.
+    Texts are side by side in a terminal, and one after the other when piped; choices are shown as
+    probabilities. The unsteered model is multiplier 0. Control vectors are left out.
 
     \b
     Example:
@@ -83,7 +83,7 @@ def show(run: Path, prompt: str, layer: str | None, vector: str, sample: int) ->
     with connect_runs([run]) as database:
         question, item = the_prompt(database, prompt)
         steered = the_layer(database, layer)
-        found = asked(database, ROWS, item=item, layer=steered, vector=vector, sample=sample)
+        found = records(database, ROWS, item=item, layer=steered, vector=vector, sample=sample)
     if not found:
         of = f" by the vector {vector}" if vector else ""
         raise UsageError(
@@ -98,8 +98,8 @@ def show(run: Path, prompt: str, layer: str | None, vector: str, sample: int) ->
 
 
 def the_prompt(database: duckdb.DuckDBPyConnection, prompt: str) -> tuple[str, str]:
-    """The one question that is meant, and its item; both letter orders of one are one."""
-    found = asked(database, FOUND, prompt=prompt)
+    """The one question that is meant, and its item, which is the same for both letter orders."""
+    found = records(database, FOUND, prompt=prompt)
     exact = [one for one in found if prompt in (one["item"], one["question"])] or found
     if not exact:
         raise UsageError(
@@ -116,14 +116,14 @@ def the_prompt(database: duckdb.DuckDBPyConnection, prompt: str) -> tuple[str, s
 
 
 def the_layer(database: duckdb.DuckDBPyConnection, layer: str | None) -> str:
-    layers: list[str] = [one["layer"] for one in asked(database, LAYERS)]
+    layers: list[str] = [one["layer"] for one in records(database, LAYERS)]
     if layer is not None and layer in layers:
         return layer
     if layer is None and len(layers) == 1:
         return layers[0]
-    said = "no layer is given" if layer is None else f"layer {layer} is not steered in this run"
+    fault = "no layer is given" if layer is None else f"layer {layer} is not steered in this run"
     raise UsageError(
-        said, f"give --layer, one of {', '.join(layers)}" if layers else "nothing is steered in it"
+        fault, f"give --layer, one of {', '.join(layers)}" if layers else "nothing is steered in it"
     )
 
 
@@ -137,9 +137,9 @@ def blocks(found: Sequence[Row]) -> list[tuple[Row, list[Row]]]:
 def title(block: Row, layer: str) -> str:
     more = [f"system prompt {block['system']!r}"] if block["system"] else []
     more += ["letters swapped"] if block["letter_order"] == "swapped" else []
-    said = f"{block['evaluation']} in {block['model']}{''.join(f', {one}' for one in more)}"
+    asked = f"{block['evaluation']} in {block['model']}{''.join(f', {one}' for one in more)}"
     steering = f"{block['vector']} (norm {block['norm']}), {block['operation']} at {block['positions']}"
-    return f"{said}: {steering}, layer {layer}"
+    return f"{asked}: {steering}, layer {layer}"
 
 
 def choices(rows: Sequence[Row]) -> str:
@@ -168,9 +168,9 @@ def choices(rows: Sequence[Row]) -> str:
 
 
 def texts(rows: Sequence[Row], width: int | None) -> str:
-    """Columns where there is a terminal of that width, as many beside one another as can be read."""
+    """Columns in a terminal of that width, as many side by side as can be read; else one after the other."""
     if width is None:
-        return "\n".join(f"--- {label(row)}\n{said(row)}" for row in rows)
+        return "\n".join(f"--- {label(row)}\n{answer(row)}" for row in rows)
     columns = max(1, (width + 2) // (NARROWEST + 2))
     return "\n".join(side_by_side(rows[n : n + columns], width) for n in range(0, len(rows), columns))
 
@@ -183,7 +183,7 @@ def side_by_side(rows: Sequence[Row], width: int) -> str:
     table = Table(box=None, padding=(0, 2, 0, 0), expand=True)
     for row in rows:
         table.add_column(Text(label(row), style="bold"), ratio=1, overflow="fold")
-    table.add_row(*(Text(said(row)) for row in rows))
+    table.add_row(*(Text(answer(row)) for row in rows))
     console = Console(width=width, highlight=False)
     with console.capture() as captured:
         console.print(table)
@@ -197,14 +197,14 @@ def label(row: Row) -> str:
     return f"{multiplier:+g}" if multiplier else "unsteered"
 
 
-def said(row: Row) -> str:
+def answer(row: Row) -> str:
     if row["status"] != "ok":
         return f"failed: {safe(row['error'])}"
     return safe(row["text"]) + (" …" if row["finish_reason"] == "length" else "")
 
 
 def safe(text: str) -> str:
-    """What a model wrote may hold codes that a terminal obeys: they are shown, not sent."""
+    """The text with the control codes that a model may have written shown, so that no terminal obeys them."""
     return "".join(
         letter if letter in "\n\t" or letter.isprintable() else letter.encode("unicode_escape").decode()
         for letter in text
@@ -219,7 +219,7 @@ def terminal_width() -> int | None:
     return get_terminal_size().columns
 
 
-def asked(database: duckdb.DuckDBPyConnection, sql: str, **values: Any) -> list[dict[str, Any]]:
+def records(database: duckdb.DuckDBPyConnection, sql: str, **values: Any) -> list[dict[str, Any]]:
     result = database.execute(sql, values)
     header = [column[0] for column in result.description or ()]
     return [dict(zip(header, row, strict=True)) for row in result.fetchall()]

@@ -1,1 +1,1 @@
-"""A run, or several, as one HTML page: `write_report`. What it shows is asked by the files in `queries/`."""
+"""A run, or several, as one HTML page: `write_report`. It shows the answers to the files in `queries/`."""

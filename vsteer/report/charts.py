@@ -1,7 +1,7 @@
 """The figures' shapes, in Vega-Lite, compiled to Vega: the page gives them data, so that they are made once.
 
-A colour is named @so and becomes the theme's when it is drawn. Whatever a colour says, a shape, a dash, a
-place or a label says too. Data come as `rows` and the like; page/figures.js says what each is.
+A colour has a name such as @plus and becomes the theme's when it is drawn. Whatever a colour shows, a shape,
+a dash, a place or a label shows too. Data come as `rows` and the like; page/figures.js says what each is.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def mass() -> Any:
 
 
 def heat() -> Any:
-    """Layer by multiplier; every cell says its number."""
+    """Layer by multiplier; every cell shows its number."""
     extent = alt.param(name="extent", value=1.0)
     places = chart().encode(
         alt.X("multiplier:O", title="multiplier", axis=alt.Axis(labelAngle=0, format="+~g", orient="top")),
@@ -164,7 +164,7 @@ def dose() -> Any:
 
 
 def asymmetry() -> Any:
-    """How much more strongly the negative multiplier acts, by layer; the shape says which is stronger."""
+    """How much more strongly the negative multiplier acts, by layer; the shape shows which is stronger."""
     found = chart().encode(
         layer_axis(),
         alt.Y("y:Q", title=""),
@@ -228,7 +228,7 @@ def scaling() -> Any:
 
 
 def tradeoff(cost: str) -> Any:
-    """Effect against what it costs, a point a layer and multiplier."""
+    """Effect against its cost, a point for each layer and multiplier."""
     found = chart().encode(
         alt.X("cost:Q", title=cost, scale=alt.Scale(zero=False)),
         alt.Y("y:Q", title=""),

@@ -1,4 +1,4 @@
-"""What extraction left beside a run's vectors: components, cosines, what each direction is worth."""
+"""What extraction left beside a run's vectors: components, cosines, how good each direction is."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from vsteer.report.tables import Table, table
 from vsteer.store.database import exact, quoted
 
 FOLDER = "vectors"
-# As a run names the file of a vector that it extracted.
+# How a run names the file of a vector that it extracted.
 EXTRACTED = re.compile(r"(?P<vector>.+)-extracted-[0-9a-f]{12}")
-# How many points of all layers together a page holds.
+# A page holds so many points, all layers together.
 MOST_POINTS = 40_000
 FEWEST_MEMBERS = 40
 
@@ -41,7 +41,7 @@ NONE = {
 
 
 def diagnostics(database: duckdb.DuckDBPyConnection, runs: Mapping[str, Path]) -> dict[str, Table]:
-    """`pca`, `cosine` and `layers` over all runs; a vector is named by its file, its model by `norms`."""
+    """`pca`, `cosine` and `layers` over all runs; a vector's name is its file's, its model that in `norms`."""
     found = {}
     for kind, sql in (("pca", PCA), ("cosine", COSINES), ("layers", LAYERS)):
         files = _together(runs, kind)
@@ -71,7 +71,7 @@ def _together(runs: Mapping[str, Path], kind: str) -> str:
 
 
 def _items(database: duckdb.DuckDBPyConnection, files: str) -> tuple[int, str]:
-    """How many items of each vector are drawn, and what is to be said of it."""
+    """How many items of each vector are drawn, and a note where some are left out."""
     sizes = database.execute(
         f"select count(distinct item_id) as items, count(*) from ({files}) group by run, file"
     ).fetchall()

@@ -40,7 +40,7 @@ select run, model, vector, norm, operation, positions, list(distinct layers orde
 from configs where vector <> ''
 group by run, model, vector, norm, operation, positions order by all
 """
-# Configurations that the queries' columns can't tell apart: their figures lie on one another.
+# Configurations that the queries' columns can't tell apart: they are drawn on top of one another.
 ALIKE = """
 select count(*) from (
     select count(*) as n from conditions where control = '' and vector <> ''
@@ -51,7 +51,7 @@ select count(*) from (
 
 
 def facts(database: duckdb.DuckDBPyConnection, runs: Mapping[str, Path]) -> list[dict[str, Any]]:
-    """One entry a run, in the order in which they were given."""
+    """One entry for each run, in the order in which they were given."""
     counts = {row[0]: row[1:] for row in database.execute(COUNTS).fetchall()}
     planned = dict(database.execute(PLANNED).fetchall())
     parts = {
@@ -63,7 +63,7 @@ def facts(database: duckdb.DuckDBPyConnection, runs: Mapping[str, Path]) -> list
         good, errors, began, ended, engines = counts.get(run, (0, 0, None, None, []))
         manifest, events = read_manifest(folder) or {}, read_events(folder)
         who = holder(folder)
-        # what was planned last, where the manifest says so; configs.parquet keeps those of before too
+        # the manifest has the latest plan; configs.parquet also keeps configurations of earlier ones
         wanted = int(manifest.get("rows") or planned.get(run) or 0)
         found.append(
             {
@@ -115,16 +115,16 @@ def _by_run(database: duckdb.DuckDBPyConnection, sql: str) -> dict[str, list[dic
 
 
 def _swept(vector: dict[str, Any]) -> dict[str, Any]:
-    """Its layers in few words: single ones as ranges, several at once as they are."""
+    """The vector with its layers in few words: single ones as ranges, several at once as they are."""
     single = [layers[0] for layers in vector["layers"] if len(layers) == 1]
     together = [f"{'+'.join(map(str, layers))} at once" for layers in vector["layers"] if len(layers) > 1]
     return {**vector, "layers": "; ".join([*([ranges(single)] if single else []), *together])}
 
 
-def _hardware(said: Mapping[str, Any]) -> str:
+def _hardware(noted: Mapping[str, Any]) -> str:
     gpus = [
-        str(gpu.get("name", gpu)) if isinstance(gpu, dict) else str(gpu) for gpu in said.get("gpus") or []
+        str(gpu.get("name", gpu)) if isinstance(gpu, dict) else str(gpu) for gpu in noted.get("gpus") or []
     ]
     named = [f"{gpus.count(gpu)} x {gpu}" for gpu in dict.fromkeys(gpus)]
-    cores = f"{said['cores']} cores" if said.get("cores") else ""
-    return ", ".join([*named, *([] if not cores else [cores]), *([] if gpus or not said else ["no GPU"])])
+    cores = f"{noted['cores']} cores" if noted.get("cores") else ""
+    return ", ".join([*named, *([] if not cores else [cores]), *([] if gpus or not noted else ["no GPU"])])

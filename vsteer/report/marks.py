@@ -1,4 +1,4 @@
-"""What the figures' shapes are put together from: scales that mean the same everywhere, and common layers."""
+"""The parts of the figures' shapes: scales that mean the same in every figure, and common layers."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def layer_axis() -> Any:
         "layer:Q",
         title="layer",
         scale=alt.Scale(nice=False, zero=False, padding=8),
-        # of few layers an axis has ticks between them, which are no layers
+        # with few layers the axis has ticks between them, which are no layers
         axis=alt.Axis(labelExpr="datum.value % 1 ? '' : datum.value", tickMinStep=1, grid=False),
     )
 
@@ -63,7 +63,7 @@ def zero_line() -> Any:
 
 
 def layer_line(field: str) -> Any:
-    """The layer that the page's slider has."""
+    """The layer that the page's slider is at."""
     return chart("at").encode(alt.X(f"{field}:Q")).mark_rule(color="@ink", strokeWidth=1, strokeDash=[2, 2])
 
 

@@ -1,7 +1,7 @@
 """The page itself: facts, tables and figures put into one HTML file that needs nothing else.
 
 Everything that came from a run is JSON in a script element that no browser runs, and only ever becomes text.
-A content security policy lets the page's own scripts run and nothing be fetched.
+A content security policy lets only the page's own scripts run, and lets nothing be fetched.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from vsteer.operations import OPERATIONS
 from vsteer.packages import __version__
 from vsteer.report.diagnostics import diagnostics
 from vsteer.report.facts import alike, facts
-from vsteer.report.tables import Table, asked, item_slopes, table
+from vsteer.report.tables import Table, answer, item_slopes, table
 from vsteer.report.texts import texts
 from vsteer.results.views import connect_runs, run_names, without_statistics
 from vsteer.store.files import write_file
@@ -32,7 +32,7 @@ from vsteer.vectors import run_norms
 
 NAME = "report.html"
 SCRIPTS = ("data.js", "figures.js", "draw.js", "parts.js", "texts.js", "main.js")
-# Drawn as figures or told in words, and those that are given as plain tables.
+# The queries that are drawn as figures or put into words, and those that are shown as plain tables.
 DRAWN = (
     "failures",
     "layer_peaks",
@@ -81,11 +81,11 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
 
 
 def gathered(folders: Sequence[Path], runs: Mapping[str, Path]) -> dict[str, Any]:
-    """All that the page is drawn from, as JSON has it."""
+    """All that the page is drawn from, ready for JSON."""
     with connect_runs(folders) as database:
         if fits := scaling_over_runs(database):
             database.execute(fits)
-        tables: dict[str, Table] = {name: asked(database, name, folders) for name in (*DRAWN, *MORE)}
+        tables: dict[str, Table] = {name: answer(database, name, folders) for name in (*DRAWN, *MORE)}
         tables["item_slopes"] = item_slopes(database, folders)
         tables |= {"doses": table(database, DOSES), "without_multiplier": table(database, WITHOUT_MULTIPLIER)}
         tables |= diagnostics(database, runs) | texts(database)
@@ -95,7 +95,7 @@ def gathered(folders: Sequence[Path], runs: Mapping[str, Path]) -> dict[str, Any
     if twice:
         warnings.append(
             f"{twice} places in these figures hold several configurations that differ in something that they"
-            " don't show, such as the dtype: make a report of each run, or ask with `vsteer sql`."
+            " don't show, such as the dtype: make a report for each run, or use `vsteer sql`."
         )
     return {
         "title": f"Steering report: {', '.join(runs)}",
@@ -110,15 +110,15 @@ def gathered(folders: Sequence[Path], runs: Mapping[str, Path]) -> dict[str, Any
 
 
 def no_statistics(folders: Sequence[Path]) -> str:
-    """What to do where intervals and fits are not there; nothing where they are."""
+    """What to do where intervals and fits are missing; empty where they are there."""
     missing = without_statistics(folders)
-    said = [f"the statistics of {folder} {why}" for folder, why in missing.items()]
-    again = " ".join(f"`vsteer stats {folder}`" for folder in missing)
-    return f"{', '.join(said)}; {again} makes them, and `vsteer report` this page anew" if said else ""
+    reasons = [f"the statistics of {folder} {why}" for folder, why in missing.items()]
+    makes = " ".join(f"`vsteer stats {folder}`" for folder in missing)
+    return f"{', '.join(reasons)}; {makes} makes them, then make this page again" if reasons else ""
 
 
 def reasons(found: Sequence[Mapping[str, Any]], runs: Mapping[str, Path]) -> dict[str, str]:
-    """Why a section may have nothing to show, in a line each."""
+    """For each section, in a line, why it may have nothing to show."""
     here = "in this run" if len(runs) == 1 else "in these runs"
     kinds = {one["kind"] for run in found for one in run["evaluations"]}
     folder = " ".join(map(str, runs.values()))
@@ -134,11 +134,11 @@ def reasons(found: Sequence[Mapping[str, Any]], runs: Mapping[str, Path]) -> dic
             f"no text {here} has a score of its perplexity beside an effect at the same steering:"
             f" vsteer score {folder} --scorer perplexity"
             if "open_ended" in kinds
-            else f"{no_texts}, so no text that could lose its coherence"
+            else f"{no_texts}, so there is no text that could lose its coherence"
         ),
         "capability": (
-            f"no evaluation of capability {here} at the same steering (one whose name or data has mmlu,"
-            " truthfulqa or capability in it)"
+            f"no evaluation of capability {here} at the same steering (its name or data would contain mmlu,"
+            " truthfulqa or capability)"
         ),
         "vectors": (
             f"no vector of this name was extracted {here}: its activations and cosines are not beside it"
@@ -147,7 +147,7 @@ def reasons(found: Sequence[Mapping[str, Any]], runs: Mapping[str, Path]) -> dic
 
 
 def page(data: Mapping[str, Any]) -> str:
-    """The HTML of it all."""
+    """The whole HTML."""
     import vl_convert
 
     return Template(_file("page.html")).substitute(
@@ -164,7 +164,7 @@ def page(data: Mapping[str, Any]) -> str:
 
 
 def script_safe(text: str) -> str:
-    """JSON that can end no script element and begin no comment, whatever stands in its strings."""
+    """JSON that can't end a script element or begin a comment, whatever its strings contain."""
     for letter in "<>&\u2028\u2029":
         text = text.replace(letter, f"\\u{ord(letter):04x}")
     return text
@@ -172,12 +172,12 @@ def script_safe(text: str) -> str:
 
 @cache
 def runtime() -> str:
-    """Vega and the figures' specifications: one script, packed."""
+    """Vega and the figures' specifications as one compressed script."""
     import vl_convert
 
     from vsteer.report.charts import specs
 
-    # by the address under which vl-convert holds it (nothing is fetched), so that Vega-Lite stays outside
+    # this is the address under which vl-convert has Vega (nothing is fetched), so that Vega-Lite stays out
     vega = f"https://cdn.jsdelivr.net/npm/vega@{vl_convert.get_vega_version()}/+esm"
     bundle = vl_convert.javascript_bundle(
         f"import {{View, parse}} from '{vega}'; window.vega = {{View, parse}};"

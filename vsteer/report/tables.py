@@ -1,6 +1,6 @@
-"""What the page is drawn from: a question's answer in columns, with the SQL that gave it.
+"""What the page is drawn from: a query's answer in columns, with the SQL that gave it.
 
-The figures, their CSV and the SQL behind a click are all of one `Table`, so that they say the same.
+A figure, its CSV and the SQL behind a click all come from one `Table`, so that they show the same.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import duckdb
 
 from vsteer.results.queries import Query, query
 
-# More rows than these are left out of a page, and it says so.
+# A page leaves out further rows, and says so.
 MOST_ROWS = 30_000
-# There is one for each item and layer, so these are most of a large page.
+# Slopes, one for each item and layer, are most of a large page.
 MOST_SLOPES = 10_000
-# Enough for any figure; `vsteer sql` gives all.
+# Six digits are enough for any figure; `vsteer sql` gives all.
 DIGITS = 6
 
 
@@ -50,7 +50,7 @@ class Table:
 
 
 def coded(values: Sequence[Any]) -> dict[str, Any]:
-    """A column as JSON: its values, or, where many are alike, each once and their numbers."""
+    """A column as JSON: its values, or, where many are alike, each value once and where it stands."""
     plain = [plain_value(value) for value in values]
     known = {repr(value): value for value in plain}
     if len(plain) < 8 or 2 * len(known) > len(plain):
@@ -60,7 +60,7 @@ def coded(values: Sequence[Any]) -> dict[str, Any]:
 
 
 def plain_value(value: Any) -> Any:
-    """As JSON has it: no NaN and no infinity, six digits, times as text."""
+    """A value as JSON can hold it: no NaN and no infinity, six digits, times as text."""
     match value:
         case float():
             return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
@@ -75,7 +75,7 @@ def plain_value(value: Any) -> Any:
 
 
 def table(database: duckdb.DuckDBPyConnection, sql: str, values: Sequence[Any] = (), **more: str) -> Table:
-    """What a statement gives, up to the most rows that a page holds."""
+    """A statement's answer, up to the most rows that a page holds."""
     result = database.execute(sql, list(values))
     header = [column[0] for column in result.description or ()]
     rows = result.fetchmany(MOST_ROWS)
@@ -90,7 +90,7 @@ def table(database: duckdb.DuckDBPyConnection, sql: str, values: Sequence[Any] =
     return Table(dict(zip(header, columns, strict=True)), sql, **more)
 
 
-def asked(database: duckdb.DuckDBPyConnection, name: str, folders: Sequence[Path]) -> Table:
+def answer(database: duckdb.DuckDBPyConnection, name: str, folders: Sequence[Path]) -> Table:
     """A query's answer."""
     of = query(name)
     return table(database, of.sql, about=of.about, command=command(name, folders))
@@ -116,7 +116,7 @@ def item_slopes(database: duckdb.DuckDBPyConnection, folders: Sequence[Path]) ->
     of = query("item_slopes")
     count = _count(database, of)
     if count <= MOST_SLOPES:
-        return asked(database, of.name, folders)
+        return answer(database, of.name, folders)
     sql = ITEMS_OF_THE_LARGEST.format(sql=of.sql, most=MOST_SLOPES)
     found = table(database, sql)
     note = f"{len(found):,} of {count:,} rows: those of the layers with the largest |mean slope|"

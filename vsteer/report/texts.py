@@ -1,4 +1,4 @@
-"""Generated texts to be read: a stated sample of whole prompts, each steered text beside the baseline's."""
+"""Generated texts to read: a stated sample of whole prompts, each steered text beside the baseline's."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vsteer.report.tables import Table
 
 MOST_TEXTS = 4_000
 MOST_CHARACTERS = 1_500_000
-# Of one text.
+# The most characters of one text.
 LONGEST = 2_000
 
 CHOSEN = "kind = 'open_ended' and status = 'ok' and control in ('', 'system')"
@@ -19,7 +19,8 @@ select run, prompt_id, count(*), sum(least(length(text), {LONGEST}))
 from rows where {CHOSEN} and sample = 0
 group by run, prompt_id order by md5(prompt_id), prompt_id, run
 """
-# the first prompts in an order that has nothing to do with what they ask; baselines first, in case one is cut
+# The first prompts in an order that has nothing to do with their content; baselines come first, as they are
+# needed where the table is cut.
 TEXTS = f"""
 select r.row_id, r.run, r.model, r.evaluation, r.system, r.vector, r.norm, r.positions, r.layers,
        r.multiplier, r.config_id, c.baseline_id, r.prompt_id, left(r.text, {LONGEST}) as text,
@@ -36,7 +37,7 @@ QUESTIONS = """
 select run, prompt_id, question, category, system from prompts
 where prompt_id in (select unnest($prompts)) order by md5(prompt_id), prompt_id, run
 """
-# Of scorers in several versions the one whose scores are of the latest rows.
+# One version of each scorer: the last by its hash.
 SCORES = """
 select s.run, s.row_id, s.name, s.value, s.note, s.scorer, s.scorer_hash
 from scores s
@@ -48,7 +49,7 @@ order by s.name, s.row_id
 
 
 def texts(database: duckdb.DuckDBPyConnection) -> dict[str, Table]:
-    """`texts`, `questions` and `scores` of a sample; the note of `texts` says which they are of how many."""
+    """`texts`, `questions` and `scores` of a sample; the note of `texts` says how it was chosen."""
     found = database.execute(PROMPTS).fetchall()
     prompts: list[str] = []
     taken = characters = 0

@@ -1,1 +1,1 @@
-"""DuckDB out: a run's folder as tables and views, the queries over them, and the files of statistics."""
+"""What comes out of a run through DuckDB: tables and views, the queries over them, files of statistics."""

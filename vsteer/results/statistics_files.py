@@ -31,7 +31,7 @@ VERSION = 2
 ENOUGH_CONTROLS = 19
 
 MEASURES = ("logit_diff", "p_match")
-# A peak's, a band's and a scaling's other columns in conditions are found by evaluation and config_id.
+# By evaluation and config_id a table's row finds its other columns in `conditions`.
 _EVALUATION = Column("evaluation", STRING, "the evaluation's name")
 _CONFIG = Column("config_id", STRING, "the configuration, in configs.parquet")
 _MEASURE = Column("measure", STRING, "what the effect is of", values=MEASURES)
@@ -39,12 +39,12 @@ _ITEMS = Column("items", INT, "items that count; both letter orders and all samp
 _ITEMS_LEFT_OUT = Column(
     "items_left_out",
     INT,
-    "items of the evaluation that don't: without an effect somewhere that is compared",
+    "items of the evaluation that don't count: they lack an effect somewhere that is compared",
 )
 _ROWS_LEFT_OUT = Column(
     "rows_left_out", INT, "planned rows without an effect: missing, failed, not finite, or no baseline"
 )
-_WHY = Column("why", STRING, "why columns are null, and what to beware of", null="nothing to say")
+_WHY = Column("why", STRING, "why columns are null, and what to beware of", null="there is nothing to add")
 _NORM = Column("norm", STRING, "the norm that was applied to the vector: raw, unit, caa, residual:0.1")
 _RELATIVE = Column(
     "relative_norm",
@@ -61,9 +61,9 @@ _BY_VECTOR = (
 )
 _STEERED = (Column("model", STRING, "the model, as the grid names it"), *_BY_VECTOR)
 _MULTIPLIER = Column(
-    "multiplier", FLOAT, "what the vector is multiplied with", null="an operation that has none"
+    "multiplier", FLOAT, "what the vector is multiplied by", null="an operation that has none"
 )
-_SEED = Column("seed", INT, "the seed of what was drawn")
+_SEED = Column("seed", INT, "the seed of the random draws")
 _NO_INTERVAL = "no interval: see why"
 
 INTERVALS = (
@@ -79,7 +79,7 @@ INTERVALS = (
     Column(
         "p_value",
         FLOAT,
-        "paired t-test of the mean against the baseline, two-sided; of this configuration alone, not "
+        "paired t-test of the mean against the baseline, two-sided; for this configuration alone, not "
         "corrected for how many there are",
         null="items < 2, or all items are equal",
     ),
@@ -128,8 +128,8 @@ PEAKS = (
     Column(
         "near_layers",
         INTS,
-        "layers that can't be told from the best: the best doesn't beat them in a one-sided paired t-test at "
-        "5% / (layers - 1); the layer that is best in truth is among them in 95% of runs",
+        "layers that can't be told from the best: it doesn't beat them in a one-sided paired t-test at "
+        "5% / (layers - 1); the truly best layer is among them in 95% of runs",
         null="items < 2",
     ),
     Column("splits", INT, "how many half-splits were drawn"),
@@ -279,7 +279,7 @@ def statistics_path(folder: Path, table: str) -> Path:
 
 
 def fingerprint(folder: Path) -> str:
-    """A hash of what statistics are made of: the rows' files, whose names carry checksums, and the tables."""
+    """A hash of what statistics are made of: the rows' files, whose names have checksums, and the tables."""
     found = hashlib.sha256(f"statistics {VERSION}".encode())
     shards = steadily(folder, lambda rows: [(one.name, one.stat().st_size) for one in sh.list_shards(rows)])
     found.update(repr(shards).encode())
@@ -303,8 +303,8 @@ def statistics_are_current(folder: Path) -> bool:
 
 def _made_of(path: Path) -> str:
     try:
-        said = pq.read_schema(path).metadata or {}
-        return str(json.loads(said.get(METADATA, b"{}")).get("fingerprint", ""))
+        metadata = pq.read_schema(path).metadata or {}
+        return str(json.loads(metadata.get(METADATA, b"{}")).get("fingerprint", ""))
     except (OSError, ValueError):  # ArrowInvalid and a JSON fault are ValueErrors
         return ""
 

@@ -1,6 +1,6 @@
 'use strict';
-// The page's data, and small things that every part of the page uses. Texts from runs are never markup: they only
-// ever become the text of an element.
+// The page's data, and small functions that every part of the page uses. Texts from runs are never markup: they
+// only ever become the text of an element.
 
 const DATA = JSON.parse(document.getElementById('data').textContent);
 const DIMENSIONS = ['run', 'model', 'evaluation', 'system', 'vector', 'norm', 'positions', 'operation'];
@@ -14,7 +14,7 @@ const MEASURES = {
   effect_headroom: {label: 'p over headroom', says: 'effect on p(matching) over the room it had: 1 - p upwards, p downwards',
     short: 'Δ p / headroom'},
 };
-const NO_CHOICE = 'no choice evaluation in what is shown here: effects are of the probabilities of given answers';
+const NO_CHOICE = 'there is no choice evaluation here, and an effect is one on the probabilities of given answers';
 
 const decoded = {};
 function rows(name) {
@@ -30,7 +30,7 @@ function rows(name) {
 
 const keyOf = (row) => JSON.stringify(DIMENSIONS.map((name) => row[name]));
 const grouped = {};
-// The rows of a table that are of one family: one vector, asked about in one way.
+// The rows of a table that belong to one family: one vector in one setting.
 function ofFamily(name, family) {
   if (!(name in grouped)) {
     grouped[name] = new Map();
@@ -107,7 +107,7 @@ function download(name, content, type) {
   setTimeout(() => URL.revokeObjectURL(url), 10000);
 }
 
-// What a table is made of, behind a click: the command, the SQL, the CSV, what was left out.
+// How a table is made, behind a click: the command, the SQL, the CSV, what was left out.
 function sources(names) {
   return names.filter((name) => DATA.tables[name]).map((name) => {
     const table = DATA.tables[name];

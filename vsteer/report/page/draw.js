@@ -1,12 +1,12 @@
 'use strict';
-// A figure on the page: drawn by Vega in the theme's colours, brought up to date, saved.
+// A figure on the page: how Vega draws it in the theme's colours, updates it and saves it.
 
 const RUNTIME = {specs: null, ready: null};
 
 async function loadRuntime() {
   const packed = Uint8Array.from(atob(document.getElementById('runtime').textContent.trim()), (letter) => letter.charCodeAt(0));
   const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream('gzip'));
-  // a bundle of plain statements: it leaves window.vega and window.SPECS
+  // a bundle of plain statements, which sets window.vega and window.SPECS
   (0, eval)(await new Response(stream).text());
   RUNTIME.specs = window.SPECS;
 }
@@ -46,7 +46,7 @@ function apply(view, spec, given) {
   for (const [name, value] of Object.entries(given.signals ?? {})) view.signal(name, value);
 }
 
-// Of the points: what is only for drawing, and how the others are called in a table.
+// The points' fields that only serve drawing, and the names of the others in a table.
 const HIDDEN = ['chosen', 'order', 'marked', 'rank', 'sign', 'why', 'top'];
 const SHOWN_AS = {y: 'value', low: 'from', high: 'to', se: 'standard error', place: 'layers', relative_norm: 'injected norm / stream norm', mass: 'total mass', wrong: 'share the wrong way'};
 
@@ -135,7 +135,7 @@ class Figure {
     this.inside.replaceChildren(element('h3', {}, 'what is drawn'), tableElement(header.map((name) => SHOWN_AS[name] ?? name), drawn.map((row) => header.map((name) => row[name]))), ...sources(this.definition.tables));
   }
 
-  // As a figure of its own: light, on white, with its title and what is to be known of it.
+  // As a figure that stands alone: light, on white, with its title and its caption.
   async save(kind) {
     const light = document.getElementById('light');
     light.hidden = false;

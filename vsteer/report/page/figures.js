@@ -1,5 +1,5 @@
 'use strict';
-// What each figure shows of the chosen family, layer and measure: its data, its title, or in words why it has none.
+// What each figure shows of the chosen family, layer and measure: its data and its title, or why it has none.
 //
 // state: family (one value for each of DIMENSIONS, or null), measure, size (|multiplier|), layer
 
@@ -46,7 +46,7 @@ function intervalWords(found, measure) {
   if (measure === 'effect_headroom') return 'A ratio of means: it has no interval.';
   const [some, all] = [found.some((point) => point.low !== null), found.every((point) => point.low !== null || point.multiplier === 0)];
   const why = different(found.map((point) => point.why).filter(Boolean)).slice(0, 3).join('; ');
-  return [some ? 'Shaded or barred: 95% intervals over items (BCa), of each point alone.' : '', all ? '' : some ? 'Some points have none.' : why.startsWith('no interval') ? '' : 'No intervals.',
+  return [some ? 'Shading or bars: 95% intervals over items (BCa), for each point alone.' : '', all ? '' : some ? 'Some points have none.' : why.startsWith('no interval') ? '' : 'No intervals.',
     DATA.nostatistics || !why ? '' : `${why[0].toUpperCase()}${why.slice(1)}.`].filter(Boolean).join(' ');
 }
 
@@ -70,7 +70,7 @@ const FIGURES = {
       return {data: {rows: points, band: bands, zero, at: at(state)}, signals: {bands: kinds, signs: signsOf(points)}, without: kinds.length ? [] : ['fill'],
         title: `Effect of ${named(state.family)} by layer, ${sizeText(state)}; ${relative(found)}`,
         says: [`${itemsText(found)}.`, intervalWords(points, state.measure),
-          bands.length ? `Behind: from the least to the greatest mean effect of control vectors${state.size === null ? '' : ' at both signs'} (${about}). Of many layers some leave a band by chance: what may be claimed stands in the table of peaks.`
+          bands.length ? `Behind: from the least to the greatest mean effect of control vectors${state.size === null ? '' : ' at both signs'} (${about}). With many layers some leave a band by chance: the table of peaks says what may be claimed.`
             : state.measure === 'effect' ? (ofFamily('controls', state.family).length ? 'No control vector counts here: see the table of peaks.' : 'No control vectors were run here.') : 'The band of the control vectors is drawn for the logit difference only.']};
     },
   },
@@ -84,7 +84,7 @@ const FIGURES = {
       const top = unsteered > 0.85 * Math.max(...points.map((each) => each.mass ?? 0));
       return {data: {rows: points, base: isNumber(unsteered) ? [{mass: unsteered, top}] : [], at: at(state)}, signals: {signs: signsOf(points)},
         title: `Total mass on the answers, ${named(state.family)}, ${sizeText(state)}`,
-        says: ['A ratio of answers hides a model that would give neither: where this falls, the effect above says little.']};
+        says: ['A ratio of two answers hides a model that would give neither: where this mass falls, the effect above says little.']};
     },
   },
   heat: {
@@ -97,7 +97,7 @@ const FIGURES = {
       const extent = Math.max(...points.map((each) => Math.abs(each.y ?? 0)), 1e-9);
       return {data: {rows: points}, signals: {extent},
         title: `Layer × multiplier, ${named(state.family)}; ${relative(found)}`,
-        says: [`In each cell the ${MEASURES[state.measure].says}.`, 'The tint only repeats the number, as strong for the same size on both sides.', `${itemsText(found)}.`]};
+        says: [`Each cell shows the ${MEASURES[state.measure].says}.`, 'The tint only repeats the number, equally strong for either sign.', `${itemsText(found)}.`]};
     },
   },
   dose: {
@@ -113,7 +113,7 @@ const FIGURES = {
       const dose = doseFit(state, here);
       return {data: {rows: mine.sort((a, b) => a.multiplier - b.multiplier), others: lines, fit: dose.points, zero},
         title: `Dose curve of ${named(state.family)} at layer ${mine[0].place}; ${relative(here.filter((row) => row.multiplier !== 0))}`,
-        says: [`Thin: the other layers. 0 is the unsteered model. ${here[0].monotone ? 'It never turns back over these multipliers.' : 'It turns back somewhere: don’t fit through the end points.'}`,
+        says: [`Thin lines: the other layers. 0 is the unsteered model. ${here[0].monotone ? 'The curve never turns back over these multipliers.' : 'The curve turns back somewhere: don’t fit through its end points.'}`,
           intervalWords(mine, value), dose.says]};
     },
   },
@@ -124,7 +124,7 @@ const FIGURES = {
   coherence: {
     tables: ['coherence_frontier'],
     give: (state) => tradeoffData(state, 'coherence_frontier', 'score', 'score_se', DATA.why.coherence,
-      (row) => `${row.scorer}, texts of ${row.texts_of}`, 'Labelled with their layers: the frontier, where no other has more effect at a score as good. It is of means on the same items, without intervals.'),
+      (row) => `${row.scorer}, texts of ${row.texts_of}`, 'Points with a label are the frontier: no other has more effect at a score as good. It compares means on the same items, without intervals.'),
   },
   capability: {
     tables: ['capability_cost'],
@@ -143,7 +143,7 @@ const FIGURES = {
       const kept = here[0].members > here.length ? ` ${count(here.length)} of ${plural(here[0].members, 'member')}.` : '';
       return {data: {rows: points}, signals: {kinds: different(points.map((row) => row.kind)).sort().reverse()},
         title: `Activations at layer ${state.layer} of the pairs that ${state.family?.vector ?? here[0].vector} was made from`,
-        says: [`${plural(here.length, 'point')}.${kept} Where the shapes lie apart by letter and not by sign, the vector is the letter’s. The signs of components mean nothing, but positive members are put on the right.`]};
+        says: [`${plural(here.length, 'point')}.${kept} Where the points separate by letter and not by sign, the vector is the letter’s. The sign of a component means nothing; positive members are put on the right.`]};
     },
   },
   cosine: {
@@ -169,12 +169,12 @@ const FIGURES = {
     },
   },
   ...Object.fromEntries([
-    ['norm_over_stream', 'norm over stream norm', 'How long the direction is beside the stream, as extracted (multiplier 1 of norm raw).'],
-    ['class_separation', 'class separation', 'Standard deviations between the classes, on members that the direction was not made of.'],
-    ['split_half', 'split-half cosine', 'Between the directions of two halves of the pairs: how well the data fix it.'],
-    ['pair_agreement', 'agreement of pairs', 'Mean cosine between two pairs’ differences: 1 all alike, 0 nothing in common.'],
+    ['norm_over_stream', 'norm over stream norm', 'The direction’s length over the stream’s, as extracted (multiplier 1 of norm raw).'],
+    ['class_separation', 'class separation', 'Standard deviations between the classes, on members that the direction was not made from.'],
+    ['split_half', 'split-half cosine', 'The cosine between the directions of two halves of the pairs: how well the data determine it.'],
+    ['pair_agreement', 'agreement of pairs', 'The mean cosine between two pairs’ differences: 1 if all are alike, 0 if they have nothing in common.'],
     ['letter_share', 'letter’s share', 'The share of the squared direction that lies where the answers’ letters differ.'],
-    ['rounding', 'rounding', 'The error over the difference of the classes’ means that the model’s rounding makes, estimated: at 0.1 the cosine with what float32 gives is about 0.995.'],
+    ['rounding', 'rounding', 'An estimate of the error that the model’s rounding makes, over the difference of the classes’ means: at 0.1 the cosine with float32’s direction is about 0.995.'],
   ].map(([column, title, says]) => [`worth_${column}`, {
     tables: ['layers'], spec: 'line', pick: true, axis: '',
     give(state) {
@@ -190,7 +190,7 @@ const FIGURES = {
       if (!found.length) return noCurves(state, 'no slope') ?? 'no single layer was steered';
       return {data: {rows: found.map((row) => ({layer: single(row), y: row.slope, low: row.slope_low, high: row.slope_high, wrong: row.share_wrong_way, items: row.items})), zero, at: at(state)},
         title: `Items’ slopes by layer, ${named(state.family)}; at multiplier 1 ${relative(found.map((row) => ({relative_norm: row.relative_norm_1})))}`,
-        says: ['Line: the mean over items. Shaded: from the tenth to the ninetieth percentile of the items, which is their spread and no interval of the mean.']};
+        says: ['Line: the mean over items. Shading: from the tenth to the ninetieth percentile of the items, which is their spread and no interval of the mean.']};
     },
   },
   wrong: {
@@ -199,7 +199,7 @@ const FIGURES = {
       const found = ofFamily('steerability', state.family).filter((row) => single(row) !== null).sort((a, b) => single(a) - single(b));
       if (!found.length) return noCurves(state, 'no slope') ?? 'no single layer was steered';
       return {data: {rows: found.map((row) => ({layer: single(row), y: row.share_wrong_way})), base: [{y: 0.5}], at: at(state)},
-        title: `Share of items that move the wrong way, ${named(state.family)}`, says: ['Dashed at one half, which is what no effect looks like.']};
+        title: `Share of items that move the wrong way, ${named(state.family)}`, says: ['The dashed line is at one half, which is what no effect looks like.']};
     },
   },
   slopes: {
@@ -246,13 +246,13 @@ function asymmetryFigure(measure, column, se, [minus, plus]) {
         stronger: row[column] > 0 ? 'negative' : 'positive'})).sort((a, b) => a.layer - b.layer);
       return {data: {rows: points, zero, at: at(state)},
         title: `Sign asymmetry in ${MEASURES[measure].label}, ${named(state.family)}, ${sizeText(state)}; ${relative(found)}`,
-        says: [interval ? 'Bars: 95% intervals over items.' : se ? 'Bars: ± one standard error, which is no interval.' : 'A ratio of means, without error.',
+        says: [interval ? 'Bars: 95% intervals over items.' : se ? 'Bars: ± one standard error, which is no interval.' : 'A ratio of means: it has no standard error.',
           'Above 0 the negative multiplier acts more strongly in its own direction.']};
     },
   };
 }
 
-// The line through the logit difference, or the logistic curve through p(matching), less what it is measured against.
+// The line through the logit difference, or the logistic curve through p(matching), less the unsteered value.
 function doseFit(state, here) {
   const measure = {effect: 'logit_diff', effect_p: 'p_match'}[state.measure];
   const found = ofFamily('doses', state.family).find((row) => row.measure === measure && place(row) === place(here[0]));
@@ -276,7 +276,7 @@ function scalingData(state) {
   const same = DIMENSIONS.filter((name) => !['run', 'model'].includes(name));
   const alike = (table) => bySize(state, rows(table).filter((row) => same.every((name) => row[name] === state.family[name] || row[name] === undefined)));
   const found = alike('scaling');
-  if (different(found.map((row) => row.model)).length < 2) return 'one model in this report, and a scaling needs several: vsteer report RUN1 RUN2 ...';
+  if (different(found.map((row) => row.model)).length < 2) return 'this report has one model, and scaling needs several: vsteer report RUN1 RUN2 ...';
   const sized = found.filter((row) => isNumber(row.billions));
   if (!sized.length) return 'no model’s name says how many parameters it has (7b, 135m)';
   const held = state.measure === 'effect' && sized.some((row) => isNumber(row.heldout_effect));
@@ -291,7 +291,7 @@ function scalingData(state) {
     title: `Peak effect of ${named(state.family)} by model size, ${sizeText(state)}; ${relative(sized)}`,
     says: [held ? `Effects on items that did not choose the peak’s layer${points.some((each) => isNumber(each.low)) ? ', with 95% intervals' : ''}.` : 'Each peak is chosen on the items that it is reported on, so it is too large.',
       'Compare models at equal injected norm over stream norm.',
-      preferred.length ? `The models prefer ${preferred.join('; ')}. Best of three over these sizes, and no law.` : held ? `No family is preferred${reasons.length ? `: ${reasons.join('; ')}` : ''}.` : '']};
+      preferred.length ? `The models prefer ${preferred.join('; ')}. That is the best of three over these sizes, and no law.` : held ? `No family is preferred${reasons.length ? `: ${reasons.join('; ')}` : ''}.` : '']};
 }
 
 function tradeoffData(state, table, cost, se, why, of, says) {
@@ -306,7 +306,7 @@ function tradeoffData(state, table, cost, se, why, of, says) {
     says: [says]};
 }
 
-// Tables beside a vector's file know its name, run and model; a family's vector may come from a file, without them.
+// The tables beside a vector's file know its name, run and model; a vector from elsewhere has no such tables.
 function ofVector(table, state) {
   const all = rows(table);
   if (state.family === null) return all.length ? all.filter((row) => row.run === all[0].run && row.vector === all[0].vector && row.model === all[0].model) : [];

@@ -16,7 +16,7 @@ const SECTIONS = [
   {id: 'layers', title: 'Layer curves', figures: ['layers', 'mass']},
   {id: 'heat', title: 'Layer × multiplier', figures: ['heat']},
   {id: 'dose', title: 'Dose curves', figures: ['dose']},
-  {id: 'asymmetry', title: 'Sign asymmetry', says: 'Believe an asymmetry where all three agree: one of probabilities alone can be nothing but a ceiling.', side: ['asymmetry_effect', 'asymmetry_p', 'asymmetry_headroom']},
+  {id: 'asymmetry', title: 'Sign asymmetry', says: 'Believe an asymmetry where all three agree: in probabilities alone it can be nothing but a ceiling.', side: ['asymmetry_effect', 'asymmetry_p', 'asymmetry_headroom']},
   {id: 'scaling', title: 'Scaling', figures: ['scaling']},
   {id: 'costs', title: 'What it costs: coherence and capability', two: ['coherence', 'capability']},
   {id: 'vector', title: 'Activations and directions', two: ['components', 'cosine'], side: ['cosine_row', 'worth_norm_over_stream', 'worth_class_separation', 'worth_split_half', 'worth_pair_agreement', 'worth_letter_share', 'worth_rounding']},
@@ -59,7 +59,7 @@ function setLayer(layer) {
   const slider = document.getElementById('layer');
   slider.value = layers.indexOf(state.layer);
   slider.setAttribute('aria-valuetext', `layer ${state.layer}`);
-  document.getElementById('layer-said').textContent = `layer ${state.layer}`;
+  document.getElementById('layer-shown').textContent = `layer ${state.layer}`;
   soon();
 }
 
@@ -83,7 +83,7 @@ function showAll() {
   soon();
 }
 
-// One choice for each thing that varies; a choice that doesn't go with the others takes the nearest that does.
+// One choice for each thing that varies; a choice that doesn't fit the others takes the nearest family that does.
 function buildBar() {
   const bar = document.getElementById('bar'), layers = layersHere();
   const focused = document.activeElement?.dataset?.choice;
@@ -105,7 +105,7 @@ function buildBar() {
     state.measure = event.target.value;
     soon();
   }}, Object.entries(MEASURES).map(([name, each]) => element('option', {value: name, selected: name === state.measure}, each.label))));
-  const slider = layers.length < 2 ? null : element('label', {class: 'slider'}, element('output', {id: 'layer-said', for: 'layer'}, `layer ${state.layer}`),
+  const slider = layers.length < 2 ? null : element('label', {class: 'slider'}, element('output', {id: 'layer-shown', for: 'layer'}, `layer ${state.layer}`),
     element('input', {type: 'range', id: 'layer', 'data-choice': 'layer', min: 0, max: layers.length - 1, step: 1, value: layers.indexOf(state.layer), 'aria-label': 'layer', 'aria-valuetext': `layer ${state.layer}`,
       oninput: (event) => setLayer(layers[Number(event.target.value)])}));
   bar.replaceChildren(...[...selects, sizeSelect, measure, slider].filter(Boolean));
@@ -148,7 +148,7 @@ async function start() {
   });
   matchMedia('(prefers-color-scheme: dark)').addEventListener('change', () => figures.forEach((figure) => figure.again()));
   await loadRuntime();
-  // what measures the cost is not what is looked at first
+  // an evaluation that measures costs is not what a reader looks at first
   const costs = new Set(rows('capability_cost').map((row) => row.capability));
   const top = best(rows('layer_peaks').filter((row) => !costs.has(row.evaluation))) ?? best(rows('layer_peaks'));
   chooseFamily(top ? FAMILIES.find((each) => keyOf(each) === keyOf(top)) : FAMILIES[0] ?? null);

@@ -1,5 +1,5 @@
 'use strict';
-// The parts of the page that are words and tables: what was run, what failed, the peaks, the other questions.
+// The parts of the page that are words and tables: what was run, what failed, the peaks, further questions.
 
 function meter(run) {
   const share = (number) => `width:${run.planned ? (100 * number) / run.planned : 0}%`;
@@ -17,10 +17,10 @@ function stateOf(run) {
 function banners() {
   const found = [];
   for (const run of DATA.facts) {
-    if (run.good !== run.planned || run.live) found.push([`${run.run} is not complete.`, ` ${count(run.missing)} of ${count(run.planned)} rows are missing and ${count(run.errors)} failed${run.live ? '; it was still running when this page was made' : ''}. Every figure is of what is there, and may change.`]);
+    if (run.good !== run.planned || run.live) found.push([`${run.run} is not complete.`, ` ${count(run.missing)} of ${count(run.planned)} rows are missing and ${count(run.errors)} failed${run.live ? '; it was still running when this page was made' : ''}. Every figure shows what is there, and may change.`]);
   }
   if (DATA.nostatistics && rows('multiplier_curves').length) found.push(['There are no intervals, held-out peaks or fits here:', ` ${DATA.nostatistics}.`]);
-  for (const said of DATA.warnings) found.push(['Take care.', ` ${said}`]);
+  for (const warning of DATA.warnings) found.push(['Take care.', ` ${warning}`]);
   return found.map(([bold, words]) => element('div', {class: 'banner', role: 'note'}, element('p', {}, element('strong', {}, bold), words)));
 }
 
@@ -36,7 +36,7 @@ function factsOf(run) {
     ['model', run.models.map((one) => `${one.model}, ${one.dtype}${one.quantization ? `, ${one.quantization}` : ''}, ${one.model_commit.slice(0, 12)}`)],
     ['vectors', run.vectors.map((one) => `${one.vector}${run.models.length > 1 ? ` in ${one.model}` : ''}: norm ${one.norm}, ${one.operation} at ${one.positions}, layers ${one.layers}, multipliers ${(one.multipliers ?? []).map((value) => multiplierText(value, one.operation)).join(', ') || 'none'}; `
       + ([one.random ? plural(one.random, 'random vector') : '', one.shuffled ? plural(one.shuffled, 'vector') + ' of shuffled labels' : ''].filter(Boolean).join(', ') || 'no control vectors'))],
-    ['asked', run.evaluations.map((one) => `${one.evaluation}: ${plural(one.items, one.kind === 'choice' ? 'question with given answers' : 'open question').replace(/question(.*)s$/, 'questions$1s').replace('questions with given answerss', 'questions with given answers').replace('open questionss', 'open questions')}${one.orders > 1 ? ', both letter orders' : ''}, ${plural(one.configs, 'configuration')}${one.system_prompt ? `, system prompt “${one.system_prompt}”` : ''}`)],
+    ['evaluations', run.evaluations.map((one) => `${one.evaluation}: ${plural(one.items, one.kind === 'choice' ? 'question with given answers' : 'open question').replace(/question(.*)s$/, 'questions$1s').replace('questions with given answerss', 'questions with given answers').replace('open questionss', 'open questions')}${one.orders > 1 ? ', both letter orders' : ''}, ${plural(one.configs, 'configuration')}${one.system_prompt ? `, system prompt “${one.system_prompt}”` : ''}`)],
     ['computed by', [`${run.engines.join(', ')}${run.hardware ? ` on ${run.hardware}` : ''}${run.vsteer ? `, vsteer ${run.vsteer}` : ''}`]],
     ['when', [run.began ? `${run.began.replace('T', ' ')} UTC, ${duration(run.began, run.ended)} from the first row to the last${run.sessions > 1 ? `, ${run.sessions} starts` : ''}` : 'no row yet']],
     ['folder', [run.folder]],
@@ -50,7 +50,7 @@ function runSection() {
 
 function failures() {
   const found = rows('failures');
-  if (!found.length) return element('p', {}, 'No row failed, none is missing, every steered row was steered and has its baseline.');
+  if (!found.length) return element('p', {}, 'No row failed or is missing; every steered row was steered and has its baseline.');
   const header = ['run', 'evaluation', 'problem', 'what', 'rows', 'share', 'configs', 'example'];
   return element('div', {id: 'failures'}, element('h3', {}, 'Rows that are not what was planned'), tableElement(header, found.map((row) => header.map((name) => row[name]))),
     element('details', {class: 'more'}, element('summary', {}, 'SQL, CSV'), sources(['failures'])));
@@ -76,7 +76,7 @@ function peaksSection(state, choose) {
   const heldout = found.some((row) => isNumber(row.heldout_effect));
   const banded = found.some((row) => typeof row.outside_random === 'boolean' || typeof row.outside_shuffled === 'boolean');
   const outside = (row) => [['random', row.outside_random], ['shuffled', row.outside_shuffled]].filter(([, each]) => typeof each === 'boolean').map(([kind, each]) => `${kind}: ${each ? 'yes' : 'no'}`).join(', ') || '–';
-  const header = ['peak layer (depth)', 'multiplier', ...varying.map((name) => WORDS[name]), 'effect on the logit difference', ...(heldout ? ['held-out effect (95%)'] : []), 'Δ p', 'layers that can’t be told from it', ...(banded ? ['outside the controls, this row alone'] : []), 'injected norm / stream norm', 'mass (unsteered)', 'items'];
+  const header = ['peak layer (depth)', 'multiplier', ...varying.map((name) => WORDS[name]), 'effect on the logit difference', ...(heldout ? ['held-out effect (95%)'] : []), 'Δ p', 'layers not told from it', ...(banded ? ['outside the controls, this row alone'] : []), 'injected norm / stream norm', 'mass (unsteered)', 'items'];
   const lines = found.map((row) => [element('button', {type: 'button', onclick: () => choose(row), 'aria-label': `show ${row.vector} at layer ${row.peak_layer}`}, `${row.peak_layer} (${number(row.peak_depth, 2)})`),
     multiplierText(row.multiplier, row.operation), ...varying.map((name) => String(row[name])),
     `${signed(row.effect)} ± ${number(row.effect_se, 2)} se`,
@@ -101,5 +101,5 @@ function moreSection() {
     return element('details', {class: 'more', 'data-more': name}, element('summary', {}, `${question} (${plural(found.length, 'row')})`),
       tableElement(header, found.map((row) => header.map((column) => row[column])), {most: 100}), sources([name]));
   });
-  return [...parts, element('p', {class: 'quiet'}, 'Every question is a file of SQL: vsteer sql --list names them, vsteer sql NAME RUN --print gives the whole of it for plain DuckDB.')];
+  return [...parts, element('p', {class: 'quiet'}, 'Every question is a file of SQL: vsteer sql --list names them, and vsteer sql NAME RUN --print prints all of it for plain DuckDB.')];
 }

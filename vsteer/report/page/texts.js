@@ -1,8 +1,8 @@
 'use strict';
-// The browser of generations: steered beside unsteered, filtered by configuration, prompt, words and score.
+// The browser of generated texts: steered beside unsteered, filtered by configuration, prompt, words and score.
 
 const PAGE = 10;
-// Draws the texts again where they are those of the layer that the figures show.
+// Draws the texts again when they follow the layer of the figures.
 let followLayer = () => {};
 
 function textsSection() {
@@ -18,12 +18,12 @@ function textsSection() {
     if (!scores.has(key)) scores.set(key, []);
     scores.get(key).push(score);
   }
-  if (!all.length) return [element('p', {class: 'why'}, 'only unsteered texts are there so far'), note, more];
+  if (!all.length) return [element('p', {class: 'why'}, 'so far there are only unsteered texts'), note, more];
   const scoreNames = different(rows('scores').map((score) => score.name));
 
   let shown = PAGE;
   const list = element('div', {id: 'generations', 'aria-live': 'polite'});
-  const said = element('p', {class: 'quiet', id: 'matches', role: 'status'});
+  const matched = element('p', {class: 'quiet', id: 'matches', role: 'status'});
   const update = () => {
     shown = PAGE;
     draw();
@@ -40,7 +40,7 @@ function textsSection() {
     layer.prepend(element('option', {value: 'figures', selected: true}, 'as in the figures'));
     followLayer = () => layer.value === 'figures' && update();
   }
-  // The layer that is shown; every one where the figures' has no text.
+  // The layer that is shown; all of them where the figures' layer has no text.
   const wantedLayer = () => (layer.value !== 'figures' ? layer.picked() : layers.includes(String(state.layer)) ? String(state.layer) : undefined);
   const [multiplier, multiplierLabel] = select('multiplier', ascending(all.map((row) => row.multiplier)), (value) => multiplierText(value));
   const prompts = different(all.map((row) => row.prompt_id));
@@ -76,7 +76,7 @@ function textsSection() {
     return element('div', {class: 'chips'}, found.map((each) => element('span', {title: each.note}, `${each.name} ${number(each.value)}`)));
   }
 
-  // What is the same as in the other text, from the start, is grey: the eye goes to where they part.
+  // The beginning that both texts share is grey, so that the eye goes to where they differ.
   function body(row, other) {
     if (!row) return element('p', {class: 'text'}, element('span', {class: 'empty'}, 'no unsteered text of this prompt is in the sample'));
     let same = 0;
@@ -98,7 +98,7 @@ function textsSection() {
 
   function draw() {
     const found = matches();
-    said.textContent = found.length ? `${plural(found.length, 'text')} of ${count(all.length)} steered ones here` : 'No text is like that: loosen a filter.';
+    matched.textContent = found.length ? `${plural(found.length, 'text')} of ${count(all.length)} steered ones here` : 'No text matches: loosen a filter.';
     const next = found.length > shown ? element('button', {type: 'button', id: 'further', onclick: () => {
       shown += PAGE;
       draw();
@@ -110,6 +110,6 @@ function textsSection() {
   const filters = element('div', {class: 'filters', role: 'group', 'aria-label': 'Which texts'}, columns.map(([, , label]) => label), layerLabel, multiplierLabel, promptLabel,
     field('words', words), scoreLabel, field('score from', low, !scoreNames.length), field('to', high, !scoreNames.length), field('order', order, !scoreNames.length), field('only where they differ', changed));
   draw();
-  const unscored = scoreNames.length ? null : element('p', {class: 'quiet'}, 'No scores yet: vsteer score RUN gives each text some, and this page made anew filters by them.');
-  return [note, filters, unscored, said, list, more];
+  const unscored = scoreNames.length ? null : element('p', {class: 'quiet'}, 'There are no scores yet: vsteer score RUN makes some, and a new report filters by them.');
+  return [note, filters, unscored, matched, list, more];
 }
