@@ -5,11 +5,11 @@
 -- Columns:
 --   capability              the evaluation that measures it
 --   accuracy                share of its items whose right answer is the likeliest; unsteered: baseline_accuracy
---   cost, cost_se           baseline_accuracy less accuracy, on the same items; its standard error, paired
---   p_right, cost_p         mean p(right) among the answers; what of it was lost
+--   cost, cost_se           baseline_accuracy less accuracy, on the same items; its paired standard error
+--   p_right, cost_p         mean p(right) among the answers; how much of it was lost
 --   mass, baseline_mass     probability of all its answers together
---   evaluation, effect      what the same steering does to the behaviours that were asked about in the same run:
---                           mean change of the logit difference; null where none was
+--   evaluation, effect      what the same steering does to the behaviours that the same run evaluates: the mean
+--                           change of the logit difference; null where it evaluates none
 --   norm, relative_norm     the vector's norm; |multiplier| x its length / the stream's
 -- Caveat: a cost within two standard errors is not shown to be one, nor shown to be none. Small sets of items
 --   have large errors. An answer that is likeliest among the letters may be unlikely: look at mass. No intervals.

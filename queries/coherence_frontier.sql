@@ -1,18 +1,18 @@
--- How much effect is to be had before the text falls apart?
+-- How much effect can a vector have before the text falls apart?
 --
--- Parameters: coherence, the name of the score that says how badly (perplexity); a larger one is worse. Needs
---   such scores of open-ended rows (RUN/scores, made by vsteer score); empty without.
+-- Parameters: coherence, the name of the score that measures it (perplexity), where more is worse. The query
+--   is empty without such scores of open-ended rows, which vsteer score makes.
 -- Columns:
 --   scorer, scorer_hash     what gave the scores; two versions of a scorer are never mixed
 --   score, score_se         mean over texts; its standard error over rows; baseline_score of the unsteered model
 --   texts                   how many texts were scored
---   evaluation, effect      what the same steering does to the choices that were asked in the same run: mean change
---                           of the logit difference; null where none was asked
+--   evaluation, effect      what the same steering does to the choices of the same run: the mean change of the
+--                           logit difference; null where it has no choices
 --   frontier                whether no other layer or multiplier of this vector, norm and position has more effect
 --                           in its own direction at a score as good
 --   norm, relative_norm     the vector's norm; |multiplier| x its length / the stream's
--- Caveat: a text that repeats itself has a low perplexity: read some. The frontier is of means on the same items,
---   so the luckiest of equals stand on it; it has no intervals.
+-- Caveat: a text that repeats itself has a low perplexity: read some. The frontier compares means on the same
+--   items, so the luckiest of equals are on it; it has no intervals.
 with scored as (
     select c.condition, s.scorer, s.scorer_hash, avg(s.value) as score,
            stddev_samp(s.value) / sqrt(count(*)) as score_se, count(*) as texts
@@ -23,8 +23,8 @@ with scored as (
     group by c.condition, s.scorer, s.scorer_hash
 ),
 together as (
-    select c.*, s.scorer, s.scorer_hash, s.score, s.score_se, s.texts, u.score as baseline_score, e.evaluation as asked, e.effect,
-           e.effect_se, e.effect_p, e.system as asked_system, c.direction * e.effect as push
+    select c.*, s.scorer, s.scorer_hash, s.score, s.score_se, s.texts, u.score as baseline_score,
+           e.evaluation as asked, e.effect, e.effect_se, e.effect_p, e.system as asked_system, c.direction * e.effect as push
     from scored s
     join conditions c using (condition)
     left join conditions b on b.run = c.run and b.evaluation = c.evaluation and b.config_id = c.baseline_id
@@ -33,8 +33,8 @@ together as (
     where c.vector <> ''
 )
 select run, model, evaluation as texts_of, system, vector, norm, positions, operation, layers, depth, multiplier,
-       relative_norm, scorer, scorer_hash, texts, score, score_se, baseline_score, asked as evaluation, asked_system, effect, effect_se,
-       effect_p,
+       relative_norm, scorer, scorer_hash, texts, score, score_se, baseline_score, asked as evaluation,
+       asked_system, effect, effect_se, effect_p,
        case when push is not null then push > coalesce(max(push) over (
            partition by setting, vector, norm, positions, operation, direction, asked, asked_system,
                         scorer, scorer_hash

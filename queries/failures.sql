@@ -2,15 +2,15 @@
 --
 -- Parameters: none. Empty where all is well.
 -- Columns:
---   problem    error: the row failed; missing: planned and not there; not planned: more rows than planned;
---              steered nothing: good, and a vector was asked for, yet no position was steered; nothing to
---              compare with: good and steered, but the baseline on its prompt failed or isn't there, so no
---              effect counts it; not finite: the logit difference is infinite, so no mean counts it
---   what       the error with its numbers as #, so that alike ones stand together
---   rows       how many, share of those planned for these configurations' model and evaluation
+--   problem    error: the row failed; missing: it is planned and not there; not planned: there are more rows
+--              than planned; steered nothing: the row is good and has a vector, yet no position was steered;
+--              nothing to compare with: it is good and steered, but the baseline on its prompt failed or is
+--              missing, so no effect counts it; not finite: its logit difference is infinite, so no mean counts it
+--   what       the error with its numbers as #, so that similar ones are one row
+--   rows       how many; share is their share of the rows planned for the same model and evaluation
 --   configs    in how many configurations; example: one row's id
--- Caveat: while a run goes on, what is not there yet is missing. A row that failed and was tried again with
---   success is no failure. `vsteer check GRID` holds every row's id against the plan; this counts.
+-- Caveat: while a run goes on, rows that are still to come are missing. A row that failed and succeeded when it
+--   was tried again is no failure. `vsteer check GRID` compares every row's id with the plan; this only counts.
 with planned as (
     select run, model, evaluation, sum(rows) as planned from conditions group by all
 ),
@@ -29,7 +29,7 @@ unpaired as materialized (
                          and d.prompt_id = p.prompt_id
     where b.vector = '' and b.kind = 'choice'
 ),
--- in two steps, as DuckDB would else take the rows for the smaller side
+-- in two steps, since DuckDB would otherwise take the rows for the smaller side of the join
 suspects as materialized (
     select run, model, evaluation, config_id, row_id, prompt_id from rows
     where status = 'ok' and vector <> '' and kind = 'choice'

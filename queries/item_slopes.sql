@@ -9,8 +9,8 @@
 --   residual                root mean square of what the line leaves over
 --   baseline                its unsteered logit difference
 --   norm, relative_norm_1   the vector's norm; its length / the stream's, that is at multiplier 1
--- Caveat: one item at few multipliers is mostly noise: its wrong_way is no finding, the share over items is
---   (steerability). No intervals.
+-- Caveat: one item at few multipliers is mostly noise: its wrong_way is no finding, but the share over items is
+--   (see steerability). There are no intervals.
 with families as (
     select c.*, b.condition as baseline_condition,
            row_number() over (order by c.run, c.model, c.evaluation, c.system, c.vector, c.norm, c.positions,

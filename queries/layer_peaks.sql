@@ -14,17 +14,17 @@
 --                            half-splits: what to report of a peak
 --   heldout_low, heldout_high   its 95% interval over items
 --   heldout_layer, heldout_share   the layer that halves chose most often, and the share of them that chose it
---   near_layers              the layers that can't be told from the best one: the best is among them in 95% of runs
---   outside_random, outside_shuffled   whether the vector exceeds each of 19 or more whole control vectors over
---                            the layers of this row: the 5% level, for it alone; null with fewer
+--   near_layers              the layers that can't be told from the best one; the true best is one in 95% of runs
+--   outside_random, outside_shuffled   whether the vector exceeds each of 19 or more control vectors that count
+--                            (see `controls`) over the layers of this row: the 5% level, for it alone; else null
 --   wrong_way_layers         how many layers move the answers against the multiplier's sign
 --   total_mass               probability of all answers together there, baseline_mass the unsteered one: where
 --                            it is small, a ratio of answers says little
 --   why                      why statistics are null, and what to beware of
--- Caveat: the layer is chosen on the items that `effect` is reported on, so it is too large and its standard error
---   says nothing of the choice: report heldout_effect with its interval, and near_layers. Every row is one more
---   look: of many rows some are outside by chance (`controls` has one verdict for all multipliers together). The
---   statistics, from heldout_effect to outside, are null where the run has none as it stands.
+-- Caveat: the layer is chosen on the items that `effect` is reported on, so `effect` is too large and its standard
+--   error ignores the choice: report heldout_effect with its interval, and near_layers. Every row is one more
+--   look, and of many rows some are outside by chance (`controls` has one verdict for all multipliers together).
+--   The statistics, from heldout_effect to outside, are null where the run has none as it stands.
 with curves as (
     select *, direction * effect as push from config_effects where layer is not null and items > 0
 ),

@@ -1,13 +1,13 @@
 -- Does the vector move the answer, or the letter?
 --
--- Parameters: none. A row for each configuration whose items were asked in both letter orders; unsteered ones
---   stand there with multiplier 0.
+-- Parameters: none. A row for each configuration whose items were asked in both letter orders; the unsteered
+--   model has multiplier 0.
 -- Columns:
 --   p_first                      mean share of the first letter, both orders together: 0.5 is no preference
 --   letter_shift                 p_first less the unsteered model's
 --   effect                       mean effect on the logit difference, both orders together: the letter cancels
 --   effect_original, _swapped    in each order alone
---   order_gap, order_gap_se      original less swapped, half of it: how much of the effect in one order is the
+--   order_gap, order_gap_se      half of original less swapped: how much of the effect in one order is the
 --                                letter's; its standard error over items
 --   follows_letter               share of items whose preferred answer changes when the letters are swapped
 --   items                        with both orders and two choices

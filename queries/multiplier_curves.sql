@@ -18,8 +18,8 @@
 --   why                      why intervals and fits are null, and what to beware of
 -- Caveat: never fit through the end points alone, and look at total_mass before a large multiplier's p_match:
 --   a ratio of answers that the model would no longer give says nothing. A line or logistic curve of low r2 is not
---   the shape. Intervals are of each row alone; they and the fits are null where the run has no statistics as it
---   stands. The table doses has more of the fits.
+--   the shape. Each interval is for its row alone; they and the fits are null where the run has no statistics as
+--   it stands. The table doses has more about the fits.
 with steered as (
     select e.*, k.config_id from config_effects e join conditions k using (condition)
     where e.multiplier is not null and (parameter('layer', '') = '' or e.layer::varchar = parameter('layer', ''))

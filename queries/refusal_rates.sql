@@ -15,13 +15,13 @@
 --   items                            how many instructions have log-odds
 --   log_odds, baseline_log_odds      mean log P(tokens) - log(1 - P(tokens)), steered and unsteered
 --   log_odds_change, log_odds_change_se   steered less unsteered on the same instructions; its standard error
---   held, baseline_held              how many log-odds stand at their upper bound 13.86: what lies beyond is rounding
+--   held, baseline_held              how many log-odds are at their upper bound 13.86, beyond which all is rounding
 --   norm, relative_norm              the vector's norm; |multiplier| x its length / the stream's
 -- Caveat: refusals are found by English phrases early in the text; a text cut short, or broken by steering, is not a
 --   refusal, which is not to say that it complies: read some, and look at coherence. An interval is of its own
 --   share; two that overlap may still differ on the same texts (began, stopped). Samples of one instruction count
 --   as texts of their own, so with more than one the intervals are too narrow. Tokens such as I begin other
---   answers too. Peaks picked from many rows are lucky ones.
+--   answers too. The best of many rows is partly lucky.
 with asked as (
     select run, evaluation, any_value(data) as data,
            any_value(case when len(choices) = 2 and choices[2] = 'any other token' then choices[1] end) as tokens

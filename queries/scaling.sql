@@ -50,7 +50,7 @@ select c.model, billions_in(c.model) as billions, c.run, c.evaluation, c.system,
        c.baseline_mass
 from curves c
 left join held h using (curve)
--- fits over several runs are of no single one
+-- fits over several runs belong to no single one
 left join fits f on coalesce(f.run, c.run) = c.run and f.evaluation = c.evaluation and f.system = c.system
                 and f.vector = c.vector and f.norm = c.norm and f.positions = c.positions
                 and f.operation = c.operation and f.multiplier is not distinct from c.multiplier

@@ -10,8 +10,8 @@
 --   curve                   the fitted one; offset_low, offset_high, scale_low, rate_low and so on: 95% intervals
 --   preferred               whether the models prefer this family to both others; null where they can't tell
 --   points, residual_df     models that were fitted; what is left over after the family's parameters
---   aicc, loo_rmse          Akaike's criterion, corrected for few points; the error of each model predicted from
---                           the others: both are less where the family is better
+--   aicc, loo_rmse          Akaike's criterion, corrected for few points; the error where each model is predicted
+--                           from the others: for both, less is better
 --   why                     why a column is null
 --   billions, effects, depths   the points: sizes, held-out peaks and their depths
 --   norm, relative_norms    the vector's norm; |multiplier| x its length / the stream's at each peak

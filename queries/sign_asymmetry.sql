@@ -16,8 +16,8 @@
 --   mass_minus, mass_plus       probability of all answers together; unsteered: baseline_mass
 --   why                         why intervals are null, and what to beware of
 -- Caveat: an asymmetry of probabilities can be nothing but a ceiling: believe it where all three agree. The
---   headroom's is a ratio of means and has no standard error. Many layers are many looks, and the intervals are
---   of each row alone: choose the layer beforehand. They are null where the run has no statistics as it stands.
+--   headroom's is a ratio of means and has no standard error. Many layers are many looks, and each interval is
+--   for its row alone: choose the layer beforehand. They are null where the run has no statistics as it stands.
 with per_item as materialized (select * from item_effects),
 pairs as (
     select n.condition as minus, p.condition as plus, p.*

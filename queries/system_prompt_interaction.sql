@@ -4,7 +4,7 @@
 -- Columns:
 --   system, reference       the system prompts; a row without vector is the system prompt alone, steered by nothing
 --   prompt_effect, _se      what the system prompt alone does to the logit difference, on the same items; its
---                           standard error, paired; prompt_effect_p: to p(matching)
+--                           paired standard error; prompt_effect_p: the same for p(matching)
 --   effect_without, _with   what the vector does under the reference, and under the system prompt
 --   interaction, _se        effect_with - effect_without; its standard error, paired: above 0 where they reinforce
 --                           each other, below where one takes the other's room
@@ -12,7 +12,7 @@
 --   headroom_without, _with         each change of p(matching) over the room it had
 --   norm, relative_norm     the vector's norm; |multiplier| x its length / the stream's
 -- Caveat: near p = 0 or 1 two things can't add up in probability: an interaction that is there in p and not in the
---   logit difference is a ceiling's. Empty where everything was asked under one system prompt. No intervals.
+--   logit difference is a ceiling's. The query is empty where a run has one system prompt. There are no intervals.
 with everything as materialized (
     select condition, item, effect, effect_p, logit_diff, p_match, baseline_logit_diff, baseline_p_match
     from item_effects

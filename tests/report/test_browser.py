@@ -220,7 +220,7 @@ def test_texts_are_filtered(golden_page: Page) -> None:
     words.send_keys("question 3")
     assert int(matches().split()[0]) <= 6
     words.send_keys(" and nothing like it")
-    assert matches() == "No text is like that: loosen a filter."
+    assert matches() == "No text matches: loosen a filter."
     first = "#generations article .pair > div"
     assert page.driver.find_elements("css selector", first) == []
 

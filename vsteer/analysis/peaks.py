@@ -1,7 +1,7 @@
 """The best layer of a curve, honestly: chosen on some items and measured on others.
 
-An effect that is reported at the layer where it is largest is too large, and a bootstrap of an argmax doesn't
-correct that. So the items are halved many times: one half chooses the layer and the other measures its effect,
+An effect that is reported at the layer where it is largest is too large, and bootstrapping an argmax doesn't
+correct it. So the items are halved many times: one half chooses the layer, the other measures its effect,
 both in turn. Each item is measured once a split, at a layer that it had no part in choosing; its mean over
 splits is its held-out value. The interval is that of the mean of these values, widened to the spread that
 items have within one split: over splits an item is measured at several layers, which evens out its own noise,

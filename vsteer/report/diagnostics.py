@@ -41,7 +41,7 @@ NONE = {
 
 
 def diagnostics(database: duckdb.DuckDBPyConnection, runs: Mapping[str, Path]) -> dict[str, Table]:
-    """`pca`, `cosine` and `layers` over all runs; a vector's name is its file's, its model that in `norms`."""
+    """`pca`, `cosine` and `layers` over all runs, with each vector's name and model."""
     found = {}
     for kind, sql in (("pca", PCA), ("cosine", COSINES), ("layers", LAYERS)):
         files = _together(runs, kind)

@@ -76,7 +76,7 @@ function peaksSection(state, choose) {
   const heldout = found.some((row) => isNumber(row.heldout_effect));
   const banded = found.some((row) => typeof row.outside_random === 'boolean' || typeof row.outside_shuffled === 'boolean');
   const outside = (row) => [['random', row.outside_random], ['shuffled', row.outside_shuffled]].filter(([, each]) => typeof each === 'boolean').map(([kind, each]) => `${kind}: ${each ? 'yes' : 'no'}`).join(', ') || '–';
-  const header = ['peak layer (depth)', 'multiplier', ...varying.map((name) => WORDS[name]), 'effect on the logit difference', ...(heldout ? ['held-out effect (95%)'] : []), 'Δ p', 'layers not told from it', ...(banded ? ['outside the controls, this row alone'] : []), 'injected norm / stream norm', 'mass (unsteered)', 'items'];
+  const header = ['peak layer (depth)', 'multiplier', ...varying.map((name) => WORDS[name]), 'effect on the logit difference', ...(heldout ? ['held-out effect (95%)'] : []), 'Δ p', 'indistinguishable layers', ...(banded ? ['outside the controls, this row alone'] : []), 'injected norm / stream norm', 'mass (unsteered)', 'items'];
   const lines = found.map((row) => [element('button', {type: 'button', onclick: () => choose(row), 'aria-label': `show ${row.vector} at layer ${row.peak_layer}`}, `${row.peak_layer} (${number(row.peak_depth, 2)})`),
     multiplierText(row.multiplier, row.operation), ...varying.map((name) => String(row[name])),
     `${signed(row.effect)} ± ${number(row.effect_se, 2)} se`,
