@@ -41,7 +41,7 @@ def plan(grid: Path, as_json: bool) -> None:
 
 
 def show(path: Path, as_json: bool, rates: Callable[[Plan], Rates | None] | None = None) -> None:
-    """Print the plan of a grid; `rates` says what was measured of a plan's model, for a time range."""
+    """Print the plan of a grid, with a range of time where `rates` has measured speeds of its model."""
     from vsteer.grid.spec import read_grid
     from vsteer.plan import budget
     from vsteer.plan.memory import memory_of

@@ -1,5 +1,4 @@
-"""An evaluation's questions, read and turned into tokens; whatever is wrong is reported with its place in the
-grid."""
+"""An evaluation's questions, read and turned into tokens; whatever is wrong has its place in the grid."""
 
 from __future__ import annotations
 
