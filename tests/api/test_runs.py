@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -101,8 +102,14 @@ def test_sql_by_a_query_s_name_or_in_words(run: vsteer.Run) -> None:
     assert run.sql("select getvariable('layer') as x", layer=3).fetchall() == [("3",)]
     with pytest.raises(UsageError, match=r"(?s)no query 'layer_peeks'.*did you mean layer_peaks"):
         run.sql("layer_peeks")
-    with pytest.raises(UsageError, match="DuckDB refuses the SQL"):
+    with pytest.raises(UsageError, match="DuckDB can't answer it"):
         run.sql("select nothing from nowhere")
+
+
+def test_a_query_that_lacks_statistics_says_so(run: vsteer.Run) -> None:
+    shutil.rmtree(run.folder / "statistics")
+    with pytest.warns(UserWarning, match="its statistics are not there; vsteer stats .* makes them"):
+        run.sql("layer_peaks")
 
 
 def test_df_is_pandas_where_it_is_installed(run: vsteer.Run, monkeypatch: pytest.MonkeyPatch) -> None:

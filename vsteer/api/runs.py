@@ -35,23 +35,28 @@ class Run:
         import duckdb
 
         from vsteer.api.answer import Answer
-        from vsteer.results.queries import parameters_sql
+        from vsteer.results.queries import STATISTICS, parameters_sql
         from vsteer.results.queries import query as named
-        from vsteer.results.views import connect_runs
+        from vsteer.results.views import connect_runs, without_statistics
+        from vsteer.vectors.run_norms import bring_up_to_date
 
-        statement = named(query).sql if query.isidentifier() else query
-        self._measure_vectors()
+        chosen = named(query) if query.isidentifier() else None
+        if fault := bring_up_to_date(self.folder):
+            warnings.warn(f"relative_norm is not known: {fault}", stacklevel=2)
+        if chosen and STATISTICS in chosen.needs:
+            for why in without_statistics([self.folder]).values():
+                warnings.warn(f"its statistics {why}; vsteer stats {self.folder} makes them", stacklevel=2)
         with connect_runs([self.folder]) as database:
             try:
                 for setting in parameters_sql({name: str(value) for name, value in parameters.items()}):
                     database.execute(setting)
-                relation = database.sql(statement)
+                relation = database.sql(chosen.sql if chosen else query)
                 if relation is None:
                     raise UsageError("the SQL answers nothing", "write a SELECT")
                 return Answer(relation.to_arrow_table())
             except duckdb.Error as error:
-                hint = "`vsteer sql --list` lists the queries, and .help in its shell the views"
-                raise UsageError(f"DuckDB refuses the SQL: {error}", hint) from None
+                hint = "look at the SQL or the parameters; `vsteer sql --about NAME` lists a query's"
+                raise UsageError(f"DuckDB can't answer it: {error}", hint) from None
 
     def report(self, out: str | Path | None = None) -> Path:
         """Write the report, one HTML page, into the run's folder or to `out`; returns its path."""
@@ -64,12 +69,6 @@ class Run:
         planned = "an unknown number of" if now.planned is None else f"{now.planned:,}"
         failed = f", {now.errors:,} failed" if now.errors else ""
         return f"<run {self.folder}: {now.done:,} of {planned} rows{failed}>"
-
-    def _measure_vectors(self) -> None:
-        from vsteer.vectors.run_norms import bring_up_to_date
-
-        if fault := bring_up_to_date(self.folder):
-            warnings.warn(f"relative_norm is not known: {fault}", stacklevel=3)
 
 
 def open_run(folder: str | Path) -> Run:
