@@ -55,9 +55,9 @@ def test_a_run_is_silent_unless_progress_is_wanted(
     vsteer.run(GRID, folder=tmp_path)
     assert capfd.readouterr() == ("", "")
     vsteer.run(GRID, folder=tmp_path, fresh=True, progress=True)
-    said = capfd.readouterr().err
-    assert f"try: {ROWS} rows" in said
-    assert "working out the statistics" in said
+    shown = capfd.readouterr().err
+    assert f"try: {ROWS} rows" in shown
+    assert "working out the statistics" in shown
 
 
 def test_a_quiet_run_still_warns(tmp_path: Path, no_vllm: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +84,7 @@ def test_an_interrupted_run_interrupts_its_cell(tmp_path: Path, monkeypatch: pyt
     assert vsteer.open_run(tmp_path / "runs" / "try").status.done == 0
 
 
-def test_mistakes_are_told_without_a_file(tmp_path: Path) -> None:
+def test_mistakes_are_reported_without_a_file(tmp_path: Path) -> None:
     with pytest.raises(GridError, match=r"^grid\[0\]\.layers: layer 9 does not exist"):
         vsteer.run({**GRID, "grid": [{"vector": "v", "layers": 9, "multipliers": 1}]}, folder=tmp_path)
     with pytest.raises(StoreError, match="is not a run's folder"):

@@ -183,7 +183,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("old", "new", "line", "message"), BAD)
-def test_what_is_wrong_is_said_with_its_line(
+def test_what_is_wrong_is_reported_with_its_line(
     old: str, new: str, line: int, message: str, tmp_path: Path
 ) -> None:
     assert old in GRID
@@ -194,7 +194,7 @@ def test_what_is_wrong_is_said_with_its_line(
     assert error.value.exit_code == 2
 
 
-def test_several_errors_are_said_at_once_in_the_file_s_order(tmp_path: Path) -> None:
+def test_several_errors_are_reported_at_once_in_the_file_s_order(tmp_path: Path) -> None:
     text = GRID.replace("samples: 3", "samples: -3").replace("dtype: float32", "dtype: f32")
     with pytest.raises(GridError) as error:
         read(tmp_path, text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from datetime import date, datetime
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +53,12 @@ def set_clock(monkeypatch: pytest.MonkeyPatch, day: str) -> None:
 
     monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", Then)
     for module in ("run.start", "run.folder", "plan.plan"):
-        monkeypatch.setattr(f"vsteer.{module}.date", Day)
+        monkeypatch.setattr(import_module(f"vsteer.{module}"), "date", Day)
 
 
-def test_a_run_that_goes_on_the_next_day_asks_the_same(grid: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_goes_on_the_next_day_has_the_same_prompts(
+    grid: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     set_clock(monkeypatch, "2026-11-21")
     first = run_grid(grid, load=fake.load(300))
     assert 0 < first.good < first.planned
@@ -90,12 +93,12 @@ def test_plan_and_check_take_the_run_s_day(grid: Path, monkeypatch: pytest.Monke
 
 def test_vectors_are_made_of_prompts_of_that_day(grid: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run may be killed between its plan and its extraction."""
-    asked: list[str] = []
+    prompts: list[str] = []
 
     class Watching(FakeEngine):
         def run(self, requests: Any) -> Any:
             kept = list(requests)
-            asked.extend(
+            prompts.extend(
                 self.tokenizer.decode(request.prompt.token_ids) for request in kept if request.capture
             )
             return super().run(kept)
@@ -104,8 +107,8 @@ def test_vectors_are_made_of_prompts_of_that_day(grid: Path, monkeypatch: pytest
     run_grid(grid, load=fake.load(0))
     set_clock(monkeypatch, "2026-11-22")
     run_grid(grid, load=lambda plan, *_: fake.fake_engine(plan, kind=Watching))
-    assert asked
-    assert all("It is 21 Nov 2026" in text for text in asked)
+    assert prompts
+    assert all("It is 21 Nov 2026" in text for text in prompts)
 
 
 def test_a_template_without_a_date_is_left_alone() -> None:

@@ -1,4 +1,4 @@
-"""A run from a grid file to a store, through an engine that runs no model: resumed, killed, mended."""
+"""A run from a grid file to a store, through an engine that runs no model: resumed, killed, put right."""
 
 from __future__ import annotations
 
@@ -83,10 +83,10 @@ def rows_of(folder: Path, columns: str = "*") -> list[tuple[Any, ...]]:
 
 
 def events(folder: Path) -> list[str]:
-    return [event["event"] for event in told(folder)]
+    return [event["event"] for event in event_records(folder)]
 
 
-def told(folder: Path) -> list[dict[str, Any]]:
+def event_records(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
 
 
@@ -162,7 +162,7 @@ def test_the_same_command_does_nothing_twice(grid: Path) -> None:
     assert (again.good, again.errors) == (first.good, first.errors)
 
 
-def test_failed_rows_are_tried_again_when_asked(grid: Path) -> None:
+def test_failed_rows_are_tried_again_with_retry_errors(grid: Path) -> None:
     first = run(grid)
     assert first.errors > 0
     again = run(grid, retry_errors=True)
@@ -221,9 +221,9 @@ def test_rows_that_no_plan_has_any_more_are_moved_aside(
     assert [row[0] for row in rows_of(folder, "row_id")] == sorted(ids)
     aside = duckdb.sql(f"select row_id from '{folder}/set-aside/unplanned-2.parquet'").fetchall()
     assert {row[0] for row in aside} == before - set(ids)
-    said = capsys.readouterr().err
-    assert "the grid changed since the last start: vectors.v.token" in said
-    assert f"{len(aside):,} earlier rows are no longer in the plan" in said.replace("\n", " ")
+    shown = capsys.readouterr().err
+    assert "the grid changed since the last start: vectors.v.token" in shown
+    assert f"{len(aside):,} earlier rows are no longer in the plan" in shown.replace("\n", " ")
 
 
 def test_a_grid_that_was_narrowed_and_is_put_back_computes_nothing_anew(
@@ -240,7 +240,7 @@ def test_a_grid_that_was_narrowed_and_is_put_back_computes_nothing_anew(
     assert [row for row in rows_of(again.folder, f"{columns}, status") if row[-1] == "ok"] == before
     assert (again.good, again.errors) == (first.good, first.errors)
     assert duckdb.sql(f"from '{first.folder}/configs.parquet' order by all").fetchall() == configs
-    (taken,) = [event for event in told(again.folder) if event["event"] == "taken_back"]
+    (taken,) = [event for event in event_records(again.folder) if event["event"] == "taken_back"]
     assert f"{taken['rows']:,} rows are planned again" in capsys.readouterr().err
     assert check(again.folder, planned(grid)) == check(first.folder, planned(grid))
     # and so it goes, with the copies that are in set-aside/ by then
