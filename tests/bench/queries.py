@@ -102,8 +102,10 @@ def make_run(folder: Path, rows: int) -> int:
         norms = folder / "vectors" / "norms.parquet"
         norms.parent.mkdir()
         database.execute(f"copy norms to '{norms}' (format parquet)")
-        file = folder / sh.ROWS_FOLDER / sh.shard_name("compact", 1, 0)
-        return _write(database, file, f"(from rows order by {ORDER})", ROWS_SCHEMA, ROW_GROUP)
+        file = folder / sh.ROWS_FOLDER / "rows"
+        written = _write(database, file, f"(from rows order by {ORDER})", ROWS_SCHEMA, ROW_GROUP)
+        file.rename(file.with_name(sh.shard_name("compact", 1, sh.crc_of(file))))
+        return written
 
 
 def _write(
