@@ -83,10 +83,10 @@ def test_weights_draw_as_many_as_there_are() -> None:
 def test_few_or_equal_items_have_no_interval_and_say_so() -> None:
     none, one, few = np.zeros(0), np.ones(1), np.arange(FEWEST_ITEMS - 1, dtype=np.float64)
     equal = np.full(40, 0.1) + 1e-17
-    for values, said in ((none, "no item"), (one, "fewer than"), (few, "fewer than"), (equal, "equal")):
+    for values, words in ((none, "no item"), (one, "fewer than"), (few, "fewer than"), (equal, "equal")):
         found = mean_intervals(values[None])
         assert np.isnan([found.low[0], found.high[0]]).all()
-        assert said in (why_no_interval(values) or "")
+        assert words in (why_no_interval(values) or "")
     assert np.isnan(mean_intervals(none[None]).mean[0])
     assert mean_intervals(one[None]).mean[0] == 1
     assert np.isnan(mean_intervals(one[None]).se[0])

@@ -36,7 +36,7 @@ def answer(item: int) -> float:
     return 0.75 + 0.5 * item / 11
 
 
-def said(cell: Cell) -> float:
+def answers(cell: Cell) -> float:
     """Negative steering acts twice as strongly; a letter bias that both orders cancel."""
     one = cell.steered
     letter = 0.7 if cell.order == "original" else -0.7
@@ -65,7 +65,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     own = sweep("v", range(5), (-1.0, 1.0), sha256=sha256)
     write_vector_norms(folder)
     make_run(
-        folder, [*own, *controls(own, 19), *controls(own, 3, "shuffled")], said, items=ITEMS, orders=ORDERS
+        folder,
+        [*own, *controls(own, 19), *controls(own, 3, "shuffled")],
+        answers,
+        items=ITEMS,
+        orders=ORDERS,
     )
     write_statistics(folder)
     return folder
@@ -200,7 +204,7 @@ def test_what_is_missing_is_counted_and_a_control_that_is_not_whole_is_no_contro
         if not one.control and one.vector and (cell.item, one.layer) == (4, 2):
             # an answer without any probability
             return {"logit_diff": -math.inf, "p_match": 0.0}
-        return said(cell)
+        return answers(cell)
 
     def left_out(cell: Cell) -> bool:
         return not cell.steered.vector and cell.item == 7
@@ -232,7 +236,10 @@ def _ids(folder: Path, where: str) -> set[str]:
 
 def test_a_layer_without_rows_leaves_the_peak_empty_and_says_why(tmp_path: Path) -> None:
     folder = make_run(
-        tmp_path / "run", sweep("v", range(3), (1.0,)), said, left_out=lambda cell: cell.steered.layer == 1
+        tmp_path / "run",
+        sweep("v", range(3), (1.0,)),
+        answers,
+        left_out=lambda cell: cell.steered.layer == 1,
     )
     write_statistics(folder)
     for one in read(folder, "peaks"):
@@ -261,7 +268,7 @@ def test_several_layers_at_once_and_an_ablation_have_intervals_and_no_peak(tmp_p
             }
 
     folder = make_run(
-        tmp_path / "run", [Both("v", 0, 1.0), Both("v", 0, -1.0), Both("v", 1, 1.0)], said, items=12
+        tmp_path / "run", [Both("v", 0, 1.0), Both("v", 0, -1.0), Both("v", 1, 1.0)], answers, items=12
     )
     write_statistics(folder)
     assert len(read(folder, "intervals", measure="p_match")) == 3
@@ -285,7 +292,7 @@ def test_a_run_without_choices_has_empty_tables(tmp_path: Path) -> None:
 
 
 def test_statistics_of_other_rows_are_not_current(tmp_path: Path) -> None:
-    folder = make_run(tmp_path / "run", sweep("v", range(2), (1.0,)), said)
+    folder = make_run(tmp_path / "run", sweep("v", range(2), (1.0,)), answers)
     assert not statistics_are_current(folder)
     write_statistics(folder)
     assert statistics_are_current(folder)
@@ -318,7 +325,7 @@ def test_the_same_rows_give_the_same_statistics(run: Path, tmp_path: Path) -> No
 
 
 def test_stats_writes_them(tmp_path: Path) -> None:
-    folder = make_run(tmp_path / "run", sweep("v", range(2), (1.0,)), said)
+    folder = make_run(tmp_path / "run", sweep("v", range(2), (1.0,)), answers)
     done = CliRunner().invoke(main, ["stats", str(folder)])
     assert done.exit_code == 0, done.output
     assert "4 intervals, 2 peaks, 0 bands" in done.output
@@ -345,7 +352,7 @@ def test_a_run_ends_with_its_statistics(tmp_path: Path) -> None:
 
 
 def test_a_run_is_not_lost_where_they_fail(tmp_path: Path) -> None:
-    folder = make_run(tmp_path / "run", sweep("v", range(2), (1.0,)), said)
+    folder = make_run(tmp_path / "run", sweep("v", range(2), (1.0,)), answers)
     (shard,) = (folder / "rows").glob("*.parquet")
     shard.write_bytes(b"PAR1")
     fault = bring_up_to_date(folder)

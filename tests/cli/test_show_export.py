@@ -1,4 +1,4 @@
-"""`vsteer show` and `vsteer export`: what was said to a prompt over the multipliers, and every row."""
+"""`vsteer show` and `vsteer export`: the answers to a prompt over the multipliers, and every row."""
 
 from __future__ import annotations
 
@@ -92,8 +92,8 @@ def vsteer(*arguments: object) -> Result:
 
 
 def test_texts_over_the_multipliers(run: Path) -> None:
-    said = vsteer("show", run, "--prompt", "are YOU", "--layer", 3).stdout
-    lines = said.splitlines()
+    printed = vsteer("show", run, "--prompt", "are YOU", "--layer", 3).stdout
+    lines = printed.splitlines()
     shown = [line for line in lines if line.startswith(("---", "I am"))]
     assert shown == [
         "--- -1",
@@ -104,22 +104,22 @@ def test_texts_over_the_multipliers(run: Path) -> None:
         # what a terminal would obey is shown
         "I am \\x1b[31mglad. 0 3 …",
     ]
-    assert "CONTROL" not in said
-    assert "\x1b" not in said
+    assert "CONTROL" not in printed
+    assert "\x1b" not in printed
 
 
 def test_probabilities_of_a_choice(run: Path) -> None:
-    said = vsteer("show", run, "--prompt", "are you", "--layer", 3).stdout
+    shown = vsteer("show", run, "--prompt", "are you", "--layer", 3).stdout
     table = [
-        line.split() for line in said.splitlines() if line and line.split()[0] in ("-1", "unsteered", "+1")
+        line.split() for line in shown.splitlines() if line and line.split()[0] in ("-1", "unsteered", "+1")
     ]
     assert table == [
         ["-1", "0.200", "0.600", "0.750", "inf", "0.800"],
         ["unsteered", "0.200", "0.600", "0.750", "1.10", "0.800"],
         ["+1", "0.200", "0.600", "0.750", "1.10", "0.800"],
     ]
-    assert "p(No)*" in said
-    assert "p(Yes) " in said
+    assert "p(No)*" in shown
+    assert "p(Yes) " in shown
 
 
 def test_a_row_that_failed_says_so(run: Path) -> None:

@@ -59,9 +59,11 @@ class Page:
 
     def requests(self) -> list[str]:
         """Every address that was asked for since the last call."""
-        said = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
+        messages = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
         return [
-            each["params"]["request"]["url"] for each in said if each["method"] == "Network.requestWillBeSent"
+            each["params"]["request"]["url"]
+            for each in messages
+            if each["method"] == "Network.requestWillBeSent"
         ]
 
     def console(self) -> list[str]:

@@ -86,7 +86,7 @@ def test_the_runtime_is_vega_alone(page: Elements) -> None:
     assert len(page.scripts["runtime"]) < 330_000
 
 
-def test_the_sql_that_is_shown_is_the_sql_that_was_asked(run: Path, page: Elements) -> None:
+def test_the_sql_that_is_shown_is_the_sql_that_was_run(run: Path, page: Elements) -> None:
     known = queries()
     with connect_runs([run]) as database:
         for name, shown in page.data["tables"].items():
@@ -164,9 +164,9 @@ def golden_page(tmp_path: Path) -> Path:
 
 
 def test_script_safe_is_the_same_json() -> None:
-    said = {"a": HOSTILE, "<b>": ["\u2029", "<!--", "]]>"], "c": "\\u003c"}
-    text = script_safe(json.dumps(said, ensure_ascii=False))
-    assert json.loads(text) == said
+    value = {"a": HOSTILE, "<b>": ["\u2029", "<!--", "]]>"], "c": "\\u003c"}
+    text = script_safe(json.dumps(value, ensure_ascii=False))
+    assert json.loads(text) == value
     assert not set("<>&\u2028\u2029") & set(text)
 
 

@@ -142,7 +142,7 @@ def _prompt(evaluation: str, system: str, kind: str, item: int, order: str) -> d
     }
 
 
-def _row(config: dict[str, Any], cell: Cell, number: int, said: Any) -> dict[str, Any]:
+def _row(config: dict[str, Any], cell: Cell, number: int, given: Any) -> dict[str, Any]:
     one = cell.steered
     prompt = _prompt(one.evaluation, one.system, one.kind, cell.item, cell.order)
     changes = {
@@ -157,11 +157,11 @@ def _row(config: dict[str, Any], cell: Cell, number: int, said: Any) -> dict[str
         "finished_at": makers.START + timedelta(seconds=number + 1),
         "vector_file_sha256": "cd" * 32 if one.vector else "",
     }
-    if said is None:
+    if given is None:
         return makers.error_row(number, **{k: v for k, v in changes.items() if k not in _NOT_OF_ERRORS})
     if one.kind == "open_ended":
         return makers.text_row(number, **{**makers.NOTHING_ASKED, **changes, **makers.NOTHING_ASKED})
-    columns = dict(said) if isinstance(said, Mapping) else {"logit_diff": said}
+    columns = dict(given) if isinstance(given, Mapping) else {"logit_diff": given}
     logit = columns["logit_diff"]
     columns.setdefault("p_match", 1 / (1 + math.exp(-logit)))
     return makers.row(

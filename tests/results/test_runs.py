@@ -236,7 +236,7 @@ def test_lengths_are_read_from_the_vectors_files(tmp_path: Path) -> None:
     assert found == pytest.approx({0: 2 * 3 / 10, 1: 2 * 4 / 10})
 
 
-def test_a_folder_that_is_no_run_is_said(tmp_path: Path) -> None:
+def test_a_folder_that_is_no_run_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(StoreError):
         connect_runs([tmp_path])
     with pytest.raises(UsageError):
@@ -259,9 +259,9 @@ def test_statements_end_at_a_lines_end() -> None:
 def test_a_querys_words_name_its_columns() -> None:
     """Every column that a query's comment explains is one that it has; the axes need no word."""
     for name, query in queries().items():
-        said = re.search(r"Columns:\n(.*?)\nCaveat:", query.about, re.S)
-        assert said, name
-        for line in said[1].splitlines():
+        listed = re.search(r"Columns:\n(.*?)\nCaveat:", query.about, re.S)
+        assert listed, name
+        for line in listed[1].splitlines():
             explained = re.match(r"  ((?:[a-z_]+(?:, )?)+)  ", line)
             for word in explained[1].split(", ") if explained else []:
                 assert word.lstrip("_") in query.sql, (name, word)

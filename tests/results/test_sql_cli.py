@@ -71,7 +71,7 @@ def test_a_name_nearly_right_and_one_that_is_not() -> None:
     assert "the queries are capability_cost, " in sql("xyz", "somewhere").stderr
 
 
-def test_what_is_asked_wrongly_is_said(run: str, tmp_path: Path) -> None:
+def test_a_wrong_command_is_an_error_with_a_hint(run: str, tmp_path: Path) -> None:
     assert "no run is given" in sql("layer_peaks").stderr
     assert "there is no folder no/where" in sql("no/where").stderr
     assert "is not a run's folder" in sql("layer_peaks", str(tmp_path)).stderr
@@ -94,16 +94,16 @@ def test_the_shell_asks_queries_and_sql(run: str) -> None:
         "select nonsense;",
     ]
     typed = "\n".join([*lines, ".nothing", ".quit", ""])
-    said = sql(run, typed=typed).stdout
-    assert "peak_layer" in said
-    assert "n  20\n" in said
-    assert "sign_asymmetry " in said
-    assert "did you mean layer_peaks?" in said
-    assert '"nonsense"' in said
-    assert "no command .nothing" in said
+    shown = sql(run, typed=typed).stdout
+    assert "peak_layer" in shown
+    assert "n  20\n" in shown
+    assert "sign_asymmetry " in shown
+    assert "did you mean layer_peaks?" in shown
+    assert '"nonsense"' in shown
+    assert "no command .nothing" in shown
 
 
-def test_nothing_is_said_with_the_columns(run: str) -> None:
+def test_an_empty_answer_names_the_columns(run: str) -> None:
     assert sql("letter_bias", run).stdout.startswith("no rows; the columns are run, model, ")
 
 

@@ -226,7 +226,7 @@ def test_a_single_runs_fits_are_its_own(tmp_path: Path) -> None:
     assert "models of 1 different sizes" in row["fit_why"]
 
 
-def test_statistics_of_other_rows_are_not_used_and_said(tmp_path: Path) -> None:
+def test_statistics_of_other_rows_are_not_used_and_warned_of(tmp_path: Path) -> None:
     run = with_statistics(tmp_path / "run", sweep("toy", (1, 3), (1.0,)), peaked)
     assert without_statistics([run]) == {}
     assert ask("layer_peaks", run)[0]["near_layers"] == [3]
@@ -240,7 +240,7 @@ def test_statistics_of_other_rows_are_not_used_and_said(tmp_path: Path) -> None:
     assert len(warned) == 1
     assert "were not made of the run as it stands" in warned[0]
     assert f"vsteer stats {run} makes them" in warned[0]
-    # who doesn't read them isn't told
+    # a query that doesn't read them warns of nothing
     for name in ("letter_bias", "refusal_rates"):
         assert CliRunner().invoke(cli.main, ["sql", name, str(run)]).stderr == ""
 
