@@ -11,7 +11,9 @@ import duckdb
 def in_memory(**config: str | int) -> duckdb.DuckDBPyConnection:
     """A database in memory. Its progress bar would be drawn into what is piped to a file."""
     database = duckdb.connect(config=config)
-    database.execute("set enable_progress_bar = false")
+    # In Jupyter without ipywidgets it is off, and DuckDB refuses to set it at all.
+    if database.execute("select current_setting('enable_progress_bar')").fetchall() != [(False,)]:
+        database.execute("set enable_progress_bar = false")
     return database
 
 
