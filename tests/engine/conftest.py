@@ -79,7 +79,7 @@ class Setup:
 
 # The one engine of `make test`: all that an engine can be asked for, with room for many prefixes and still
 # too little for the requests that run at once.
-ONE = Setup(ablates=True, kv_blocks=64)
+ONE = Setup(ablates=True, kv_blocks=32)
 # Every way to run an engine in `make test-engine`, those that capture first. The fifth has the graph of most
 # runs.
 CAPTURING = (
