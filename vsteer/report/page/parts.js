@@ -64,7 +64,7 @@ function verdicts(family) {
     const verdict = `${row.verdict[0].toUpperCase()}${row.verdict.slice(1)}.`;
     const own = `The vector’s largest |effect| is ${number(row.largest, 2)} (layer ${place(row)}, ${row.multiplier === null ? '' : 'multiplier '}${multiplierText(row.multiplier, row.operation)}, ${relative([row])})`;
     const theirs = row.controls ? `, the largest of ${plural(row.controls, `${row.control} vector`)} is ${number(row.control_largest, 2)} (p = ${number(row.p_value)})` : '';
-    const left = row.controls_left_out ? ` ${plural(row.controls_left_out, `${row.control} vector`)} left out, for lack of rows or because it repeats another vector.` : '';
+    const left = row.controls_left_out ? ` ${plural(row.controls_left_out, `${row.control} vector`)} left out: rows are missing, or another vector is repeated.` : '';
     return `${verdict} ${own}${theirs}.${left}`;
   });
 }
