@@ -103,7 +103,8 @@ def make_requests(
     """Requests over shared and distinct prompts, every kind of positions, one to three terms; each
     tenth is unsteered, every other one of these by a multiplier of 0. With `captures` two of seven
     capture the stream, at a place on the way and at the prompt's end. Each of `operations`, which have no
-    multiplier, is done by as many of the steered ones alone, by as many beside what they add, as only add."""
+    multiplier, is done alone by as many of the steered ones as only add; if it acts at every layer, by as
+    many again beside what they add."""
     rng = np.random.default_rng(seed)
     shared = tuple(int(t) for t in rng.integers(0, vocab_size, prompt_tokens[1]))
     probes = tuple(int(t) for t in rng.choice(vocab_size, 32, replace=False))
@@ -155,7 +156,11 @@ def _steering(
     elif all(term.layer >= 2 * layers // 3 for term in terms):
         positions = ("last_prompt_token", "generated")[index % 2]
     steering = Steering(tuple(terms), positions)
-    kinds = [None, *itertools.product((False, True), operations)]
+    kinds: list[tuple[bool, str] | None] = [None]
+    for operation in operations:
+        # at its layer alone it may take away what is added there, and then no slip shows
+        kinds += [(True, operation)] if OPERATIONS[operation].every_layer else []
+        kinds.append((False, operation))
     kind = kinds[index % len(kinds)]
     return _with_operation(steering, *kind, layers) if kind else steering
 
