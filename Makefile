@@ -17,11 +17,11 @@ quickstart: $(SET_UP)
 
 # All that needs no engine, and one engine: five minutes on two cores.
 test: lint types
-	$(PYTEST) -m "not slow and (not engine or one_engine)"
+	$(PYTEST) -m "not slow and not long and (not engine or one_engine)"
 
-# Every way to run an engine.
+# Every way to run an engine, and what takes long without one.
 test-engine: $(SET_UP)
-	$(PYTEST) -m "engine and not slow"
+	$(PYTEST) -m "(engine or long) and not slow"
 
 test-all: lint types
 	$(PYTEST)

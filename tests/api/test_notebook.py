@@ -49,6 +49,7 @@ def executed(notebook: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> An
     return NotebookClient(notebook, timeout=500, resources={"metadata": {"path": str(folder)}}).execute()
 
 
+@pytest.mark.long
 def test_the_cells_work_in_a_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """DuckDB, tqdm and rich behave otherwise there. The answers are a fake's."""
     notebook: Any = nbformat.read(NOTEBOOK, as_version=4)  # type: ignore[no-untyped-call]

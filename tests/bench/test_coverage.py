@@ -10,6 +10,8 @@ from scipy import stats
 from tests.bench.coverage import band_figures, dose_figures, interval_figures, peak_figures, scaling_figures
 from vsteer.bench.figures import Figure
 
+pytestmark = pytest.mark.long
+
 
 def counted(figure: Figure) -> tuple[int, int]:
     """How often, and out of how many: `covers 94.2% of 1000`, `5.6% of 500`."""

@@ -2,10 +2,14 @@
 
 from pathlib import Path
 
+import pytest
+
 from tests.bench.queries import LAYERS, MULTIPLIERS, SYSTEMS, VECTORS, bench_queries, make_run
 from vsteer.results.queries import queries
 from vsteer.results.views import connect_runs
 from vsteer.store import shards as sh
+
+pytestmark = pytest.mark.long
 
 
 def test_the_made_up_run_is_one_of_the_stores(tmp_path: Path) -> None:

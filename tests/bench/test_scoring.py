@@ -1,6 +1,10 @@
 """The scorers' benchmark measures what it says, on a few texts."""
 
+import pytest
+
 from tests.bench.scoring import bench_scoring
+
+pytestmark = pytest.mark.long
 
 
 def test_the_scorers_benchmark_has_its_figures() -> None:

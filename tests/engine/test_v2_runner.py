@@ -58,7 +58,7 @@ def run(name: str, *arguments: object) -> dict[str, Any]:
     ("tensor_parallel", "pipeline_parallel", "rows"),
     [
         # what `make test` has of it
-        pytest.param(1, 1, 70, marks=pytest.mark.one_engine),
+        pytest.param(1, 1, 40, marks=pytest.mark.one_engine),
         *(pytest.param(*parallel, 210, marks=pytest.mark.engine) for parallel in ((1, 1), (2, 1), (1, 2))),
     ],
     ids=["tp1-sample", "tp1", "tp2", "pp2"],

@@ -232,6 +232,7 @@ def prompt(tokenizer: Any, text: str) -> Any:
     return tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt")["input_ids"]
 
 
+@pytest.mark.long
 def test_smollm2_holds_the_files_weights_exactly(converted: Converted) -> None:
     weights = load_file(converted.folder / "model.safetensors")
     packed = {tensor.name: tensor for tensor in GGUFReader(converted.gguf).tensors}
@@ -247,6 +248,7 @@ def test_smollm2_holds_the_files_weights_exactly(converted: Converted) -> None:
     assert "lm_head.weight" not in weights
 
 
+@pytest.mark.long
 def test_smollm2_answers_as_the_gguf_file_does(converted: Converted, model: Any, tokenizer: Any) -> None:
     direct = AutoModelForCausalLM.from_pretrained(
         converted.gguf.parent,
