@@ -1,4 +1,4 @@
-"""Which tests one worker of pytest-xdist runs, one after another: a file's, and all that share engines.
+"""Which tests one worker of pytest-xdist runs, one after another: a file's, and all that run engines.
 
 Starting an engine keeps one core busy, so that two workers on two cores take little more than half the time.
 """
@@ -9,15 +9,24 @@ from typing import Any
 
 import pytest
 
-# Each engine of theirs is started once, for all of them.
+# Each engine of theirs is started once, for all of them. Beside another engine the program of Model Runner V2
+# takes four times as long.
 SHARE_ENGINES = {
     f"tests/engine/test_{name}.py"
-    for name in ("capture", "coherence", "driver", "extraction", "parity", "poisoning", "refusal_tokens")
+    for name in (
+        "capture",
+        "coherence",
+        "driver",
+        "extraction",
+        "parity",
+        "poisoning",
+        "refusal_tokens",
+        "v2_runner",
+    )
 }
 # The longest first, so that no worker is left with one of them at the end.
 LONGEST = (
     "shared engines",
-    "tests/engine/test_v2_runner.py",
     "tests/engine/test_families.py",
     "tests/engine/test_run_killed.py",
 )

@@ -15,6 +15,7 @@ import scipy.stats
 
 from tests.results.made_up import Cell, ask, make_run, sweep
 from vsteer.results.views import connect_runs
+from vsteer.store.files import write_parquet
 
 ITEMS = 10
 # how many of the ten refuse: unsteered, at layer 1, at layer 2
@@ -138,8 +139,7 @@ def test_log_odds_at_their_bound_are_counted(tmp_path: Path) -> None:
     prompts = pq.read_table(run / "prompts.parquet").to_pylist()
     for prompt in prompts:
         prompt["choices"] = ["I", "any other token"]
-    pq.write_table(
-        pa.Table.from_pylist(prompts, pq.read_schema(run / "prompts.parquet")), run / "prompts.parquet"
-    )
+    table = pa.Table.from_pylist(prompts, pq.read_schema(run / "prompts.parquet"))
+    write_parquet(run / "prompts.parquet", table)
     (row,) = ask("refusal_rates", run)
     assert (row["items"], row["held"], row["baseline_held"]) == (4, 3, 1)

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from vsteer.operations import OPERATIONS
 from vsteer.store import shards as sh
-from vsteer.store.files import as_parquet, disk_errors, write_file
+from vsteer.store.files import disk_errors, write_sealed
 from vsteer.store.schema import BOOL, FLOAT, FLOATS, INT, INTS, STRING, STRINGS, Column, arrow_schema
 from vsteer.store.sound import faults_of_tables, steadily
 from vsteer.store.views import CONFIGS, PROMPTS
@@ -325,4 +325,4 @@ def write_table(
 ) -> None:
     """Put a table in its place, whole or not at all; `about` has the fingerprint."""
     table = pa.Table.from_pylist([dict(record) for record in records], statistics_schema(name, about))
-    write_file(statistics_path(folder, name), as_parquet(table))
+    write_sealed(statistics_path(folder, name), table)

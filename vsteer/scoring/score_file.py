@@ -27,6 +27,7 @@ from vsteer.store.database import exact, in_memory, quoted
 from vsteer.store.files import disk_errors, parquet_writer
 from vsteer.store.lock import FolderLock
 from vsteer.store.scores import SCORES_FOLDER, schema_of, scores_path
+from vsteer.store.seal import seal, with_place
 from vsteer.store.sound import faults_of_tables, set_aside_with_warning, sound_shards
 from vsteer.store.views import BEST_FIRST, PROMPTS, parquet_source
 
@@ -79,7 +80,7 @@ class WholeParquet:
         self._temporary = temporary_path(path)
         with self._disk():
             self._file = self._temporary.open("wb")
-            self._writer = parquet_writer(self._file, schema)
+            self._writer = parquet_writer(self._file, with_place(schema))
 
     def write(self, table: pa.Table) -> None:
         with self._disk():
@@ -89,6 +90,7 @@ class WholeParquet:
         with self._disk():
             self._writer.close()
             self._file.close()
+            seal(self._temporary)
             put_in_place(self._temporary, self.path)
 
     def abandon(self) -> None:

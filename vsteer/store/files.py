@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from vsteer.errors import StoreError
 from vsteer.files import written_whole
+from vsteer.store.seal import seal, with_place
 
 FULL = "free some space on that disk and give the same command again: what was written is kept"
 READ_ONLY = "make the folder writable and give the same command again: what was written is kept"
@@ -38,10 +39,24 @@ def disk_errors(doing: str) -> Iterator[None]:
         raise StoreError(f"{doing} failed: {error.strerror or error}", hint=hint) from error
 
 
+def write_sealed(path: Path, table: pa.Table) -> None:
+    """Put a derived table at `path`, whole or not at all."""
+    with disk_errors(f"writing {path}"), written_whole(path) as temporary:
+        write_parquet(temporary, table)
+
+
 def write_file(path: Path, content: bytes | memoryview) -> None:
     """Put `content` at `path`, whole or not at all."""
     with disk_errors(f"writing {path}"), written_whole(path) as temporary:
         temporary.write_bytes(content)
+
+
+def write_parquet(path: Path, table: pa.Table) -> None:
+    """A derived table's file, sealed: what isn't a shard has no checksum in its name."""
+    # through a file of Python's, whose errors have the system's words
+    with path.open("wb") as file, parquet_writer(file, with_place(table.schema)) as writer:
+        writer.write_table(table, row_group_size=max(1, len(table)))
+    seal(path)
 
 
 def as_parquet(table: pa.Table) -> memoryview:

@@ -27,6 +27,7 @@ from vsteer.store.database import file_list, in_memory
 from vsteer.store.events import append_event
 from vsteer.store.files import disk_errors
 from vsteer.store.lock import FolderLock
+from vsteer.store.seal import broken
 
 log = logging.getLogger(__name__)
 
@@ -75,10 +76,12 @@ def verified(folder: Path, rows: Path, *, note: bool = False) -> dict[Path, str 
 
 
 def fault_of_table(path: Path) -> str | None:
-    """Why this isn't a table that Arrow and DuckDB both read to its end, or None."""
+    """Why this isn't a table as it was written, or None; one without a seal Arrow and DuckDB must read."""
     if not path.stat().st_size:
         return "it is empty"
     try:
+        if (is_broken := broken(path)) is not None:
+            return "its checksum is another's" if is_broken else None
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             for _ in file.iter_batches():
                 pass

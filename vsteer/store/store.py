@@ -26,7 +26,7 @@ from vsteer.store import compaction
 from vsteer.store import shards as sh
 from vsteer.store.compaction import Compacted
 from vsteer.store.events import append_event, end_torn_line, read_events
-from vsteer.store.files import as_parquet, disk_errors, write_file
+from vsteer.store.files import as_parquet, disk_errors, write_file, write_sealed
 from vsteer.store.ids import RowIds
 from vsteer.store.journal import Journal, journals, whole_rows
 from vsteer.store.lock import FolderLock
@@ -131,7 +131,7 @@ class Store:
                 continue
             for record in records:
                 buffer.add(record)
-            write_file(self.folder / name, as_parquet(buffer.table()))
+            write_sealed(self.folder / name, buffer.table())
             counts[count] = len(buffer)
         # It is written last, so that a folder with a manifest has the rest.
         self.manifest = write_manifest(self.folder, manifest, counts)

@@ -51,7 +51,7 @@ def write_vector_norms(run_folder: Path) -> None:
     """Write the table, if the run has vectors."""
     import pyarrow as pa
 
-    from vsteer.store.files import as_parquet
+    from vsteer.store.files import write_parquet
 
     records = vector_norms(run_folder)
     if not records:
@@ -61,7 +61,7 @@ def write_vector_norms(run_folder: Path) -> None:
     schema = pa.schema([(name, columns.get(name, pa.string())) for name in records[0]])
     path = run_folder / FOLDER / NAME
     with new_file(path, VectorError, overwrite=True) as temporary:
-        temporary.write_bytes(as_parquet(pa.Table.from_pylist(records, schema)))
+        write_parquet(temporary, pa.Table.from_pylist(records, schema))
 
 
 def norms_are_current(run_folder: Path) -> bool:

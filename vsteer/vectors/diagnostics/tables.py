@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from vsteer.errors import VectorError
 from vsteer.files import new_file
-from vsteer.store.files import as_parquet
+from vsteer.store.files import write_parquet
 from vsteer.vectors.activations import Float64
 from vsteer.vectors.diagnostics.rounding import rounding
 from vsteer.vectors.extract import Extraction
@@ -46,7 +46,7 @@ def write_tables(found: Mapping[str, Rows], vector: Path, overwrite: bool) -> No
     """Beside the vector's file."""
     for table, rows in found.items():
         with new_file(table_path(vector, table), VectorError, overwrite) as temporary:
-            temporary.write_bytes(as_parquet(pa.Table.from_pylist(rows)))
+            write_parquet(temporary, pa.Table.from_pylist(rows))
 
 
 def layer_table(extraction: Extraction, vector: SteeringVector) -> Rows:
