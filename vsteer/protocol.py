@@ -123,6 +123,8 @@ class Request:
     prompt_logprobs_from: int | None = None
     # positions of the prompt whose stream is wanted after every layer, increasing
     capture: tuple[int, ...] = ()
+    # how many tokens at the prompt's end are an answer's; what stands before them is its block's prompt
+    answer_tokens: int = 0
 
     def invalid_because(self, vocab_size: int, max_model_len: int) -> str | None:
         """Why no engine can serve this request, or None."""

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from vsteer.engine.captures import CaptureAdmission, joined_streams
 from vsteer.engine.death_watch import DeathWatch
+from vsteer.engine.forks import ForkCollector, packed, read_scores
 from vsteer.engine.options import EngineOptions
 from vsteer.engine.proof.canary import prove_steering
 from vsteer.engine.start import check_plugin_is_allowed, engine_args, engine_environment
@@ -114,11 +115,15 @@ class VllmEngine(Engine):
         )
         self._max_in_flight = 2 * options.max_num_seqs + 64
         self._table: SteeringTable | None = None
+        self._table_sha256 = ""
         self._in_flight: dict[str, _Flight] = {}
         self._watch = DeathWatch(self._llm.engine_core)
         self._captures = CaptureAdmission(self.capacity.captures)
         self.steps = 0
         self._numbers = itertools.count(1)
+        self._forks: ForkCollector | None = None
+        if options.forks and options.pipeline_parallel_size == 1 and kv_cache_dtype == "auto":
+            self._forks = ForkCollector(config.scheduler_config.max_num_batched_tokens)
         try:
             prove_steering(self, self.capacity)
         except BaseException:
@@ -126,7 +131,7 @@ class VllmEngine(Engine):
             raise
 
     def load(self, vectors: Vectors, steerings: Iterable[Steering]) -> None:
-        if self._in_flight:
+        if self.under_way():
             raise SteeringFault("load() was called while requests are under way")
         layers = self.info.layers
         table = SteeringTable.build(vectors, steerings, layers, self.info.hidden_size, self.capacity)
@@ -139,7 +144,7 @@ class VllmEngine(Engine):
         held = {layer for answer in answers for layer in answer["layers"]}
         if held != set(range(layers)):
             raise SteeringFault(f"no worker steers layers {sorted(set(range(layers)) - held)}")
-        self._table = table
+        self._table, self._table_sha256 = table, answers[0]["sha256"]
 
     def run(self, requests: Iterable[Request]) -> Iterator[Result]:
         """Yield results as they finish. Leaving the loop early aborts what is in flight."""
@@ -149,7 +154,7 @@ class VllmEngine(Engine):
         last_collect = time.monotonic()
         more = True
         try:
-            while more or self._in_flight:
+            while more or self._in_flight or (self._forks is not None and self._forks.blocks):
                 while more and len(self._in_flight) - len(finished) < self._max_in_flight:
                     request, held = held or next(waiting, None), None
                     if request is None:
@@ -157,8 +162,16 @@ class VllmEngine(Engine):
                     elif not self._captures.has_room(request):
                         held = request
                         break
+                    elif self._forks is not None and self._forks.takes(request):
+                        if self._forks.enough(request):
+                            held = request
+                            break
+                        if failed := self._fork(request):
+                            yield failed
                     elif failed := self._submit(request):
                         yield failed
+                if self._forks is not None and self._forks.enough(held):
+                    yield from self._compute_forks()
                 if not self._in_flight:
                     continue
                 if len(finished) < len(self._in_flight):
@@ -183,7 +196,8 @@ class VllmEngine(Engine):
         return max(counts)
 
     def under_way(self) -> list[str]:
-        return list(self._in_flight)
+        blocks = self._forks.blocks if self._forks is not None else []
+        return [*self._in_flight, *(request.id for block in blocks for request, _, _ in block.requests)]
 
     def kill(self) -> None:
         for process in self._watch.processes():
@@ -251,6 +265,27 @@ class VllmEngine(Engine):
         cell = self._table.cell_of(request.steering)
         start, end = request.prompt.span(request.steering.positions)
         return CellSpan(next(self._numbers), cell, self._table.fingerprints[cell], start, end)
+
+    def _fork(self, request: Request) -> Result | None:
+        """Keep a request for the next forked pass."""
+        assert self._forks is not None
+        if reason := request.invalid_because(self.info.vocab_size, self.info.max_model_len):
+            return Result(request.id, "error", error=reason)
+        span = self._cell_span(request)
+        self._forks.add(request, *((span.cell, (span.start, span.end)) if span else (0, (0, 0))))
+        return None
+
+    def _compute_forks(self) -> Iterator[Result]:
+        assert self._forks is not None
+        blocks = self._forks.take()
+        closed = [block.closed() for block in blocks]
+        answers = self._rpc("vsteer_forks", self._table_sha256, packed(closed))
+        self.steps += 1
+        found = [[read_scores(*pair) for pair in zip(closed, answer, strict=True)] for answer in answers]
+        for n, block in enumerate(blocks):
+            if any((of_rank[n].steered != found[0][n].steered).any() for of_rank in found):
+                raise SteeringFault("the workers steered different tokens of a fork")
+            yield from block.results(found[0][n])
 
     def _step(self) -> list[tuple[_Flight, Any]]:
         with self._watch.alive():
@@ -325,6 +360,8 @@ class VllmEngine(Engine):
 
     def _abort(self) -> None:
         """Leave nothing behind in the engine, whatever ended the loop."""
+        if self._forks is not None:
+            self._forks.take()
         if not self._in_flight:
             return
         flights, self._in_flight = list(self._in_flight.values()), {}

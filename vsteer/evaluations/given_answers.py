@@ -38,6 +38,7 @@ def answer_requests(row_id: str, rendered: RenderedPrompt, steering: Steering | 
             steering,
             max_tokens=1,
             logprob_token_ids=tokens,
+            answer_tokens=len(prefix),
         )
         for n, (prefix, tokens) in enumerate(steps(rendered.answers).items())
     )

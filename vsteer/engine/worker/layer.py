@@ -38,13 +38,17 @@ class SteeredLayer(nn.Module):
         if self.placed and residual is None:
             hidden_states = _placed(self.placed, EMBEDDING, None, hidden_states, hidden_states.dtype)
         hidden_states, residual = super().forward(positions, hidden_states, residual, **kwargs)
-        dtype = residual.dtype
-        # what is added and then taken away must leave no rounding behind
-        residual = self.steering(residual, torch.float32 if self.placed else dtype)
-        residual = _placed(self.placed, LAYER, hidden_states, residual, dtype)
+        residual = self.steered(hidden_states, residual)
         if self.capture is not None:
             self.capture(hidden_states, residual)
         return hidden_states, residual
+
+    def steered(self, hidden_states: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        """`residual` behind what acts behind the layer."""
+        dtype = residual.dtype
+        # what is added and then taken away must leave no rounding behind
+        residual = self.steering(residual, torch.float32 if self.placed else dtype)
+        return _placed(self.placed, LAYER, hidden_states, residual, dtype)
 
 
 class SteeredNorm(nn.Module):

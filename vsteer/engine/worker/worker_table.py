@@ -5,7 +5,8 @@ of a step. Both model runners and the driver's calls reach it through `worker_ta
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from vsteer.engine.forks import first_layers
 from vsteer.engine.table import Capacity, read_table_file
 from vsteer.engine.worker.capture import CaptureTable
 from vsteer.engine.worker.layer import steer_layer
@@ -45,6 +47,8 @@ class WorkerTable:
         self._any_steered_before = False
         self._any_chosen_before = False
         self._layers: dict[int, Steering] = {}
+        self.sha256 = ""  # of the table's file
+        self.first_layers: NDArray[np.int32] = np.zeros(1, np.int32)
         # module -> layer
         self._placed: dict[str, dict[int, Placed]] = {module: {} for module in capacity.modules}
         self._captures: dict[int, Capture] = {}
@@ -74,6 +78,10 @@ class WorkerTable:
                 rows = arrays[module][index].T if module in arrays else np.zeros((1, len(PLACES)), np.int32)
                 _replace(placed.row.T, torch.from_numpy(np.ascontiguousarray(rows)))
         self.step_table = StepTable(fingerprints)
+        self.sha256 = sha
+        self.first_layers = first_layers(
+            arrays["scale"], [arrays[module] for module in self._placed if module in arrays]
+        )
         return {"sha256": sha, "layers": sorted(self._layers)}
 
     def add_request(self, request_id: str, extra_args: Mapping[str, Any] | None) -> None:
@@ -139,6 +147,21 @@ class WorkerTable:
         for capture in self._captures.values():
             # so that a layer that does not write is found out
             capture.streams.fill_(torch.nan)
+
+    @contextmanager
+    def lent(self) -> Iterator[torch.Tensor]:
+        """The buffer of token cells, between two steps, for other batches than a step's."""
+        self.take_captured()
+        # an unused slot copies token 0, which every batch has
+        self._chosen.zero_()
+        self._any_chosen_before = False
+        try:
+            yield self.token_cell
+        finally:
+            self.token_cell.zero_()
+            self._any_steered_before = False
+            for capture in self._captures.values():
+                capture.streams.fill_(torch.nan)
 
     @property
     def captured_layers(self) -> list[int]:

@@ -1,0 +1,257 @@
+"""The forked pass: one unsteered pass over each prompt, and every configuration as a fork of it.
+
+It runs on vLLM's own layers and weights, on all ranks in lockstep, beside vLLM's scheduler and its cache.
+
+    unsteered  each prompt through all layers: its keys and values, and its stream where forks will join
+    forked     layer by layer: the forks under way go through the layer as one batch, then those join that
+               first act behind it, with the unsteered stream of their own tokens, steered there
+    scored     the final norm, the unembedding and a log-softmax, where something is asked
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vsteer.engine.forks import EMBEDDED, ForkBlock, ForkScores
+from vsteer.engine.worker.fork_attention import ForkAttention, ForkGroup, ForkPrompt
+from vsteer.patches import forked_attention
+
+# Rows of logits that are held at a time: each is as wide as the vocabulary.
+SCORED_AT_ONCE = 256
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _Fork:
+    prompt: int
+    place: int  # in its block
+    cell: int
+    begin: int  # its first own node
+    span: tuple[int, int]
+    joins: int  # behind which layer
+
+
+class ForkedPass:
+    """`model` is a causal model of vLLM's with steered layers and `token_cell` their buffer; `first_layers`
+    says behind which layer each cell first acts."""
+
+    def __init__(self, model: Any, token_cell: torch.Tensor, first_layers: NDArray[np.int32]) -> None:
+        self._model, self._token_cell, self._first_layers = model, token_cell, first_layers
+        self._layers = list(model.model.layers)
+        self._device = token_cell.device
+        # vLLM set memory aside for steps of so many tokens
+        self._room = len(token_cell)
+        self._attention: list[ForkAttention] = []
+
+    def compute(self, blocks: Sequence[ForkBlock]) -> list[ForkScores]:
+        scores = [_no_scores(block) for block in blocks]
+        forks = [fork for n, block in enumerate(blocks) for fork in self._forks(n, block)]
+        prompts = [self._prompt(n, block, forks) for n, block in enumerate(blocks)]
+        with torch.inference_mode(), forked_attention.replaced(self._layers, self._attend):
+            for chunk in _chunks(list(enumerate(prompts)), lambda one: one[1].nodes, self._room):
+                self._unsteered(dict(chunk), scores)
+            forks.sort(key=lambda one: (one.joins, one.prompt, one.begin))
+            for batch in _chunks(forks, lambda one: prompts[one.prompt].nodes - one.begin, self._room):
+                self._forked(batch, prompts, scores)
+        return scores
+
+    def _attend(self, layer: int, module: Any) -> ForkAttention:
+        self._attention.append(ForkAttention(layer, module))
+        return self._attention[-1]
+
+    def _forks(self, n: int, block: ForkBlock) -> Iterator[_Fork]:
+        columns = (block.cells.tolist(), block.owns.tolist(), block.spans.tolist())
+        for place, (cell, begin, (start, end)) in enumerate(zip(*columns, strict=True)):
+            if cell:
+                yield _Fork(n, place, cell, begin, (start, end), int(self._first_layers[cell]))
+
+    def _prompt(self, n: int, block: ForkBlock, forks: Sequence[_Fork]) -> ForkPrompt:
+        own = [fork for fork in forks if fork.prompt == n]
+        return ForkPrompt(
+            block,
+            torch.from_numpy(block.positions).to(self._device),
+            torch.from_numpy(block.sees).to(self._device),
+            first=min((fork.begin for fork in own), default=len(block.tokens)),
+            joins=frozenset(fork.joins for fork in own),
+        )
+
+    def _unsteered(self, prompts: dict[int, ForkPrompt], scores: Sequence[ForkScores]) -> None:
+        offsets = np.cumsum([0, *(one.nodes for one in prompts.values())]).tolist()
+        self._begin(
+            [ForkGroup.at(one, 0, [at]) for one, at in zip(prompts.values(), offsets, strict=False)], True
+        )
+        self._token_cell.zero_()
+        tokens = np.concatenate([one.block.tokens for one in prompts.values()])
+        positions = torch.cat([one.positions for one in prompts.values()])
+        hidden = self._model.model.embed_input_ids(torch.from_numpy(tokens).to(self._device))
+        residual: torch.Tensor | None = None
+        for layer in range(EMBEDDED, len(self._layers)):
+            if layer != EMBEDDED:
+                hidden, residual = self._layers[layer](positions, hidden, residual)
+            for one, at in zip(prompts.values(), offsets, strict=False):
+                if layer in one.joins:
+                    own = slice(at + one.first, at + one.nodes)
+                    # a copy, so that the whole batch's can be freed
+                    one.streams[layer] = (
+                        hidden[own].clone(),
+                        None if residual is None else residual[own].clone(),
+                    )
+        rows = [
+            at + node for one, at in zip(prompts.values(), offsets, strict=False) for node in one.block.scored
+        ]
+        found = self._scored(hidden, residual, rows, [one.block for one in prompts.values()])
+        # nothing is found on a rank that has no logits
+        for (n, one), (logprobs, top, top_logprob) in zip(prompts.items(), found, strict=False):
+            unsteered = one.block.cells == 0
+            scores[n].logprobs[unsteered] = logprobs
+            scores[n].top[unsteered] = top
+            scores[n].top_logprob[unsteered] = top_logprob
+
+    def _forked(
+        self, batch: Sequence[_Fork], prompts: Sequence[ForkPrompt], scores: Sequence[ForkScores]
+    ) -> None:
+        """One batch of forks, in the order in which they join."""
+        of = [prompts[fork.prompt] for fork in batch]
+        ends = np.cumsum([one.nodes - fork.begin for fork, one in zip(batch, of, strict=True)]).tolist()
+        offsets = [0, *ends]
+        cells = np.concatenate([_cells(fork, one.block) for fork, one in zip(batch, of, strict=True)])
+        written = torch.from_numpy(cells).to(self._device)
+        positions = torch.cat([one.positions[fork.begin :] for fork, one in zip(batch, of, strict=True)])
+        hidden: torch.Tensor | None = None
+        residual: torch.Tensor | None = None
+        under_way = 0
+        for layer in range(batch[0].joins, len(self._layers)):
+            if under_way:
+                hidden, residual = self._layers[layer](positions[: offsets[under_way]], hidden, residual)
+            joined = under_way
+            while joined < len(batch) and batch[joined].joins == layer:
+                joined += 1
+            if joined > under_way:
+                new = slice(under_way, joined)
+                joining = written[offsets[under_way] : offsets[joined]]
+                joining_hidden, joining_residual = self._joining(layer, batch[new], of[new], joining)
+                hidden = joining_hidden if hidden is None else torch.cat([hidden, joining_hidden])
+                if joining_residual is not None:
+                    residual = (
+                        joining_residual if residual is None else torch.cat([residual, joining_residual])
+                    )
+                under_way = joined
+                self._begin(_grouped(batch[:joined], of, offsets), False)
+                self._token_cell[: len(written)].copy_(written)
+        assert hidden is not None
+        rows = [
+            at + node - fork.begin
+            for fork, one, at in zip(batch, of, offsets, strict=False)
+            for node in one.block.scored
+        ]
+        found = self._scored(hidden, residual, rows, [one.block for one in of])
+        for fork, (logprobs, top, top_logprob) in zip(batch, found, strict=False):
+            of_block, place = scores[fork.prompt], fork.place
+            of_block.logprobs[place], of_block.top[place] = logprobs, top
+            of_block.top_logprob[place] = top_logprob
+        # counted from what the layers' buffer holds
+        on = (self._token_cell[: len(cells)].cpu().numpy() == cells) & (cells > 0)
+        for fork, one, at in zip(batch, of, offsets, strict=False):
+            sees = one.block.sees[one.block.scored][:, fork.begin :]
+            steered = sees & on[at : at + one.nodes - fork.begin]
+            scores[fork.prompt].steered[fork.place] = steered.sum(1)
+
+    def _joining(
+        self, layer: int, forks: Sequence[_Fork], of: Sequence[ForkPrompt], cells: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The unsteered stream of the tokens of forks that join behind a layer, steered there."""
+        streams = [one.streams[layer] for one in of]
+        begins = [fork.begin - one.first for fork, one in zip(forks, of, strict=True)]
+        hidden = torch.cat([stream[begin:] for (stream, _), begin in zip(streams, begins, strict=True)])
+        if layer == EMBEDDED:
+            return hidden, None
+        residual = torch.cat(
+            [stream[begin:] for (_, stream), begin in zip(streams, begins, strict=True) if stream is not None]
+        )
+        # a layer steers by the cells at the front of its buffer
+        self._token_cell[: len(cells)].copy_(cells)
+        return hidden, self._layers[layer].steered(hidden, residual)
+
+    def _scored(
+        self,
+        hidden: torch.Tensor,
+        residual: torch.Tensor | None,
+        rows: Sequence[int],
+        blocks: Sequence[ForkBlock],
+    ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.float32]]]:
+        """What is asked in each block; their scored nodes stand in `rows` one after another."""
+        chosen = torch.tensor(rows, device=self._device)
+        tokens = torch.from_numpy(np.concatenate([block.asked for block in blocks])).to(self._device)
+        before = np.cumsum([0, *(len(block.scored) for block in blocks)])
+        row_of = np.concatenate([block.asked_at + at for block, at in zip(blocks, before, strict=False)])
+        parts = []
+        for begin in range(0, len(rows), SCORED_AT_ONCE):
+            some = chosen[begin : begin + SCORED_AT_ONCE]
+            normed, _ = self._model.model.norm(hidden[some], None if residual is None else residual[some])
+            logits = self._model.compute_logits(normed)
+            if logits is None:
+                # under tensor parallelism some devices gather them on the first rank alone
+                continue
+            logits = logits.float()
+            total = torch.logsumexp(logits, dim=-1)
+            first, last = np.searchsorted(row_of, [begin, begin + len(some)])
+            at = torch.from_numpy(row_of[first:last] - begin).to(self._device)
+            largest, top = logits.max(dim=-1)
+            parts.append((logits[at, tokens[first:last]] - total[at], top.int(), largest - total))
+        if not parts:
+            return
+        logprobs, tops, top_logprobs = (torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True))
+        asked = 0
+        for block, at in zip(blocks, before, strict=False):
+            own, nodes = slice(asked, asked + len(block.asked)), slice(at, at + len(block.scored))
+            yield logprobs[own], tops[nodes], top_logprobs[nodes]
+            asked += len(block.asked)
+
+    def _begin(self, groups: Sequence[ForkGroup], keeps: bool) -> None:
+        for attention in self._attention:
+            attention.groups, attention.keeps = groups, keeps
+
+
+def _no_scores(block: ForkBlock) -> ForkScores:
+    forks, scored = len(block.cells), len(block.scored)
+    return ForkScores(
+        np.full((forks, len(block.asked)), np.nan, np.float32),
+        np.full((forks, scored), -1, np.int32),
+        np.full((forks, scored), np.nan, np.float32),
+        np.zeros((forks, scored), np.int32),
+    )
+
+
+def _cells(fork: _Fork, block: ForkBlock) -> NDArray[np.int32]:
+    """The cell of each of a fork's own tokens."""
+    positions = block.positions[fork.begin :]
+    inside = (positions >= fork.span[0]) & (positions < fork.span[1])
+    return np.where(inside, fork.cell, 0).astype(np.int32)
+
+
+def _grouped(forks: Sequence[_Fork], of: Sequence[ForkPrompt], offsets: Sequence[int]) -> list[ForkGroup]:
+    rows: dict[tuple[int, int], tuple[ForkPrompt, list[int]]] = {}
+    for fork, prompt, at in zip(forks, of, offsets, strict=False):
+        rows.setdefault((fork.prompt, fork.begin), (prompt, []))[1].append(at)
+    return [ForkGroup.at(prompt, begin, found) for (_, begin), (prompt, found) in rows.items()]
+
+
+def _chunks(parts: Sequence[T], size: Callable[[T], int], room: int) -> Iterator[list[T]]:
+    """The parts in order, in lists of at most `room` tokens."""
+    chunk: list[T] = []
+    filled = 0
+    for part in parts:
+        if chunk and filled + size(part) > room:
+            yield chunk
+            chunk, filled = [], 0
+        chunk.append(part)
+        filled += size(part)
+    if chunk:
+        yield chunk
