@@ -18,6 +18,7 @@ SHARE_ENGINES = {
         "coherence",
         "driver",
         "extraction",
+        "forks",
         "parity",
         "poisoning",
         "refusal_tokens",

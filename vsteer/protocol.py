@@ -123,8 +123,9 @@ class Request:
     prompt_logprobs_from: int | None = None
     # positions of the prompt whose stream is wanted after every layer, increasing
     capture: tuple[int, ...] = ()
-    # how many tokens at the prompt's end are an answer's; what stands before them is its block's prompt
-    answer_tokens: int = 0
+    # How many tokens at the prompt's end are an answer's, where only log-probabilities are asked for.
+    # Requests that share what stands before them may be computed as its forks; with None one never is.
+    answer_tokens: int | None = None
 
     def invalid_because(self, vocab_size: int, max_model_len: int) -> str | None:
         """Why no engine can serve this request, or None."""
@@ -188,6 +189,8 @@ class EngineInfo:
     max_model_len: int
     # tokens in a block of the prefix cache; 0 without a cache
     cache_block: int = 0
+    # whether questions with given answers are computed as forks
+    forks: bool = False
 
 
 class Engine(Protocol):

@@ -44,6 +44,7 @@ class Setup:
     kv_blocks: int = KV_BLOCKS
     captures: bool = True
     ablates: bool = False
+    forks: bool = True
     dtype: str = "float32"
 
     def __str__(self) -> str:
@@ -67,6 +68,7 @@ class Setup:
                 enforce_eager=self.eager,
                 prefix_caching=self.caching,
                 block_size=BLOCK,
+                forks=self.forks,
                 vllm={"num_gpu_blocks_override": self.kv_blocks},
             ),
             capacity=Capacity(

@@ -112,6 +112,8 @@ class VllmEngine(Engine):
             vocab_size=config.model_config.get_vocab_size(),
             max_model_len=config.model_config.max_model_len,
             cache_block=config.cache_config.block_size if config.cache_config.enable_prefix_caching else 0,
+            # a pass needs all layers on each rank, and reads keys and values as they are computed
+            forks=options.forks and options.pipeline_parallel_size == 1 and kv_cache_dtype == "auto",
         )
         self._max_in_flight = 2 * options.max_num_seqs + 64
         self._table: SteeringTable | None = None
@@ -122,7 +124,9 @@ class VllmEngine(Engine):
         self.steps = 0
         self._numbers = itertools.count(1)
         self._forks: ForkCollector | None = None
-        if options.forks and options.pipeline_parallel_size == 1 and kv_cache_dtype == "auto":
+        # how many requests were computed as forks
+        self.forked = 0
+        if self.info.forks:
             self._forks = ForkCollector(config.scheduler_config.max_num_batched_tokens)
         try:
             prove_steering(self, self.capacity)
@@ -285,6 +289,7 @@ class VllmEngine(Engine):
         for n, block in enumerate(blocks):
             if any((of_rank[n].steered != found[0][n].steered).any() for of_rank in found):
                 raise SteeringFault("the workers steered different tokens of a fork")
+            self.forked += len(block.requests)
             yield from block.results(found[0][n])
 
     def _step(self) -> list[tuple[_Flight, Any]]:

@@ -1,8 +1,8 @@
 """Blocks as the forked pass computes them: a prompt with its answers behind it, and its configurations.
 
-A request that only asks for the log-probabilities of given tokens generates nothing, so all that have a prompt
-in common are one block: the unsteered prompt is computed once, and each configuration only where it differs,
-from its span's start and its first acting layer on (`worker/forks.py`). Pure numpy.
+A request that only asks for log-probabilities of given tokens generates nothing. All that have a prompt in
+common are one block: the unsteered prompt is computed once, and each configuration where it differs, from its
+span's start and its first acting layer on (`worker/forks.py`). Pure numpy.
 """
 
 from __future__ import annotations
@@ -162,7 +162,8 @@ class ForkCollector:
 
     def takes(self, request: Request) -> bool:
         return bool(
-            request.logprob_token_ids
+            request.answer_tokens is not None
+            and request.logprob_token_ids
             and request.max_tokens == 1
             and not request.temperature
             and not request.capture
@@ -171,6 +172,7 @@ class ForkCollector:
         )
 
     def add(self, request: Request, cell: int, span: Span) -> None:
+        assert request.answer_tokens is not None
         prompt = request.prompt.token_ids[: len(request.prompt.token_ids) - request.answer_tokens]
         if not self.blocks or self.blocks[-1].prompt != prompt:
             self.blocks.append(OpenBlock(prompt))

@@ -24,7 +24,7 @@ class EngineOptions(Strict):
     kv_cache_gib: Annotated[float, Field(gt=0)] | None = None
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None
     # whether questions with given answers may be computed as forks of an unsteered pass
-    forks: bool = True
+    forks: bool = False
     load_format: Name = "auto"
     # any further option of vLLM's EngineArgs, by its own name
     vllm: dict[str, Any] = Field(default_factory=dict)

@@ -46,6 +46,7 @@ SEAMS: dict[str, tuple[str, ...]] = {
         "vllm.v1.core.kv_cache_utils.get_request_block_hasher",
     ),
     "patches/cpu_generator.py": (f"{_V1_RUNNER}.sample_tokens", f"{_V1_RUNNER}._bookkeeping_sync"),
+    "patches/forked_attention.py": ("vllm.model_executor.layers.attention.attention.Attention.forward",),
     "patches/v1_runner.py": (
         f"{_V1_RUNNER}._prepare_inputs",
         f"{_V1_RUNNER}._update_states",

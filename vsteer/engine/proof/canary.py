@@ -7,6 +7,7 @@ It runs on the engine itself, on the user's own model, before the first row.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 
@@ -25,6 +26,8 @@ STRENGTH = 1000.0
 PROBES = 32
 # How many times smaller the mate's change must be than the least steered one.
 MARGIN = 10.0
+# How much smaller than what steering changes the distance of a fork to its request must be: rounding alone.
+FORK_MARGIN = 3.0
 # What was added must be captured to this share of its length: bfloat16 rounds to some thousandths.
 CAPTURE_TOLERANCE = 0.05
 
@@ -54,6 +57,8 @@ def prove_steering(engine: Engine, capacity: Capacity) -> None:
             f"{', '.join(dead) or 'a layer'} by no more than {MARGIN:g} times that when steered",
             hint="this engine does not steer as it should; `vsteer verify` shows more",
         )
+    if engine.info.forks:
+        _prove_forks(engine, batch, together, changes)
     for operation in OPERATIONS.values():
         if operation.module in capacity.modules:
             _prove_operation(engine, operation, prompt, directions, list(changes.values()))
@@ -62,6 +67,28 @@ def prove_steering(engine: Engine, capacity: Capacity) -> None:
         _prove_cache_identity(engine, steerings)
     if capacity.captures > 1:
         _prove_capture(engine, prompt, steerings, STRENGTH * direction)
+
+
+def _prove_forks(
+    engine: Engine, batch: Sequence[Request], together: Mapping[str, Result], changes: Mapping[str, float]
+) -> None:
+    """Forks of two prompts in one batch, an unsteered one of each among them, do what the requests did."""
+    tokens = batch[0].prompt.token_ids
+    other = Request("other", Prompt.plain(tokens[::-1]), logprob_token_ids=_probes(engine))
+    apart = next(iter(engine.run([other])))
+    forks = [dataclasses.replace(request, answer_tokens=0) for request in (*batch, other)]
+    found = {result.id: result for result in engine.run(forks)}
+    least = min(changes.values())
+    wrong = [
+        name
+        for name, result in {**together, "other": apart}.items()
+        if not _distance(found[name], result) * FORK_MARGIN < changes.get(name, least)
+    ]
+    if wrong:
+        raise EngineError(
+            f"the canary failed: the forks {', '.join(wrong)} do not do what the same requests do",
+            hint="`engine: {forks: false}` computes every question as a request",
+        )
 
 
 def _distance(a: Result, b: Result) -> float:

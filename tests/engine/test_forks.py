@@ -1,0 +1,120 @@
+"""Forks: questions with given answers from one unsteered pass, against Hugging Face and the scheduler."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from tests.engine.conftest import BATCHED_TOKENS, CAPTURING, WITHOUT_MULTIPLIER, on
+from vsteer.engine.driver import VllmEngine
+from vsteer.engine.proof.parity import (
+    TOLERANCE,
+    compare,
+    make_requests,
+    make_vectors,
+)
+from vsteer.engine.proof.reference import ReferenceEngine
+from vsteer.protocol import OPEN_END, Engine, Prompt, Request
+
+PROMPTS = 12
+ROWS = 240
+
+
+def blocks(engine: Engine, seed: int, operations: list[str]) -> list[Request]:
+    """Rows of a few prompts, each with an answer of up to three tokens, of which others are the beginning.
+
+    Their steerings are the parity suite's, over every kind of positions.
+    """
+    rng = np.random.default_rng(seed)
+    vocab, layers = engine.info.vocab_size, engine.info.layers
+    made = make_requests(ROWS, layers, vocab, seed=seed, max_tokens=(1, 2), operations=operations)
+    rows = []
+    for number in range(PROMPTS):
+        length = int(rng.integers(6, BATCHED_TOKENS - 3))
+        tokens = tuple(int(token) for token in rng.integers(0, vocab, length))
+        base = Prompt(tokens, length - 1, length - 3)
+        a, b, c, d = (int(token) for token in rng.integers(0, vocab, 4))
+        answers = [(), (a,), (a, b), (a, c), (d,), (d, a, b)]
+        for n, row in enumerate(made[number::PROMPTS]):
+            answer = answers[n % len(answers)]
+            steering = row.steering
+            if steering is not None:
+                span = base.span(steering.positions)
+                if span[0] >= length + len(answer):
+                    # what begins behind the last token would change nothing
+                    span = (length - 1, OPEN_END)
+                steering = dataclasses.replace(steering, positions=span)
+            prompt = Prompt(tokens + answer, base.template_length, base.user_turn_length)
+            rows.append(
+                dataclasses.replace(
+                    row, prompt=prompt, steering=steering, max_tokens=1, answer_tokens=len(answer)
+                )
+            )
+    return rows
+
+
+@on(*CAPTURING[1:], slow=CAPTURING[:1])
+def test_forks_do_what_hugging_face_does(engine: VllmEngine, reference: ReferenceEngine) -> None:
+    operations = WITHOUT_MULTIPLIER if engine.capacity.modules else []
+    rows = blocks(engine, 0, operations)
+    before = engine.forked
+    # one position is read of each row, at which many a slip far from it shows nothing
+    found = compare(engine, reference, rows, make_vectors(reference), slips=False)
+    print(f"largest difference {found.largest_difference:.2e}")
+    assert engine.forked - before == ROWS
+    assert not found.failures
+    assert found.rows == ROWS
+    assert found.steered_rows >= 0.85 * ROWS
+    assert found.largest_difference <= TOLERANCE
+
+
+@on(slow=CAPTURING)
+def test_forks_and_requests_leave_nothing_to_each_other(
+    engine: VllmEngine, reference: ReferenceEngine
+) -> None:
+    """In turn, 200 times: what a request or a fork gives is what it gave before the other came."""
+    rows = blocks(engine, 1, [])
+    vectors = make_vectors(reference)
+    engine.load(vectors, [row.steering for row in rows if row.steering])
+    texts = [dataclasses.replace(row, max_tokens=5, answer_tokens=None) for row in rows[::40]]
+    few = rows[: ROWS // PROMPTS]
+    plain = [dataclasses.replace(row, answer_tokens=None) for row in few]
+    written = {result.id: result for result in engine.run(texts)}
+    scored = {result.id: result for result in engine.run(plain)}
+    for turn in range(200):
+        mixed: Iterator[Request] = itertools.chain(
+            (dataclasses.replace(row, id=f"text {row.id}") for row in texts if turn % 3 == 0), few
+        )
+        for result in engine.run(mixed):
+            name = result.id.removeprefix("text ")
+            expected = (written if name != result.id else scored)[name]
+            assert (result.token_ids, result.steered_tokens, result.prompt_tokens) == (
+                expected.token_ids,
+                expected.steered_tokens,
+                expected.prompt_tokens,
+            )
+            for token, value in expected.logprobs[0].items():
+                assert result.logprobs[0][token] == pytest.approx(value, abs=TOLERANCE)
+
+
+@on(slow=CAPTURING[:1])
+def test_a_prompt_that_no_pass_has_room_for_is_a_request(engine: VllmEngine) -> None:
+    engine.load({}, [])
+    prompt = Prompt.plain(range(3, 4 + BATCHED_TOKENS))
+    before = engine.forked
+    (result,) = engine.run([Request("long", prompt, logprob_token_ids=(5,), answer_tokens=0)])
+    assert result.status == "ok"
+    assert engine.forked == before
+
+
+@on(slow=CAPTURING[:1])
+def test_forks_of_another_table_are_refused(engine: VllmEngine, reference: ReferenceEngine) -> None:
+    rows = [row for row in blocks(engine, 2, []) if row.steering][:5]
+    engine.load(make_vectors(reference), [row.steering for row in rows if row.steering])
+    engine._table_sha256 = "another"
+    with pytest.raises(Exception, match="another steering table"):
+        list(engine.run(rows))
