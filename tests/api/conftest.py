@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from tests import fake_engine
+from tests.fake_engine import FakeEngine
 from tests.run import fake
 from vsteer import models
 from vsteer.api import engine as api_engine
-from vsteer.engine import fake as fake_engine
-from vsteer.engine.fake import FakeEngine
 from vsteer.protocol import Request, Result, Steering, Vectors
 from vsteer.run import start
 

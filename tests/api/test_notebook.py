@@ -35,7 +35,7 @@ def test_the_outputs_that_are_kept_are_whole_and_small() -> None:
 FAKES = """
 from tests.run import fake
 from vsteer.api import engine
-from vsteer.engine import fake as fake_engine
+from tests import fake_engine
 from vsteer.run import start
 start.load_vllm = lambda plan, spec, extracts, on_event: fake.fake_engine(plan)
 engine.load_named = lambda folder, *_: fake_engine.FakeEngine(folder, layers=30, hidden_size=576)

@@ -7,9 +7,9 @@ import time
 from itertools import islice
 from pathlib import Path
 
+from tests.fake_engine import FakeEngine
 from vsteer.bench.figures import Figure
 from vsteer.bench.run import made_up_plan
-from vsteer.engine.fake import FakeEngine
 from vsteer.run.loop import Counts, Provenance, run_rows
 from vsteer.run.vectors import RunVectors
 from vsteer.store.store import open_store

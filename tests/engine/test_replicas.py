@@ -41,6 +41,9 @@ class Events(list[tuple[str, dict[str, Any]]]):
         return [fields for name, fields in self if name == event]
 
 
+pytestmark = pytest.mark.long
+
+
 def started(make: Make, replicas: int = 2, window: int = WINDOW, **options: Any) -> Replicas:
     return Replicas(make, [DeviceSlice()] * replicas, window=window, **options)
 
@@ -351,7 +354,6 @@ def test_one_that_hangs_is_ended_and_its_work_done_elsewhere(
     assert [(one["replica"], one["error"]) for one in events.named("replica_died")] == [(1, "it hangs")]
 
 
-@pytest.mark.long
 def test_a_run_through_replicas_has_the_rows_of_one_engine(tmp_path: Path) -> None:
     """From a grid to a store, one of the two killed on the way."""
     made: list[Replicas] = []
@@ -396,7 +398,6 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_parent_that_ends_leaves_no_child_behind(tmp_path: Path, number: int) -> None:
     script = tmp_path / "parent.py"

@@ -186,6 +186,7 @@ evaluations:
 """
 
 
+@pytest.mark.long
 def test_a_run_on_a_patched_seam_is_refused_with_the_doctor_s_words(tmp_path: Path) -> None:
     copy = patched_copy(tmp_path / "patched", SAMPLE, "def remove_request(self, req_id: str) -> None:", EARLY)
     grid = tmp_path / "grid.yaml"

@@ -261,6 +261,7 @@ def test_smollm2_answers_as_the_gguf_file_does(converted: Converted, model: Any,
         assert torch.equal(model(tokens).logits, direct(tokens).logits)
 
 
+@pytest.mark.long
 def test_smollm2_makes_sense_and_stops(model: Any, tokenizer: Any) -> None:
     tokens = prompt(tokenizer, "What is the capital of France?")
     answer = model.generate(tokens, max_new_tokens=40, do_sample=False)[0, tokens.shape[1] :]
@@ -268,6 +269,7 @@ def test_smollm2_makes_sense_and_stops(model: Any, tokenizer: Any) -> None:
     assert answer[-1] == tokenizer.convert_tokens_to_ids("<|im_end|>")
 
 
+@pytest.mark.long
 def test_smollm2_knows_its_special_tokens(model: Any, tokenizer: Any) -> None:
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert (tokenizer.eos_token, tokenizer.bos_token) == ("<|im_end|>", "<|im_start|>")
@@ -279,6 +281,7 @@ def test_smollm2_knows_its_special_tokens(model: Any, tokenizer: Any) -> None:
     assert tokenizer("Hello")["input_ids"] == tokenizer.convert_tokens_to_ids(["Hello"])
 
 
+@pytest.mark.long
 def test_smollm2_takes_digits_apart_before_it_looks_at_spaces(tokenizer: Any) -> None:
     assert tokenizer.tokenize("in  2024 1") == ["in", "ĠĠ", "2", "0", "2", "4", "Ġ", "1"]
     assert tokenizer.decode(tokenizer("in  2024 1")["input_ids"]) == "in  2024 1"

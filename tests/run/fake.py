@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vsteer.engine.fake import FakeEngine
+from tests.fake_engine import FakeEngine
 from vsteer.grid.spec import EngineSpec
 from vsteer.plan.plan import Plan
 from vsteer.run.loading import Load

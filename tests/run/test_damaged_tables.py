@@ -19,6 +19,8 @@ from vsteer.run.start import Outcome, run_grid
 from vsteer.store.events import read_events
 from vsteer.store.sound import fault_of_table
 
+pytestmark = pytest.mark.long
+
 GRID = """\
 version: 1
 name: try

@@ -13,10 +13,10 @@ import pytest
 from click.testing import CliRunner
 from transformers import AutoTokenizer
 
+from tests.fake_engine import FakeEngine
 from tests.run import fake
 from tests.run.test_start import rows_of, written
 from vsteer.cli import main
-from vsteer.engine.fake import FakeEngine
 from vsteer.grid.spec import read_grid
 from vsteer.models import resolve
 from vsteer.plan.plan import make_plans

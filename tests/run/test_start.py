@@ -15,8 +15,8 @@ import duckdb
 import numpy as np
 import pytest
 
+from tests.fake_engine import FakeEngine
 from tests.run import fake
-from vsteer.engine.fake import FakeEngine
 from vsteer.errors import DataError, StoreError
 from vsteer.grid.spec import EngineSpec, read_grid
 from vsteer.plan.plan import Plan, make_plans

@@ -13,10 +13,10 @@ import duckdb
 import pytest
 from click.testing import CliRunner
 
+from tests.fake_engine import FakeEngine
 from tests.run import fake
 from tests.store import makers
 from vsteer.cli import main
-from vsteer.engine.fake import FakeEngine
 from vsteer.errors import ModelError, SteeringFault, StoreError
 from vsteer.grid.spec import EngineSpec, read_grid
 from vsteer.plan.plan import Plan, make_plans

@@ -21,6 +21,7 @@ FORK = multiprocessing.get_context("fork")
 PLANNED = 400
 
 
+@pytest.mark.long
 def test_a_run_that_is_always_killed_soon_goes_on(tmp_path: Path) -> None:
     """With the store's own settings, 40 rows a second and a kill every few seconds."""
     before = 0

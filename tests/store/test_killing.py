@@ -40,6 +40,7 @@ def expected_rows() -> list[tuple[Any, ...]]:
     return sorted((r["row_id"], "ok", r["text"], r["choice_logprobs"], r["multiplier"]) for r in made)
 
 
+@pytest.mark.long
 def test_rows_outlive_kills_at_random_moments(tmp_path: Path) -> None:
     when = random.Random(4)
     kills, before = 0, 0

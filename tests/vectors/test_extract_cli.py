@@ -10,11 +10,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 import vsteer
+from tests.fake_engine import FakeEngine
 from tests.run import fake
 from vsteer import models
 from vsteer.api import engine as api_engine
 from vsteer.cli.extract import extract
-from vsteer.engine.fake import FakeEngine
 from vsteer.errors import UsageError
 from vsteer.run import loading
 from vsteer.run.start import run_grid

@@ -10,8 +10,8 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
+from tests.fake_engine import FakeEngine
 from vsteer import models
-from vsteer.engine.fake import FakeEngine
 from vsteer.errors import DataError, UsageError, VsteerError
 from vsteer.protocol import Request
 from vsteer.vectors.members import members
