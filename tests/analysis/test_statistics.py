@@ -192,6 +192,7 @@ def test_peaks_of_eight_runs_give_the_papers_law_back(tmp_path: Path) -> None:
     assert (found["preferred"], found["points"], found["residual_df"]) == (True, 8, 5)
 
 
+@pytest.mark.long
 def test_what_is_missing_is_counted_and_a_control_that_is_not_whole_is_no_control(tmp_path: Path) -> None:
     own = sweep("v", range(3), (1.0,))
 

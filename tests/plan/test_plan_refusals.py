@@ -299,6 +299,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @example(text=GRID.replace("tiny-llama", "x" * 5000))
 @example(text=GRID.replace("items.json", "."))
 @example(text=GRID.replace("tiny-llama", "."))
+@pytest.mark.long
 def test_a_mutated_grid_is_planned_or_refused_with_its_line(workshop: Path, text: str) -> None:
     path = workshop / "grid.yaml"
     path.write_bytes(text.encode())

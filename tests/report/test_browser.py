@@ -21,10 +21,13 @@ from vsteer.report.page import write_report
 from vsteer.scoring.scorers import PLAIN
 from vsteer.scoring.stored_texts import score_texts
 
-pytestmark = pytest.mark.skipif(
-    not (browsers.CHROMIUM and browsers.DRIVER) and "VSTEER_NEEDS_BROWSER" not in os.environ,
-    reason="no chromium and chromedriver on the path: apt-get install chromium chromium-driver",
-)
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(
+        not (browsers.CHROMIUM and browsers.DRIVER) and "VSTEER_NEEDS_BROWSER" not in os.environ,
+        reason="no chromium and chromedriver on the path: apt-get install chromium chromium-driver",
+    ),
+]
 # A figure has something in it: marks of its own, beyond axes and titles.
 DRAWN = """
 return Object.fromEntries([...document.querySelectorAll('figure')].map((figure) => [figure.dataset.figure, {
