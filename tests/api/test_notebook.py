@@ -46,7 +46,7 @@ fake_engine.number = lambda *content: 1.0 if content[0] == "too long" else hashe
 
 def executed(notebook: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("PYTHONPATH", str(NOTEBOOK.parents[1]))
-    return NotebookClient(notebook, timeout=500, resources={"metadata": {"path": str(folder)}}).execute()
+    return NotebookClient(notebook, timeout=1200, resources={"metadata": {"path": str(folder)}}).execute()
 
 
 @pytest.mark.long
@@ -59,6 +59,7 @@ def test_the_cells_work_in_a_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (tmp_path / "runs" / "notebook" / "statistics").is_dir()
 
 
+@pytest.mark.timeout(1500)
 @pytest.mark.engine
 def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     notebook: Any = nbformat.read(NOTEBOOK, as_version=4)  # type: ignore[no-untyped-call]
