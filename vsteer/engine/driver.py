@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from vsteer.engine.captures import CaptureAdmission, joined_streams
 from vsteer.engine.death_watch import DeathWatch
-from vsteer.engine.forks import ForkCollector, packed, read_scores
+from vsteer.engine.forks import ForkCollector, ForkScores, packed, unpacked
 from vsteer.engine.options import EngineOptions
 from vsteer.engine.proof.canary import prove_steering
 from vsteer.engine.start import check_plugin_is_allowed, engine_args, engine_environment
@@ -123,11 +123,11 @@ class VllmEngine(Engine):
         self._captures = CaptureAdmission(self.capacity.captures)
         self.steps = 0
         self._numbers = itertools.count(1)
-        self._forks: ForkCollector | None = None
+        # without room it takes no request
+        room = config.scheduler_config.max_num_batched_tokens if self.info.forks else 0
+        self._forks = ForkCollector(room)
         # how many requests were computed as forks
         self.forked = 0
-        if self.info.forks:
-            self._forks = ForkCollector(config.scheduler_config.max_num_batched_tokens)
         try:
             prove_steering(self, self.capacity)
         except BaseException:
@@ -158,23 +158,20 @@ class VllmEngine(Engine):
         last_collect = time.monotonic()
         more = True
         try:
-            while more or self._in_flight or (self._forks is not None and self._forks.blocks):
+            while more or self._in_flight or self._forks.blocks:
                 while more and len(self._in_flight) - len(finished) < self._max_in_flight:
                     request, held = held or next(waiting, None), None
                     if request is None:
                         more = False
-                    elif not self._captures.has_room(request):
+                    elif not self._captures.has_room(request) or (
+                        self._forks.takes(request) and self._forks.enough(request)
+                    ):
                         held = request
                         break
-                    elif self._forks is not None and self._forks.takes(request):
-                        if self._forks.enough(request):
-                            held = request
-                            break
-                        if failed := self._fork(request):
-                            yield failed
-                    elif failed := self._submit(request):
+                    elif failed := self._take(request):
                         yield failed
-                if self._forks is not None and self._forks.enough(held):
+                # while the engine is merely full, more may come that belongs to the pass
+                if (held or not more) and self._forks.enough(held):
                     yield from self._compute_forks()
                 if not self._in_flight:
                     continue
@@ -200,8 +197,8 @@ class VllmEngine(Engine):
         return max(counts)
 
     def under_way(self) -> list[str]:
-        blocks = self._forks.blocks if self._forks is not None else []
-        return [*self._in_flight, *(request.id for block in blocks for request, _, _ in block.requests)]
+        forks = (request.id for block in self._forks.blocks for request, _, _ in block.requests)
+        return [*self._in_flight, *forks]
 
     def kill(self) -> None:
         for process in self._watch.processes():
@@ -214,19 +211,25 @@ class VllmEngine(Engine):
         self._watch.close()
         self._llm.engine_core.shutdown()
 
-    def _submit(self, request: Request) -> Result | None:
-        """Hand a request to vLLM; a request that no engine can serve fails alone, as a result."""
+    def _take(self, request: Request) -> Result | None:
+        """Keep a request for the next forked pass or hand it to vLLM; one that can't run fails alone."""
+        reason = request.invalid_because(self.info.vocab_size, self.info.max_model_len)
+        if reason := reason or self._captures.refusal(request):
+            return Result(request.id, "error", error=reason)
+        span = self._cell_span(request)
+        if not self._forks.takes(request):
+            return self._submit(request, span)
+        self._forks.add(request, *((span.cell, (span.start, span.end)) if span else (0, (0, 0))))
+        return None
+
+    def _submit(self, request: Request, span: CellSpan | None) -> Result | None:
         from vllm import SamplingParams
         from vllm.exceptions import VLLMValidationError
         from vllm.inputs import TokensPrompt
         from vllm.sampling_params import RequestOutputKind
 
-        reason = request.invalid_because(self.info.vocab_size, self.info.max_model_len)
-        if reason := reason or self._captures.refusal(request):
-            return Result(request.id, "error", error=reason)
         if request.id in self._in_flight:
             raise SteeringFault(f"two requests under way are both named {request.id!r}")
-        span = self._cell_span(request)
         capture = CaptureSpec(next(self._numbers), request.capture) if request.capture else None
         extra_args = {
             **(span.as_extra_args() if span else {}),
@@ -270,22 +273,12 @@ class VllmEngine(Engine):
         start, end = request.prompt.span(request.steering.positions)
         return CellSpan(next(self._numbers), cell, self._table.fingerprints[cell], start, end)
 
-    def _fork(self, request: Request) -> Result | None:
-        """Keep a request for the next forked pass."""
-        assert self._forks is not None
-        if reason := request.invalid_because(self.info.vocab_size, self.info.max_model_len):
-            return Result(request.id, "error", error=reason)
-        span = self._cell_span(request)
-        self._forks.add(request, *((span.cell, (span.start, span.end)) if span else (0, (0, 0))))
-        return None
-
     def _compute_forks(self) -> Iterator[Result]:
-        assert self._forks is not None
         blocks = self._forks.take()
-        closed = [block.closed() for block in blocks]
-        answers = self._rpc("vsteer_forks", self._table_sha256, packed(closed))
+        payload = packed([block.closed() for block in blocks])
+        answers = self._rpc("vsteer_forks", self._table_sha256, payload)
         self.steps += 1
-        found = [[read_scores(*pair) for pair in zip(closed, answer, strict=True)] for answer in answers]
+        found = [unpacked(answer, ForkScores) for answer in answers]
         for n, block in enumerate(blocks):
             if any((of_rank[n].steered != found[0][n].steered).any() for of_rank in found):
                 raise SteeringFault("the workers steered different tokens of a fork")
@@ -365,8 +358,7 @@ class VllmEngine(Engine):
 
     def _abort(self) -> None:
         """Leave nothing behind in the engine, whatever ended the loop."""
-        if self._forks is not None:
-            self._forks.take()
+        self._forks.take()
         if not self._in_flight:
             return
         flights, self._in_flight = list(self._in_flight.values()), {}

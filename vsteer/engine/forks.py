@@ -8,8 +8,9 @@ span's start and its first acting layer on (`worker/forks.py`). Pure numpy.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ from vsteer.protocol import Request, Result, expected_steered_tokens
 EMBEDDED = -1
 
 Span = tuple[int, int]
+Part = TypeVar("Part")
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,37 +202,28 @@ class ForkCollector:
         return blocks
 
 
-def packed(blocks: Sequence[ForkBlock]) -> bytes:
-    """Blocks as they travel to the workers: a header and the arrays' bytes, no pickled code."""
-    header, parts = [], []
-    for block in blocks:
-        arrays = [np.ascontiguousarray(getattr(block, one.name)) for one in fields(ForkBlock)]
+def packed(parts: Sequence[ForkBlock | ForkScores]) -> bytes:
+    """Records of arrays as they travel to the workers and back: a header and bytes, no pickled code."""
+    header, content = [], []
+    for part in parts:
+        arrays = [np.ascontiguousarray(getattr(part, one.name)) for one in fields(part)]
         header.append([[array.dtype.str, array.shape] for array in arrays])
-        parts += [array.tobytes() for array in arrays]
+        content += [array.tobytes() for array in arrays]
     head = json.dumps(header).encode()
-    return b"".join([len(head).to_bytes(8, "little"), head, *parts])
+    return b"".join([len(head).to_bytes(8, "little"), head, *content])
 
 
-def unpacked(payload: bytes) -> list[ForkBlock]:
+def unpacked(payload: bytes, kind: Callable[..., Part]) -> list[Part]:
     at = 8 + int.from_bytes(payload[:8], "little")
-    blocks = []
+    parts = []
     for header in json.loads(payload[8:at]):
         arrays = []
         for dtype, shape in header:
             count = int(np.prod(shape))
             arrays.append(np.frombuffer(payload, dtype, count, at).reshape(shape).copy())
             at += count * np.dtype(dtype).itemsize
-        blocks.append(ForkBlock(*arrays))
-    return blocks
-
-
-def read_scores(block: ForkBlock, answer: Mapping[str, bytes]) -> ForkScores:
-    """One block's scores out of the bytes by which a worker sends them."""
-    forks = len(block.cells)
-    types = {one.name: np.float32 if "logprob" in one.name else np.int32 for one in fields(ForkScores)}
-    return ForkScores(
-        **{name: np.frombuffer(answer[name], dtype).reshape(forks, -1) for name, dtype in types.items()}  # type: ignore[arg-type]
-    )
+        parts.append(kind(*arrays))
+    return parts
 
 
 def first_layers(scale: NDArray[np.float32], placed: Sequence[NDArray[np.int32]]) -> NDArray[np.int32]:

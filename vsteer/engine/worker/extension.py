@@ -9,7 +9,7 @@ from typing import Any
 
 from vllm.distributed import get_tensor_model_parallel_rank
 
-from vsteer.engine.forks import unpacked
+from vsteer.engine.forks import ForkBlock, packed, unpacked
 from vsteer.engine.worker.forks import ForkedPass
 from vsteer.engine.worker.worker_table import WorkerTable, worker_table
 from vsteer.errors import SteeringFault
@@ -39,15 +39,16 @@ class SteeringWorker:
             "streams": b"".join(row.tobytes() for row in rows),
         }
 
-    def vsteer_forks(self, table_sha256: str, payload: bytes) -> list[dict[str, bytes]]:
-        """Blocks by the forked pass, each one's scores as bytes."""
+    def vsteer_forks(self, table_sha256: str, payload: bytes) -> bytes:
+        """The scores of blocks by the forked pass, both as they travel."""
         table, model = self._vsteer_table(), self.model_runner.get_model()
         if table.sha256 != table_sha256:
             raise SteeringFault("forks came with cells of another steering table")
         model = getattr(model, "unwrap", lambda: model)()
         with table.lent() as token_cell:
-            scores = ForkedPass(model, token_cell, table.first_layers).compute(unpacked(payload))
-        return [{name: array.tobytes() for name, array in vars(one).items()} for one in scores]
+            return packed(
+                ForkedPass(model, token_cell, table.first_layers).compute(unpacked(payload, ForkBlock))
+            )
 
     def vsteer_recomputed(self) -> int:
         return self._vsteer_table().step_table.recomputed
