@@ -22,7 +22,7 @@ import pytest
 from tests.store import makers
 from vsteer.engine.options import EngineOptions
 from vsteer.models import resolve
-from vsteer.prompts.template import load_tokenizer
+from vsteer.models.hugging_face import load_tokenizer
 from vsteer.results.views import connect_runs
 from vsteer.run.loading import load_named
 from vsteer.scoring.endpoint import Endpoint

@@ -31,8 +31,9 @@ from vsteer.evaluations.open_ended import OpenEndedEvaluation
 from vsteer.evaluations.rendered_prompt import AnyItem, RenderedPrompt
 from vsteer.grid.problems import Source
 from vsteer.identity import sampling_seed
+from vsteer.models.hugging_face import load_tokenizer
 from vsteer.operations import graph_modules
-from vsteer.prompts.template import dated, load_tokenizer
+from vsteer.prompts.template import dated
 from vsteer.protocol import Positions, Request, Result, Steering, expected_steered_tokens
 from vsteer.run.loading import fetched, load_named
 from vsteer.validation import Strict

@@ -9,7 +9,7 @@ from typing import Any
 
 from vsteer import models
 from vsteer.api.engine import Engine
-from vsteer.prompts.template import load_tokenizer
+from vsteer.models.hugging_face import load_tokenizer
 from vsteer.vectors.files import load
 from vsteer.vectors.recipe import make_recipe, model_origin
 from vsteer.vectors.vector import SteeringVector

@@ -65,7 +65,7 @@ def extract(
     from vsteer.engine.options import EngineOptions
     from vsteer.engine.table import Capacity
     from vsteer.models import resolve
-    from vsteer.prompts.template import load_tokenizer
+    from vsteer.models.hugging_face import load_tokenizer
     from vsteer.run.loading import fetched, load_named
     from vsteer.vectors.diagnostics import rounding
     from vsteer.vectors.diagnostics import tables as diagnose

@@ -211,8 +211,8 @@ def _judge_here(
     dtype: str,
     options: EngineOptions,
 ) -> Judged:
+    from vsteer.models.hugging_face import load_tokenizer
     from vsteer.models.identity import model_sha256
-    from vsteer.prompts.template import load_tokenizer
     from vsteer.run.loading import fetched, load_named
     from vsteer.scoring.local_judge import judge_locally
     from vsteer.scoring.rubrics import load_rubric

@@ -30,6 +30,7 @@ from vsteer.engine.vllm_compat import refuse_unknown_seams
 from vsteer.engine.worker.capture import CaptureSpec
 from vsteer.engine.worker.step import NOT_SEEN, CellSpan
 from vsteer.errors import EngineError, SteeringFault, UsageError
+from vsteer.models.hugging_face import load_config
 from vsteer.protocol import (
     Engine,
     EngineInfo,
@@ -63,6 +64,8 @@ class VllmEngine(Engine):
         self.capacity = capacity or Capacity()
         check_plugin_is_allowed()
         refuse_unknown_seams()
+        # vLLM has models that run their folder's code whatever it is given, so it sees a known family alone
+        check_family(load_config(model, revision).architectures or ())
         with engine_environment(options):
             # vllm reads its environment at import
             from vllm.engine.arg_utils import EngineArgs

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from vsteer.validation import Count, Name, Strict
+from vsteer.validation import Count, Name, Strict, wrong
+
+# They read weights from pickles, which no row's identity covers.
+_PICKLED = ("pt", "npcache")
 
 
 class EngineOptions(Strict):
@@ -28,6 +31,21 @@ class EngineOptions(Strict):
     load_format: Name = "auto"
     # any further option of vLLM's EngineArgs, by its own name
     vllm: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("load_format")
+    @classmethod
+    def _reads_no_pickles(cls, value: str) -> str:
+        if value in _PICKLED:
+            raise wrong(f"load_format: {value} reads pickled weights", "take a model with *.safetensors")
+        return value
+
+    @field_validator("vllm")
+    @classmethod
+    def _runs_no_code(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if value.get("trust_remote_code"):
+            hint = "leave it out: vsteer runs no code from a model's folder"
+            raise wrong("trust_remote_code can't be turned on", hint, "trust_remote_code")
+        return value
 
     @property
     def ranks(self) -> int:

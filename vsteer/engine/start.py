@@ -42,6 +42,7 @@ def engine_args(options: EngineOptions, capacity: Capacity) -> dict[str, Any]:
         "additional_config": {CONFIG_KEY: {"graph": GRAPH_VERSION, "capacity": capacity.as_config()}},
         **{name: value for name, value in chosen.items() if value is not None},
         **options.vllm,
+        "trust_remote_code": False,
     }
 
 
@@ -53,6 +54,8 @@ def engine_environment(options: EngineOptions, plugins: str | None = None) -> It
         "VLLM_NO_USAGE_STATS": "1",
         # a forked process would inherit that plugins are loaded, and never load ours
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+        # Python looks for modules in the working directory, which may be a model's folder, without this
+        "PYTHONSAFEPATH": "1",
         # vLLM's own warnings, in every one of its processes
         "PYTHONWARNINGS": "ignore::FutureWarning",
         OURS: "1",

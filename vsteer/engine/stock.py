@@ -20,6 +20,7 @@ class StockEngine:
 
             self._llm: Any = LLM(
                 model,
+                trust_remote_code=False,
                 dtype=dtype,
                 max_model_len=options.max_model_len,
                 max_num_seqs=options.max_num_seqs,

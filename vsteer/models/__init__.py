@@ -18,6 +18,7 @@ from typing import NamedTuple
 from vsteer.errors import ModelError, UsageError
 from vsteer.families import FAMILIES
 from vsteer.models import gemma3, smollm2, tiny_families, tiny_llama
+from vsteer.models.hugging_face import refuse_own_code
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json", "tokenizer_config.json")
@@ -81,7 +82,7 @@ def resolve(name_or_path: str, revision: str | None = None) -> Source:
 
 
 def check_folder(path: Path) -> None:
-    """Refuse a folder that isn't a model, naming what is missing."""
+    """Refuse a folder that isn't a model, naming what is missing, or whose model is Python of its own."""
     wanted = "a model folder in Hugging Face's layout holds config.json, *.safetensors and a tokenizer"
     if not path.is_dir():
         raise ModelError(f"{path} is a file, not a model folder", wanted)
@@ -95,6 +96,7 @@ def check_folder(path: Path) -> None:
         missing.append("tokenizer.json")
     if missing:
         raise ModelError(f"{path} is not a model folder: it has no {', no '.join(missing)}", wanted)
+    refuse_own_code(path)
 
 
 def named(name: str) -> NamedModel:

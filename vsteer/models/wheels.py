@@ -66,11 +66,13 @@ def read_gguf(gguf: Path) -> tuple[Any, Any]:
     read: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
     # it draws three progress bars, and no setting of transformers turns off all of them
     with contextlib.redirect_stderr(io.StringIO()):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, **read)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, trust_remote_code=False, **read)
         # newer versions of transformers can keep the weights packed; those without this class never do
         if hasattr(transformers, "GgufConfig"):
             read["quantization_config"] = transformers.GgufConfig(dequantize=True)
-        model = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, **read, dtype=torch.float32)
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            gguf.parent, trust_remote_code=False, dtype=torch.float32, **read
+        )
     tokenizer.model_max_length = model.config.max_position_embeddings
     return tokenizer, model
 

@@ -11,6 +11,7 @@ from typing import Any
 from vsteer import models
 from vsteer.errors import ModelError, VsteerError
 from vsteer.grid.spec import Grid, Model
+from vsteer.models.hugging_face import load_tokenizer, refuse_own_code
 from vsteer.models.identity import cached_snapshot, model_sha256
 
 # What vLLM uses by itself. Small blocks share more of a prefix; a CPU's smallest are of 32 tokens.
@@ -107,7 +108,10 @@ def _locate(grid: Grid, model: Model) -> tuple[Path, dict[str, str]] | None:
     if folder.is_dir():
         return folder, {"sha256": model_sha256(folder)}
     snapshot = cached_snapshot(source.model, source.revision)
-    return (snapshot, {"hub": source.model, "commit": snapshot.name}) if snapshot else None
+    if snapshot is None:
+        return None
+    refuse_own_code(snapshot)
+    return snapshot, {"hub": source.model, "commit": snapshot.name}
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -127,12 +131,6 @@ def _tokenizer(folder: Path) -> Any | None:
     if not any((folder / file).is_file() for file in models.TOKENIZER_FILES):
         return None
     try:
-        from transformers import AutoTokenizer
+        return load_tokenizer(folder, local_files_only=True)
     except ModuleNotFoundError:
         return None
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # transformers raises all kinds of errors for a broken file
-        raise ModelError(
-            f"the tokenizer in {folder} can't be read: {error}", "fetch the model again"
-        ) from None

@@ -17,18 +17,6 @@ from vsteer.protocol import Prompt
 Message = Mapping[str, str]
 
 
-def load_tokenizer(model: str, revision: str | None = None) -> Any:
-    """The model's tokenizer, without the model."""
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(model, revision=revision)
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"the tokenizer of {model} can't be read: {error}", hint="is it a model of Hugging Face's layout?"
-        ) from error
-
-
 def render_chat(tokenizer: Any, messages: Sequence[Message], answer_prefix: str = "") -> Prompt:
     """`messages` in the model's own chat template, with the start of the answer forced."""
     if not is_chat(tokenizer):

@@ -134,10 +134,16 @@ def manifest(grid: Grid, plans: Sequence[Plan]) -> dict[str, Any]:
 
 
 def _git_commit(folder: Path) -> str:
-    """The commit of the repository that the grid lies in, with + if it has changes; empty outside of one."""
+    """The commit of the repository that the grid lies in; empty outside of one.
+
+    Whether files differ from it isn't asked. For that, git runs programs that the repository's own
+    configuration names (core.fsmonitor, filters), and the manifest has the grid itself and its data's hashes.
+    `rev-parse` resolves a name in the repository; it neither reads the index nor fetches objects.
+    """
     try:
         found = subprocess.run(
-            ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty=+"],
+            ["git", "-C", str(folder), "rev-parse", "--verify", "--quiet", "HEAD"],
+            stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             check=False,

@@ -12,6 +12,7 @@ from vsteer import models
 from vsteer.engine.options import EngineOptions
 from vsteer.errors import ModelError, StoreError
 from vsteer.grid.spec import EngineSpec, Grid
+from vsteer.models.hugging_face import refuse_own_code
 from vsteer.models.identity import cached_snapshot, model_sha256
 from vsteer.plan.budget import budget
 from vsteer.plan.model_facts import ModelFacts
@@ -42,12 +43,14 @@ def fetched(name: str, revision: str | None = None) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(source.model, revision=source.revision, allow_patterns=HUB_FILES))
+        folder = Path(snapshot_download(source.model, revision=source.revision, allow_patterns=HUB_FILES))
     except (OSError, ValueError) as error:
         raise ModelError(
             f"{source.model} can't be fetched: {str(error).splitlines()[0]}",
             hint="is the id right, are you logged in where the model wants it, is the hub reachable?",
         ) from error
+    refuse_own_code(folder)
+    return folder
 
 
 def fetch_models(grid: Grid) -> None:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from vsteer.engine.support import check_family
 from vsteer.engine.table import check_direction
 from vsteer.errors import SteeringFault
+from vsteer.models.hugging_face import load_config, load_model, load_tokenizer
 from vsteer.operations import OPERATIONS
 from vsteer.protocol import (
     Engine,
@@ -43,21 +44,19 @@ class ReferenceEngine(Engine):
         max_model_len: int | None = None,
         device: str = "cpu",
     ) -> None:
-        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
-        config = AutoConfig.from_pretrained(model, revision=revision)
+        config = load_config(model, revision)
         check_family(config.architectures or ())
         self.model = (
-            AutoModelForCausalLM.from_pretrained(
+            load_model(
                 model,
-                revision=revision,
+                revision,
                 dtype=dtype if dtype == "auto" else getattr(torch, dtype),
                 attn_implementation="eager",
             )
             .to(device)
             .eval()
         )
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(model, revision=revision)
+        self.tokenizer: Any = load_tokenizer(model, revision)
         self.info = EngineInfo(
             kind="reference",
             dtype=str(self.model.dtype).removeprefix("torch."),
