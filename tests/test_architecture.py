@@ -34,7 +34,16 @@ FLOOR = {part: floor for floor, layer in enumerate(LAYERS) for part in layer}
 BESIDE = {"patches": "engine", "queries": "queries"}
 # The engine must not know what a grid or a row on disk is, and the store knows nothing of vLLM or of grids.
 ALLOWED = {
-    "engine": {"errors", "identity", "packages", "operations", "families", "protocol", "validation"},
+    "engine": {
+        "errors",
+        "identity",
+        "packages",
+        "operations",
+        "families",
+        "protocol",
+        "validation",
+        "models",
+    },
     "store": {"errors", "files", "identity", "packages", "operations"},
 }
 FOREIGN = {
