@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
+from reprlib import Repr
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, model_validator
@@ -13,6 +14,10 @@ from pydantic_core import PydanticCustomError
 T = TypeVar("T")
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
+_COMPARED = 100
+# It prints no more of a large value than is shown.
+_SHOWN = Repr()
+_SHOWN.maxstring = _SHOWN.maxother = _SHOWN.maxlong = 60
 
 
 def wrong(message: str, hint: str, *at: str | int) -> PydanticCustomError:
@@ -20,16 +25,27 @@ def wrong(message: str, hint: str, *at: str | int) -> PydanticCustomError:
     return PydanticCustomError("grid", "{message}", {"message": message, "hint": hint, "at": at})
 
 
-def did_you_mean(word: str, known: list[str], otherwise: str) -> str:
-    near = get_close_matches(word, known, n=1)
-    return f"did you mean {near[0]!r}?" if near else otherwise
+def did_you_mean(value: object, known: Iterable[str], otherwise: str) -> str:
+    word = value if isinstance(value, str) else shown(value)
+    near = get_close_matches(word[:_COMPARED], list(known), n=1)
+    return f"did you mean {shown(near[0])}?" if near else otherwise
+
+
+def shortened(text: str, most: int = 100) -> str:
+    """The start of a text, so that no message prints all that a user wrote."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def shown(value: object) -> str:
-    """A value about as the user wrote it."""
+    """A value about as the user wrote it, or its start."""
     if value is None:
         return "nothing"
-    return (str(value).lower() if isinstance(value, bool) else repr(value))[:60]
+    if isinstance(value, bool):
+        return str(value).lower()
+    try:
+        return shortened(_SHOWN.repr(value), 60)
+    except ValueError:  # Python prints no integer of more than 4,300 digits.
+        return "a number of thousands of digits"
 
 
 def many(parse: Callable[[Any], T]) -> Callable[[Any], tuple[T, ...]]:
@@ -92,6 +108,6 @@ class Strict(BaseModel):
             known = list(cls.model_fields)
             for key in value:
                 if key not in known:
-                    hint = did_you_mean(str(key), known, f"known here: {', '.join(known)}")
-                    raise wrong(f"unknown setting {key!r}", hint, key)
+                    hint = did_you_mean(key, known, f"known here: {', '.join(known)}")
+                    raise wrong(f"unknown setting {shown(key)}", hint, key)
         return value

@@ -178,5 +178,5 @@ def test_a_grid_stays_itself(folder: Path) -> None:
 
 
 def test_a_key_that_is_no_text_is_refused() -> None:
-    with pytest.raises(GridError, match="unknown setting 3"):
+    with pytest.raises(GridError, match="expected the name of a setting, found 3"):
         as_grid({**made(), 3: 4})  # type: ignore[dict-item]

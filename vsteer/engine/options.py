@@ -24,7 +24,7 @@ class EngineOptions(Strict):
     enforce_eager: bool = False
     prefix_caching: bool = True
     block_size: Count | None = None
-    kv_cache_gib: Annotated[float, Field(gt=0)] | None = None
+    kv_cache_gib: Annotated[float, Field(gt=0, le=2**20)] | None = None
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None
     # whether questions with given answers may be computed as forks of an unsteered pass
     forks: bool = False

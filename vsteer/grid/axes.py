@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from vsteer.protocol import OPEN_END, POSITION_WORDS, Positions
-from vsteer.validation import did_you_mean, many, shown, wrong
+from vsteer.validation import did_you_mean, many, shortened, shown, wrong
 
 Group = tuple[int, ...]  # the layers of one steering; mostly one
 
@@ -138,7 +138,7 @@ def parse_positions(value: Any) -> Positions:
             raise wrong(f"no token lies in [{start}, {end})", "0 <= start < end, and end is not included")
         return (start, end)
     if not isinstance(value, str) or value not in POSITION_WORDS:
-        hint = did_you_mean(str(value), list(POSITION_WORDS), _POSITION_FORMS)
+        hint = did_you_mean(value, list(POSITION_WORDS), _POSITION_FORMS)
         raise wrong(f"expected positions, found {shown(value)}", hint)
     return value
 
@@ -151,7 +151,7 @@ def parse_norm(value: Any) -> str:
             raise wrong(f"expected a positive fraction, found {shown(value['residual'])}", _NORM_FORMS)
         return f"residual:{fraction!r}"
     if value not in ("raw", "unit", "caa"):
-        hint = did_you_mean(str(value), ["raw", "unit", "caa", "residual"], _NORM_FORMS)
+        hint = did_you_mean(value, ["raw", "unit", "caa", "residual"], _NORM_FORMS)
         raise wrong(f"expected a norm, found {shown(value)}", hint)
     return str(value)
 
@@ -168,4 +168,5 @@ def _number(value: Any, hint: str) -> float:
 
 def _check_range_keys(value: dict[str, Any], forms: str) -> None:
     if not {"from", "to"} <= set(value) <= {"from", "to", "step"}:
-        raise wrong(f"expected from, to and step, found {', '.join(value) or 'nothing'}", forms)
+        found = shortened(", ".join(map(str, value))) or "nothing"
+        raise wrong(f"expected from, to and step, found {found}", forms)

@@ -6,11 +6,10 @@ model are looked at only when the grid is planned (`vsteer/plan/plan.py`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path, PurePath
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import numpy as np
 from pydantic import (
     BeforeValidator,
     Discriminator,
@@ -28,6 +27,7 @@ from vsteer.engine.options import EngineOptions
 from vsteer.evaluations.kinds import AnyKind, KindName
 from vsteer.grid.axes import Layers, parse_layers, parse_multipliers, parse_norm, parse_positions
 from vsteer.grid.problems import GridError, Loc, Source
+from vsteer.grid.values import OutOfBounds, plain
 from vsteer.grid.yaml_lines import read_yaml
 from vsteer.operations import OPERATIONS
 from vsteer.protocol import Positions
@@ -41,6 +41,8 @@ from vsteer.validation import (
     Texts,
     did_you_mean,
     many,
+    shortened,
+    shown,
     wrong,
 )
 from vsteer.vectors.methods import MethodName
@@ -82,7 +84,7 @@ class EngineSpec(EngineOptions):
         for option in self.vllm:
             if option not in _IN_VLLM:
                 hint = "set it of the model, or by the engine's own setting; some options are never proven"
-                raise wrong(f"the option {option!r} can't be passed to vLLM here", hint, "vllm", option)
+                raise wrong(f"the option {shown(option)} can't be passed to vLLM here", hint, "vllm", option)
         return self
 
 
@@ -267,7 +269,10 @@ def as_grid(grid: Grid | Mapping[str, Any] | str | Path, folder: str | Path = ".
         return grid
     if isinstance(grid, str | Path):
         return read_grid(grid)
-    return _validated(Source(_plain(grid), Path(folder)))
+    try:
+        return _validated(Source(plain(grid), Path(folder)))
+    except OutOfBounds as error:
+        raise Source(grid, Path(folder)).error(error.loc, str(error), error.hint) from None
 
 
 def _validated(source: Source) -> Grid:
@@ -277,23 +282,9 @@ def _validated(source: Source) -> Grid:
         raise source.explained(error) from None
 
 
-def _plain(value: Any) -> Any:
-    """A value of Python's as YAML would give it."""
-    match value:
-        case Mapping():
-            return {key: _plain(held) for key, held in value.items()}
-        case list() | tuple() | range():
-            return [_plain(one) for one in value]
-        case np.ndarray() | np.generic():
-            return value.tolist()
-        case PurePath():
-            return str(value)
-    return value
-
-
 def _check_references(grid: Grid) -> None:
     """Every name that the grid uses is one that it defines, and no two things share a name."""
-    known = list(grid.vectors)
+    known = grid.vectors
     for n, axis in enumerate(grid.grid):
         _check_vectors(grid, ("grid", n), axis.vector, axis.vectors, known=known)
     for n, evaluation in enumerate(grid.evaluations):
@@ -302,29 +293,31 @@ def _check_references(grid: Grid) -> None:
     for name, _, n in grid.named_evaluations():
         if name in names:
             first = grid.at(("evaluations", names[name]))
-            message = f"two evaluations are called {name!r}, the first {first}"
+            message = f"two evaluations are called {shown(name)}, the first {first}"
             raise grid.error(("evaluations", n), message, "give each a name of its own, or take one out")
         names[name] = n
+    ids = {model.id for model in grid.model}
     for n, exclude in enumerate(grid.exclude):
         _check_vectors(grid, ("exclude", n), exclude.vector, None, known=known)
-        _check_known(grid, ("exclude", n, "evaluation"), exclude.evaluation or (), list(names), "evaluation")
-        ids = [model.id for model in grid.model]
+        _check_known(grid, ("exclude", n, "evaluation"), exclude.evaluation or (), names, "evaluation")
         _check_known(grid, ("exclude", n, "model"), exclude.model or (), ids, "model")
     models: dict[object, int] = {}
     for n, model in enumerate(grid.model):
         key = (model.id, model.revision, model.dtype, model.quantization, model.kv_cache_dtype)
         if key in models:
-            raise grid.error(("model", n), f"the model {model.id} stands twice", "take one out")
+            raise grid.error(("model", n), f"the model {shortened(model.id)} stands twice", "take one out")
         models[key] = n
 
 
-def _check_vectors(grid: Grid, at: Loc, one: Names | None, several: Names | None, known: list[str]) -> None:
+def _check_vectors(
+    grid: Grid, at: Loc, one: Names | None, several: Names | None, known: Collection[str]
+) -> None:
     _check_known(grid, (*at, "vector"), one or (), known, "vector")
     _check_known(grid, (*at, "vectors"), several or (), known, "vector")
 
 
-def _check_known(grid: Grid, at: Loc, names: Sequence[str], known: list[str], what: str) -> None:
+def _check_known(grid: Grid, at: Loc, names: Sequence[str], known: Collection[str], what: str) -> None:
     for n, name in enumerate(names):
         if name not in known:
             hint = did_you_mean(name, known, f"the grid has {', '.join(known) or 'none'}")
-            raise grid.error((*at, n), f"no {what} is called {name!r}", hint)
+            raise grid.error((*at, n), f"no {what} is called {shown(name)}", hint)
