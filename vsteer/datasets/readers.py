@@ -7,6 +7,7 @@
 No item is dropped: one that can't be used is an error that names its line.
 """
 
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,14 +131,16 @@ def _answered(
                 raise file.error(line, message, "fix the letter, or the list at the end of the question")
         matching, not_matching = names.index(str(labels[0])), names.index(str(labels[1]))
     elif any(answer.strip().startswith("(") and label for answer, label in zip(answers, labels, strict=True)):
-        message = f'expected choices for {answers[0]!r} and {answers[1]!r} in "{question_field}"'
+        first, second = map(reprlib.repr, answers)
+        message = f'expected choices for {first} and {second} in "{question_field}"'
         raise file.error(line, message, "list them at its end, each on its own line: (A) ...")
     else:
         choices, matching, not_matching = tuple(Choice(answer, answer.strip()) for answer in answers), 0, 1
     if choices[matching].answer == choices[not_matching].answer:
-        message = f'expected different answers in "{positive}" and "{negative}", both are {answers[0]!r}'
+        both = reprlib.repr(answers[0])
+        message = f'expected different answers in "{positive}" and "{negative}", both are {both}'
         raise file.error(line, message, "a pair that doesn't differ says nothing")
-    return _item(line, question, choices, matching, not_matching, fields)
+    return _item(file, line, question, choices, matching, not_matching, fields)
 
 
 def _multiple_choice(file: DataFile, line: int, fields: Mapping[str, object]) -> Item:
@@ -148,6 +151,7 @@ def _multiple_choice(file: DataFile, line: int, fields: Mapping[str, object]) ->
     if not 2 <= len(texts) <= _MAX_LISTED:
         raise file.error(line, f"expected 2 to {_MAX_LISTED} choices, found {len(texts)}", "fix this item")
     texts = [text.strip() for text in texts]
+    _check_unicode(file, line, '"choices"', "".join(texts))
     question = list_choices(_text(file, line, fields, "question"), texts)
     choices = tuple(Choice(f"({c.label})", c.text, c.label) for c in listed_choices(question))
     if [choice.text for choice in choices] != texts:
@@ -165,11 +169,12 @@ def _multiple_choice(file: DataFile, line: int, fields: Mapping[str, object]) ->
         message = (
             f'expected "answer" to be an index from 0 to {len(texts) - 1}, a letter or one choice\'s text'
         )
-        raise file.error(line, f"{message}, found {answer!r}", "fix this item")
-    return _item(line, question, choices, matching, None, fields)
+        raise file.error(line, f"{message}, found {reprlib.repr(answer)}", "fix this item")
+    return _item(file, line, question, choices, matching, None, fields)
 
 
 def _item(
+    file: DataFile,
     line: int,
     question: str,
     choices: tuple[Choice, ...],
@@ -177,9 +182,17 @@ def _item(
     not_matching: int | None,
     fields: Mapping[str, object],
 ) -> Item:
-    category = fields.get("category", fields.get("subject"))
+    category = _category(file, line, fields.get("category", fields.get("subject")))
     name = name_item(question, choices, matching, not_matching)
-    return Item(name, question, choices, matching, not_matching, line, str(category or ""))
+    return Item(name, question, choices, matching, not_matching, line, category)
+
+
+def _category(file: DataFile, line: int, value: object) -> str:
+    if isinstance(value, list | dict):
+        raise file.error(line, f'expected "category" to be a text, found {reprlib.repr(value)}', "give one")
+    category = str(value or "")
+    _check_unicode(file, line, '"category"', category)
+    return category
 
 
 def _prompts(file: DataFile, records: Sequence[Record]) -> PromptSet:
@@ -201,7 +214,8 @@ def _prompt(file: DataFile, record: Record) -> Prompt:
         if len(present) != 1:
             message = f"expected one of the fields {_names(_PROMPT_FIELDS)}, found {_names(fields)}"
             raise file.error(record.line, message, 'such as {"question": "Is it raining?"}')
-        text, category = _text(file, record.line, fields, present[0]), str(fields.get("category") or "")
+        text = _text(file, record.line, fields, present[0])
+        category = _category(file, record.line, fields.get("category"))
     return Prompt(content_hash([text.strip()]), text.strip(), record.line, category)
 
 
@@ -227,7 +241,7 @@ def _fields(file: DataFile, record: Record) -> dict[str, object]:
 def _text(file: DataFile, line: int, fields: Mapping[str, object], name: str) -> str:
     value = fields[name]
     if not isinstance(value, str):
-        found = "nothing" if value is None else f"{type(value).__name__} {value!r}"
+        found = "nothing" if value is None else f"{type(value).__name__} {reprlib.repr(value)}"
         raise file.error(line, f'expected "{name}" to be a text, found {found[:80]}', "put it in quotes")
     _check_text(file, line, f'"{name}"', value)
     return value
@@ -238,14 +252,23 @@ def _check_text(file: DataFile, line: int, name: str, value: str) -> None:
         raise file.error(
             line, f"expected a text in {name}, found an empty one", "fill it in, or take the item out"
         )
-    if any("\ud800" <= character <= "\udfff" for character in value):
+    _check_unicode(file, line, name, value)
+
+
+def _check_unicode(file: DataFile, line: int, name: str, value: str) -> None:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
         raise file.error(
             line, f"expected Unicode text in {name}, found half a surrogate pair", "fix this item"
-        )
+        ) from None
 
 
 def _names(names: Mapping[str, object] | Sequence[str] | set[str] | frozenset[str]) -> str:
-    return ", ".join(sorted(names) if isinstance(names, set | frozenset) else names) or "none"
+    in_order = sorted(names) if isinstance(names, set | frozenset) else list(names)
+    shown = ", ".join(name[:40] for name in in_order[:8]) or "none"
+    shown = shown.encode(errors="replace").decode()  # a field's name may hold half a surrogate pair
+    return shown if len(in_order) <= 8 else f"{shown} and {len(in_order) - 8:,} more"
 
 
 @dataclass(frozen=True, slots=True)
