@@ -113,8 +113,8 @@ def made_run(folder: Path, texts: int) -> Path:
 
 def judge(run: Path, server: Server, **options: Any) -> Judged:
     url = f"http://127.0.0.1:{server.server_port}/v1"
-    endpoint = Endpoint(url, "judge-1", 120, timeout=options.pop("timeout", 1.0), first_wait=0.01)
-    return judge_texts(run, RUBRIC, endpoint, **options)
+    endpoint = Endpoint(url, "judge-1", 120, timeout=options.pop("timeout", 1.0))
+    return judge_texts(run, RUBRIC, endpoint, first_wait=0.01, **options)
 
 
 def verdicts(run: Path) -> dict[int, tuple[float | None, str]]:

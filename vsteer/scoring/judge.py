@@ -35,6 +35,7 @@ class Judged(Scored):
     unanswered: int = 0
     asked: int = 0  # questions that were sent; tries of the same one count once
     tokens: int = 0  # spent on this judge in this folder, earlier calls included
+    unsure: int = 0  # of them, those that no server reported: requests that may have been billed
     over_budget: bool = False
     gave_up: bool = False
     last_fault: str = ""
@@ -67,28 +68,26 @@ class Question:
 
 
 class JudgeLedger:
-    """One call of a judge on a run: which texts wait for which answer, what came, and what it cost."""
+    """One call of a judge on a run: which texts wait for which answer, and what came."""
 
     def __init__(
         self,
         file: ScoreFile,
         answers: Answers,
         rubric: Rubric,
-        budget: int | None,
         on_progress: OnProgress,
     ) -> None:
         self.file, self.answers, self.rubric = file, answers, rubric
-        self.budget, self._on_progress = budget, on_progress
+        self._on_progress = on_progress
         counts = file.result
         self.result = Judged(counts.path, counts.scorer_hash, counts.texts, counts.standing)
         file.result = self.result
-        # The texts that wait for each question under way, and what that may cost at most.
+        # The texts that wait for each question under way.
         self._waiting: dict[str, list[Output]] = {}
-        self._held: dict[str, int] = {}
 
     @property
     def under_way(self) -> int:
-        return len(self._held)
+        return len(self._waiting)
 
     def question(self, output: Output) -> Question | None:
         """What to ask about a text; None where it has its answer, or waits for that of an equal one."""
@@ -102,43 +101,20 @@ class JudgeLedger:
             return None
         return Question(key, prompt)
 
-    def affordable(self, most: int) -> bool:
-        return self.budget is None or self.spent() + sum(self._held.values()) + most <= self.budget
-
-    def spent(self) -> int:
-        return self.answers.spent(self.file.scorer_hash)
-
-    def asked(self, question: Question, output: Output, most: int) -> None:
+    def asked(self, question: Question, output: Output) -> None:
         self.result.asked += 1
-        self._held[question.key], self._waiting[question.key] = most, [output]
-
-    def keep(self, key: str, answer: Answer, tokens: int, known: bool) -> None:
-        """Store an answer before anything is made of it; from any thread."""
-        self.answers.put(key, self.file.scorer_hash, answer, tokens, known)
-
-    def lost(self, tokens: int) -> bool:
-        """A try came to nothing, and may have been paid for; whether there is enough for another."""
-        self.answers.pay(self.file.scorer_hash, tokens)
-        return self.budget is None or self.spent() + tokens <= self.budget
+        self._waiting[question.key] = [output]
 
     def answered(self, key: str, answer: Answer) -> None:
-        for output in self._ended(key):
+        for output in self._waiting.pop(key):
             self._score(output, answer)
 
     def unanswered(self, key: str, why: str) -> None:
-        self.result.unanswered += len(self._ended(key))
+        self.result.unanswered += len(self._waiting.pop(key))
         self.result.last_fault = why
-
-    def dropped(self, key: str) -> None:
-        """The question was not asked after all."""
-        self._ended(key)
 
     def report(self) -> None:
         self._on_progress(self.result)
-
-    def _ended(self, key: str) -> list[Output]:
-        del self._held[key]
-        return self._waiting.pop(key)
 
     def _score(self, output: Output, answer: Answer) -> None:
         verdict = read_verdict(answer.text, answer.cut_off)
@@ -156,10 +132,10 @@ def open_ledger(
     """The ledger of a judge that `about` identifies; what was scored is kept, whatever ends it."""
     with (
         ScoreFile(folder, JUDGE, scorer_hash(about), about) as file,
-        closing(Answers(folder)) as answers,
+        closing(Answers(folder, file.scorer_hash, budget)) as answers,
     ):
-        ledger = JudgeLedger(file, answers, rubric, budget, on_progress)
+        ledger = JudgeLedger(file, answers, rubric, on_progress)
         try:
             yield ledger
         finally:
-            ledger.result.tokens = ledger.spent()
+            ledger.result.tokens, ledger.result.unsure = answers.spent, answers.unsure()

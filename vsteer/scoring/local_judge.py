@@ -38,7 +38,7 @@ class _Questions:
     """The questions as requests of an engine, as many at once as the budget allows."""
 
     def __init__(self, ledger: JudgeLedger, tokenizer: Any) -> None:
-        self.ledger, self.tokenizer = ledger, tokenizer
+        self.ledger, self.answers, self.tokenizer = ledger, ledger.answers, tokenizer
         self._outputs = ledger.file.unscored("question")
 
     def run(self, load: Callable[[], Engine]) -> None:
@@ -56,19 +56,20 @@ class _Questions:
                 continue
             prompt = render(self.tokenizer, question.prompt)
             most = len(prompt.token_ids) + MAX_TOKENS
-            if not self.ledger.affordable(most):
+            if not self.answers.reserve(question.key, most):
                 self._outputs = chain([output], self._outputs)
                 self.ledger.result.over_budget = not self.ledger.under_way
                 return
-            self.ledger.asked(question, output, most)
+            self.ledger.asked(question, output)
             yield Request(question.key, prompt, max_tokens=MAX_TOKENS)
 
     def _take(self, result: Result) -> None:
         if result.status != "ok":
+            self.answers.free(result.id)
             self.ledger.unanswered(result.id, f"the local engine: {result.error}")
         else:
             answer = Answer(result.text, result.finish_reason)
             # Prompt and answer are paid for, as at an endpoint.
-            self.ledger.keep(result.id, answer, result.prompt_tokens + len(result.token_ids), True)
+            self.answers.put(result.id, answer, result.prompt_tokens + len(result.token_ids))
             self.ledger.answered(result.id, answer)
         self.ledger.report()
