@@ -39,7 +39,10 @@ INCOMPLETE = 3
 )
 @click.option("--judge-model", help="judge: the model's name there; here a name, a folder or a hub id.")
 @click.option(
-    "--budget", type=click.IntRange(min=1), help="judge: spend no more tokens on this run than this."
+    "--budget",
+    type=click.IntRange(1, 10**15),
+    help="judge: spend no more tokens on this run than this. A question that was sent counts, answered or "
+    "not, since it may be billed.",
 )
 @click.option(
     "--concurrency",
@@ -50,10 +53,10 @@ INCOMPLETE = 3
 )
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0.1),
+    type=click.FloatRange(0.1, 86_400),
     default=120.0,
     show_default=True,
-    help="judge: seconds that one try may take.",
+    help="judge: seconds that one try may take as a whole.",
 )
 @click.option("--revision", help="judge here: the revision of a hub model.")
 @click.option(
@@ -61,14 +64,14 @@ INCOMPLETE = 3
 )
 @click.option(
     "--tensor-parallel-size",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 1024),
     default=1,
     show_default=True,
     help="judge here: over how many GPUs.",
 )
 @click.option(
     "--max-model-len",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 2**31 - 1),
     help="judge here: the longest prompt and answer, in tokens.",
 )
 @click.option("--eager", is_flag=True, help="judge here: start sooner, without compilation.")
@@ -120,7 +123,7 @@ def score(
         if name == "judge":
             assert rubric
             assert judge_model
-            if base_url:
+            if base_url is not None:
                 judged = _judge(run, rubric, base_url, judge_model, budget, concurrency, timeout)
             else:
                 from vsteer.engine.options import EngineOptions
@@ -241,6 +244,8 @@ def _judged(done: Judged, rubric: str, model: str) -> tuple[Entry, str]:
         f"{done.failed:,} scored as failures: the judge's answer can't be read",
         f"asked {done.asked:,} questions; {done.tokens:,} tokens were spent on this judge in this run",
     ]
+    if done.unsure:
+        lines.append(f"of them {done.unsure:,} are no server's count: what may have been billed at most")
     if done.open:
         lines.append(f"{done.open:,} texts are open: the same command asks for them again")
     if done.over_budget:
@@ -251,7 +256,7 @@ def _judged(done: Judged, rubric: str, model: str) -> tuple[Entry, str]:
         lines.append(f"last fault: {done.last_fault}")
     entry = _entry(
         "judge", done, rubric=rubric, model=model, unreadable=done.failed, open=done.open, asked=done.asked,
-        tokens=done.tokens, over_budget=done.over_budget,
+        tokens=done.tokens, unsure=done.unsure, over_budget=done.over_budget,
     )  # fmt: skip
     return entry, "\n".join(lines)
 

@@ -80,6 +80,8 @@ class Endpoint:
         if not (self._key.isascii() and self._key.isprintable()):
             raise UsageError(f"{KEY} in the environment is no key", "a key is one line of ASCII characters")
         self._client = self._connections()
+        # By how much the server's count was above ours: its template or its own instructions are longer.
+        self._more = 0
 
     def _connections(self) -> httpx.AsyncClient:
         import httpx
@@ -112,7 +114,7 @@ class Endpoint:
 
     def most_tokens(self, prompt: str) -> int:
         """What a request can cost at most: no tokenizer makes more tokens of a text than it has bytes."""
-        return len(prompt.encode(errors="replace")) + TEMPLATE_TOKENS + self.max_tokens
+        return len(prompt.encode(errors="replace")) + TEMPLATE_TOKENS + self.max_tokens + self._more
 
     async def ask(self, prompt: str, on_send: Callable[[], None]) -> Reply:
         """One request. `on_send` is called before its first byte leaves: from then on it may be billed."""
@@ -141,9 +143,11 @@ class Endpoint:
         if not 200 <= status < 300:
             return self._refused(status, headers, body)
         try:
-            return self._read(json.loads(body))
+            reply = self._read(json.loads(body))
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError, _NoCompletion) as error:
             return self._no_completion(error)
+        self._more += max(0, (reply.tokens or 0) - self.most_tokens(prompt))
+        return reply
 
     async def _post(self, prompt: str, trace: Callable[..., Any]) -> tuple[int, Mapping[str, str], bytes]:
         """Status, headers and body of the answer to a prompt."""
@@ -216,15 +220,16 @@ def _address(base_url: str) -> tuple[httpx.URL, str]:
 
     try:
         url = httpx.URL(base_url.strip())
+        host = url.host  # it is decoded only now
     except (httpx.InvalidURL, ValueError):
-        url = httpx.URL("")
+        url, host = httpx.URL(""), ""
     in_range = url.port is None or 0 < url.port < 2**16
-    if url.scheme not in ("http", "https") or not url.host or not in_range:
+    if url.scheme not in ("http", "https") or not host or not in_range:
         raise UsageError("--base-url is not an http or https address", "such as http://127.0.0.1:8000/v1")
     if url.userinfo:
         raise UsageError("--base-url holds a password", f"put the key into the environment, as {KEY}")
     path = url.path.rstrip("/") + "/chat/completions"
-    host = f"[{url.host}]" if ":" in url.host else url.host
+    host = f"[{host}]" if ":" in host else host
     place = f"{url.scheme}://{host[:100]}" + (f":{url.port}" if url.port else "")
     return url.copy_with(path=path, fragment=None), place
 

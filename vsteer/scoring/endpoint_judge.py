@@ -74,8 +74,7 @@ class _Questions:
         question = self.ledger.question(output)
         if question is None:
             return
-        most = self.endpoint.most_tokens(question.prompt)
-        while len(self._keys) >= self._health.at_once or not self.answers.reserve(question.key, most):
+        while len(self._keys) >= self._health.at_once or not self._reserve(question):
             if not self._keys:
                 self.result.over_budget = True
                 return
@@ -84,9 +83,12 @@ class _Questions:
             self.answers.free(question.key)
             return
         self.ledger.asked(question, output)
-        self._keys[background.start(self._ask(question, most))] = question.key
+        self._keys[background.start(self._ask(question))] = question.key
 
-    async def _ask(self, question: Question, most: int) -> Answer:
+    def _reserve(self, question: Question) -> bool:
+        return self.answers.reserve(question.key, self.endpoint.most_tokens(question.prompt))
+
+    async def _ask(self, question: Question) -> Answer:
         """Ask until there is an answer, or until no further try may help. What it costs is reserved."""
         key = question.key
         lost = 0
@@ -105,7 +107,7 @@ class _Questions:
             ended = not reply.again or number == TRIES or lost == self._health.lost_tries
             if ended or await self._health.gone_within(self._pause(number, reply)):
                 break
-            if not self.answers.reserve(key, most):
+            if not self._reserve(question):
                 raise Unanswered(f"{reply.fault}; the budget allows no further try")
         self._health.unanswered(reply)
         raise Unanswered(reply.fault)

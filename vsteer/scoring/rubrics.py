@@ -7,9 +7,11 @@ from pathlib import Path
 
 from vsteer.datasets import builtin
 from vsteer.errors import DataError
+from vsteer.files import read_regular
 
 DATA = Path(builtin.__file__).with_name("behaviours")
 FILE = "rubric.md"
+MOST_BYTES = 100_000
 
 
 @dataclass(frozen=True)
@@ -32,11 +34,11 @@ def load_rubric(name: str) -> Rubric:
     built_in = {folder: DATA / folder / FILE for folder in builtin.behaviours()}
     path = built_in.get(name) or Path(name)
     try:
-        text = path.read_text(encoding="utf-8").strip()
+        text = read_regular(path, MOST_BYTES).decode().strip()
     except (OSError, ValueError) as error:
         named = ", ".join(one for one, file in built_in.items() if file.is_file())
         raise DataError(
-            f"no rubric can be read from {name!r}: {getattr(error, 'strerror', None) or error}",
+            f"no rubric can be read from {name[:200]!r}: {getattr(error, 'strerror', None) or error}",
             hint=f"name a built-in one ({named}) or a text file",
         ) from None
     if not text:
