@@ -85,12 +85,15 @@ def _text(
 
 
 def _model(one: Budget, seconds: Seconds | None, memory: Memory | None) -> list[str]:
+    from vsteer.plan.left_out import described
+
     about = "~" if one.pending else ""
     saved = 1 - one.computed_tokens / one.prompt_tokens
     facts = [
         (
             "configurations",
-            f"{one.configurations:,} ({one.baselines:,} unsteered, {one.controls:,} controls)",
+            f"{one.configurations:,} ({one.baselines:,} unsteered, {one.controls:,} controls)"
+            + (f" of {one.product:,}" if one.left_out else ""),
         ),
         ("rows", f"{one.rows:,}"),
         ("requests", f"{about}{one.requests:,}"),
@@ -123,6 +126,8 @@ def _model(one: Budget, seconds: Seconds | None, memory: Memory | None) -> list[
         short = textwrap.shorten(name, 39, placeholder="...") if " " in name else name[:39]
         counts = f"{block.configurations:>10,}{block.prompts:>10,}{block.samples:>8,}{block.rows:>12,}"
         lines.append(f"{short:<40}{counts}")
+    for line in described(one.left_out):
+        lines += _wrapped(line, "  ")
     for note in one.notes:
         lines += _wrapped(note, "note: ")
     return lines

@@ -18,7 +18,15 @@ from pydantic import model_validator
 from vsteer.datasets.choices import refers_to_choices
 from vsteer.datasets.items import Item, swapped
 from vsteer.datasets.readers import read_questions
-from vsteer.evaluations.evaluation import CHARACTERS_A_TOKEN, CannotAsk, Evaluation, Questions, RowKind
+from vsteer.evaluations.evaluation import (
+    BEYOND_LIMIT,
+    CHARACTERS_A_TOKEN,
+    REPEATED,
+    CannotAsk,
+    Evaluation,
+    Questions,
+    RowKind,
+)
 from vsteer.evaluations.given_answers import answer_logprobs, answer_requests, log_sum
 from vsteer.evaluations.rendered_prompt import AnyItem, Order, RenderedPrompt, Rendering
 from vsteer.prompts.answers import AmbiguousAnswers, cut_letters, cut_words, gap, render
@@ -26,6 +34,8 @@ from vsteer.protocol import Positions, Prompt, Request, Result, Steering
 from vsteer.validation import wrong
 
 CAA_PREFIX = " ("
+IN_ONE_ORDER = "have swapped letters, and their wording refers to the order"
+ORIGINAL_ORDER = "have swapped letters, and the evaluation asks in the original order alone"
 
 
 class ChoiceEvaluation(Evaluation):
@@ -58,13 +68,15 @@ class ChoiceEvaluation(Evaluation):
 
     def questions(self, path: Path) -> Questions:
         found = read_questions(path)
-        chosen = found.unique()[: self.limit]
+        unique = found.unique()
+        chosen = unique[: self.limit]
         asked = [(other, order) for item in chosen for order, other in orders(item, self.both_orders)]
-        kept = sum(item.lettered for item in chosen) - sum(order == "swapped" for _, order in asked)
-        notes = []
-        if self.both_orders and kept:
-            notes.append(f"{kept} items are asked in one order, for their wording refers to it")
-        return Questions.of(asked, found.source, found.duplicates, notes)
+        left_out = {
+            REPEATED: _in_all_orders(found.items) - _in_all_orders(unique),
+            BEYOND_LIMIT: _in_all_orders(unique) - _in_all_orders(chosen),
+            IN_ONE_ORDER if self.both_orders else ORIGINAL_ORDER: _in_all_orders(chosen) - len(asked),
+        }
+        return Questions.of(asked, found.source, left_out)
 
     def scored(self, item: Item) -> tuple[int, ...]:
         """The choices that are scored: all, or under `caa_compat` the two that the file names, in order."""
@@ -156,6 +168,11 @@ class ChoiceEvaluation(Evaluation):
 
     def _cannot_ask(self, message: str) -> CannotAsk:
         return CannotAsk(message, f"fix the item{', or leave caa_compat out' if self.caa_compat else ''}")
+
+
+def _in_all_orders(items: Sequence[Item]) -> int:
+    """How many questions the items make: a lettered one can be asked in two orders."""
+    return sum(1 + item.lettered for item in items)
 
 
 def orders(item: Item, both: bool) -> list[tuple[Order, Item]]:

@@ -7,7 +7,7 @@ The plan and the run know no kind by name. A new kind is a subclass in a file of
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -26,6 +26,11 @@ RowKind = Literal["choice", "open_ended"]
 CHARACTERS_A_TOKEN, TEMPLATE_TOKENS = 4, 20
 
 
+# Why questions of a data set aren't asked, as a plan says it.
+REPEATED = "stand in the data again and are asked once"
+BEYOND_LIMIT = "lie beyond the limit"
+
+
 class CannotAsk(ValueError):
     """Why an item can't be asked this way. The plan adds where the item stands, or the setting at fault."""
 
@@ -40,18 +45,16 @@ class CannotScore(ValueError):
 
 @dataclass(frozen=True)
 class Questions:
-    """What an evaluation asks of one data set, each question once."""
+    """What an evaluation asks of one data set, each question once, and how many it leaves out, by reason."""
 
     questions: tuple[Question, ...]
     data_sha256: str
-    notes: tuple[str, ...]
+    left_out: Mapping[str, int]
 
     @classmethod
-    def of(
-        cls, questions: Sequence[Question], source: Source, duplicates: int, notes: Sequence[str] = ()
-    ) -> Questions:
-        repeated = f"{duplicates} questions stand in the data more than once and are asked once"
-        return cls(tuple(questions), source.sha256, (*notes, *([repeated] if duplicates else [])))
+    def of(cls, questions: Sequence[Question], source: Source, left_out: Mapping[str, int]) -> Questions:
+        counted = {why: count for why, count in left_out.items() if count}
+        return cls(tuple(questions), source.sha256, counted)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,14 @@ from pydantic import Field, model_validator
 
 from vsteer.datasets import items
 from vsteer.datasets.readers import read_prompts
-from vsteer.evaluations.evaluation import Evaluation, Questions, RowKind, Sampling
+from vsteer.evaluations.evaluation import (
+    BEYOND_LIMIT,
+    REPEATED,
+    Evaluation,
+    Questions,
+    RowKind,
+    Sampling,
+)
 from vsteer.evaluations.rendered_prompt import AnyItem, RenderedPrompt, Rendering
 from vsteer.prompts.answers import render
 from vsteer.protocol import Request, Result, Steering
@@ -96,4 +103,5 @@ def prompts_of(path: Path, limit: int | None) -> Questions:
     found = read_prompts(path)
     unique = {prompt.item_id: prompt for prompt in reversed(found.prompts)}
     chosen = list(unique.values())[::-1][:limit]
-    return Questions.of([(prompt, "original") for prompt in chosen], found.source, found.duplicates)
+    left_out = {REPEATED: found.duplicates, BEYOND_LIMIT: len(unique) - len(chosen)}
+    return Questions.of([(prompt, "original") for prompt in chosen], found.source, left_out)

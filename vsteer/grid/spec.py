@@ -160,6 +160,11 @@ class Controls(Strict):
     shuffled_labels: Some = 0
     system_prompts: SystemPrompts = SystemPrompts()
 
+    @property
+    def vectors(self) -> int:
+        """How many control vectors stand beside each steered one."""
+        return self.random_vectors + self.shuffled_labels
+
 
 class Exclude(Strict):
     """The configurations to leave out: those that agree with everything named here."""
@@ -229,6 +234,11 @@ class Grid(Strict):
     def folder(self) -> Path:
         """Where the files that the grid names are looked for, and where its runs lie."""
         return self._source.folder
+
+    @property
+    def written(self) -> object:
+        """The grid in plain values, as it was given."""
+        return self._source.value
 
     def error(self, loc: Loc, message: str, hint: str) -> GridError:
         """An error about the value at `loc`, with its place in the file or in the grid."""

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from vsteer.operations import graph_modules
+from vsteer.plan.left_out import LeftOut
 from vsteer.plan.plan import Block, Plan
 from vsteer.protocol import OPEN_END, Positions, Prompt
 
@@ -63,6 +64,8 @@ class Budget:
     model: str
     pending: bool
     configurations: int
+    product: int  # with all that is left out or merged
+    left_out: tuple[LeftOut, ...]
     baselines: int
     controls: int
     blocks: tuple[BlockBudget, ...]
@@ -123,6 +126,8 @@ def budget(plan: Plan) -> Budget:
         model=plan.facts.name,
         pending=plan.pending,
         configurations=len(configs),
+        product=len(configs) + sum(one.configurations for one in plan.left_out),
+        left_out=plan.left_out,
         baselines=sum(not config.terms and not config.control for config in configs.values()),
         controls=sum(bool(config.control) for config in configs.values()),
         blocks=tuple(_block(plan, block) for block in plan.blocks),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,6 +13,7 @@ from vsteer.grid.problems import Loc
 from vsteer.grid.spec import Axis, Exclude, Grid
 from vsteer.identity import VERSION, derived_seed, identify
 from vsteer.operations import OPERATIONS
+from vsteer.plan.left_out import EXCLUDED, NO_NORM, OTHER_POSITIONS, OTHER_VECTORS, UNSTEERED
 from vsteer.plan.vector_sources import VectorSource, norm_recipe
 from vsteer.protocol import Positions, Steering, Term
 
@@ -111,6 +113,8 @@ class ConfigExpander:
         ]
         self.excluded_layers = [_excluded_layers(exclude, layers) for exclude in grid.exclude]
         self.excluded = [0] * len(grid.exclude)  # how many configurations each entry left out
+        # How many configurations of the product aren't there, by evaluation and reason.
+        self.left_out: Counter[tuple[str, str]] = Counter()
         self._uses: dict[str, VectorUse] = {}
 
     def baseline(self, spec: PromptSpec, control: str, system: str) -> Config:
@@ -120,14 +124,24 @@ class ConfigExpander:
     def configs(self, evaluation: int, name: str, baseline: Config) -> Iterator[tuple[Config, Loc]]:
         """Configurations without their ids, in the grid's order, each with the place of its positions."""
         spec = self.grid.evaluations[evaluation]
+        family = 1 + self.grid.controls.vectors  # a steered configuration and the controls beside it
         for n, axis in enumerate(self.grid.grid):
             positions = self._positions(n, axis, evaluation)
+            multipliers = axis.multipliers or (None,)
+            steered = len(self.layers[n]) * len(multipliers) * family
             for vector in axis.names:
+                written, norms = len(self.sources[vector].norms), self._norms(axis, vector)
                 if spec.vectors is not None and vector not in spec.vectors:
+                    self.left_out[name, OTHER_VECTORS] += written * steered * len(axis.positions)
                     continue
-                for norm in self._norms(axis, vector):
+                self.left_out[name, NO_NORM] += (written - len(norms)) * steered * len(axis.positions)
+                if elsewhere := len(axis.positions) - len(positions):
+                    _, setting = spec.only_positions or ("", "")
+                    reason = OTHER_POSITIONS.format(setting=setting, positions=positions[0][1])
+                    self.left_out[name, reason] += len(norms) * steered * elsewhere
+                for norm in norms:
                     for group in self.layers[n]:
-                        for multiplier in axis.multipliers or (None,):
+                        for multiplier in multipliers:
                             for place, where in positions:
                                 config = replace(
                                     baseline,
@@ -138,7 +152,12 @@ class ConfigExpander:
                                     operation=axis.operation,
                                 )
                                 # Multiplier 0 is the baseline, which every evaluation has.
-                                if multiplier != 0 and not self._is_excluded(config, name):
+                                if multiplier == 0:
+                                    self.left_out[name, UNSTEERED] += family
+                                elif (entry := self._exclusion(config, name)) is not None:
+                                    reason = EXCLUDED.format(place=self.grid.at(("exclude", entry)))
+                                    self.left_out[name, reason] += family
+                                else:
                                     yield config, place
 
     def controls(self, steered: Config) -> Iterator[Config]:
@@ -189,12 +208,13 @@ class ConfigExpander:
             raise self.grid.error(at, message, f"add {wanted} to the positions, or leave them out")
         return taken
 
-    def _is_excluded(self, config: Config, evaluation: str) -> bool:
+    def _exclusion(self, config: Config, evaluation: str) -> int | None:
+        """Which of the exclusions leaves the configuration out, by its place; None if none does."""
         for n, exclude in enumerate(self.grid.exclude):
             if _matches(exclude, self.excluded_layers[n], config, evaluation):
                 self.excluded[n] += 1
-                return True
-        return False
+                return n
+        return None
 
 
 def with_id(config: Config, model: Mapping[str, Any]) -> Config:

@@ -23,13 +23,15 @@ from vsteer.grid.problems import Loc
 from vsteer.grid.spec import Grid
 from vsteer.identity import canonical, identify, row_id, sampling_seed
 from vsteer.plan.configurations import Config, ConfigExpander, VectorUse, with_id
+from vsteer.plan.left_out import BESIDE_TEXTS, SAME_SYSTEM, SHARED, TWICE, LeftOut, counted, notes_on_grid
 from vsteer.plan.model_facts import ModelFacts, find_model
-from vsteer.plan.questions import PromptRenderer, prompt_specs, read_questions
+from vsteer.plan.positions import check_positions
+from vsteer.plan.questions import PromptRenderer, merged_controls, prompt_specs, read_questions
 from vsteer.plan.rows import Row
 from vsteer.plan.vector_sources import VectorSource, check_file, vector_sources
 from vsteer.prompts.answers import decoded
 from vsteer.prompts.template import dated
-from vsteer.protocol import Positions, Steering, expected_steered_tokens
+from vsteer.protocol import Positions, Steering
 from vsteer.store.ids import PACKED, Packed, packed_in_chunks, unpack
 
 MOST_CONFIGS = 200_000
@@ -69,6 +71,7 @@ class Plan:
     blocks: tuple[Block, ...]
     notes: tuple[str, ...]
     excluded: tuple[int, ...]  # how many configurations each of the grid's exclusions left out
+    left_out: tuple[LeftOut, ...]  # what the grid's product has beside `configs`
     sources: Mapping[str, VectorSource] = field(default_factory=dict)
     today: date = field(default_factory=date.today)  # the day that chat templates write
 
@@ -228,13 +231,16 @@ def make_plan(grid: Grid, model: int, facts: ModelFacts, tokenizer: Any, today: 
     sources = vector_sources(grid)
     expander = ConfigExpander(grid, model, facts.layers, sources)
     blocks: list[Block] = []
-    notes: list[str] = []
+    notes = list(notes_on_grid(grid))
     for name, data, place in grid.named_evaluations():
         found = read_questions(grid, data, place)
-        notes += (f"{name}: {note}" for note in found.notes)
+        every = len(found.questions) + sum(found.left_out.values())
+        for why, count in found.left_out.items():
+            notes.append(f"{name}: not asked: {count:,} of {every:,} questions, which {why}")
+        expander.left_out[name, SAME_SYSTEM] += merged_controls(grid, place)
         for spec, system, control in prompt_specs(grid, place):
             renderer = PromptRenderer(grid, place, name, spec, tokenizer)
-            places: dict[Positions | None, Loc] = {}
+            places: dict[Positions, Loc] = {}
             template = renderer.template()
             baseline = expander.baseline(spec, control, system)
             configs = _configs(renderer, expander, baseline, facts.identity() | template, places)
@@ -249,13 +255,25 @@ def make_plan(grid: Grid, model: int, facts: ModelFacts, tokenizer: Any, today: 
                 data_sha256=found.data_sha256,
                 template=" ".join(template.values()),
             )
-            _check_positions(grid, block, places, estimated=tokenizer is None)
+            notes += check_positions(grid, block.evaluation, place, block.prompts, spec.evaluation, places)
             blocks.append(block)
     _check_questions_differ(grid, blocks)
     _check_files(grid, facts, blocks)
     notes += _too_long(grid, model, facts, blocks)
-    excluded = tuple(expander.excluded)
-    return Plan(grid, model, facts, tokenizer, tuple(blocks), tuple(notes), excluded, sources, today)
+    distinct = len({config.config_id for block in blocks for config in block.configs})
+    expander.left_out["", SHARED] = sum(len(block.configs) for block in blocks) - distinct
+    return Plan(
+        grid,
+        model,
+        facts,
+        tokenizer,
+        tuple(blocks),
+        tuple(dict.fromkeys(notes)),
+        tuple(expander.excluded),
+        counted(expander.left_out),
+        sources,
+        today,
+    )
 
 
 def _configs(
@@ -263,7 +281,7 @@ def _configs(
     expander: ConfigExpander,
     baseline: Config,
     model: Mapping[str, Any],
-    places: dict[Positions | None, Loc],
+    places: dict[Positions, Loc],
 ) -> tuple[Config, ...]:
     """The baseline, what the axes list, and the controls; a configuration that is reached twice, once.
 
@@ -273,7 +291,8 @@ def _configs(
 
     def add(config: Config) -> None:
         config = with_id(config, model)
-        found.setdefault(config.config_id, config)
+        if found.setdefault(config.config_id, config) is not config:
+            expander.left_out[renderer.name, TWICE] += 1
         if len(found) > MOST_CONFIGS:
             message = f"more than {MOST_CONFIGS} configurations of {renderer.name}"
             raise renderer.grid.error(("grid",), message, "take fewer layers, norms or controls")
@@ -283,37 +302,17 @@ def _configs(
         return tuple(found.values())  # a system prompt as a control is not steered too
     own = []
     for config, place in expander.configs(renderer.place, renderer.name, baseline):
-        places.setdefault(config.positions, place)
+        if config.positions is not None:
+            places.setdefault(config.positions, place)
         own.append(config)
         add(config)
     if baseline.spec.evaluation.has_controls:
         for config in own:
             for beside in expander.controls(config):
                 add(beside)
+    else:
+        expander.left_out[renderer.name, BESIDE_TEXTS] += len(own) * renderer.grid.controls.vectors
     return tuple(found.values())
-
-
-def _check_positions(grid: Grid, block: Block, places: Mapping[Any, Loc], estimated: bool) -> None:
-    """Refuse positions that can't act on what is scored: none of their tokens is processed before it."""
-    evaluation = block.spec.evaluation
-    for positions, place in places.items():
-        for rendered in block.prompts:
-            # Without tokens it is only known that positions behind the prompt can't act.
-            sure = positions == "generated" and evaluation.sure_without_tokenizer(rendered.item)
-            if estimated and not sure:
-                continue
-            span = rendered.prompt.span(positions)
-            if any(
-                expected_steered_tokens(span, len(request.prompt.token_ids), request.max_tokens)
-                for request in evaluation.requests("", rendered, None, 0)
-            ):
-                continue
-            message = (
-                f"positions {positions} ({grid.place(place)}) cannot act on what {block.evaluation} "
-                f"scores: for the item on line {rendered.item.line} no token that is processed lies in them"
-            )
-            hint = "exclude them for this evaluation, or take positions within the prompt"
-            raise grid.error(("evaluations", block.place), message, hint)
 
 
 def _check_questions_differ(grid: Grid, blocks: Iterable[Block]) -> None:

@@ -55,6 +55,13 @@ def prompt_specs(grid: Grid, place: int) -> list[tuple[PromptSpec, str, str]]:
     ]
 
 
+def merged_controls(grid: Grid, place: int) -> int:
+    """How many of the controls' system prompts an evaluation has already, as its own or as the other one."""
+    prompts = grid.controls.system_prompts
+    given = sum(text is not None for text in (prompts.positive, prompts.negative))
+    return given - sum(control == "system" for _, _, control in prompt_specs(grid, place))
+
+
 def _short_name(system: str) -> str:
     """A system prompt's name in results: its text, or the start of it with a piece of its hash."""
     words = " ".join(system.split())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
@@ -13,6 +13,7 @@ from rich.console import Console
 
 from vsteer.errors import EngineError, VsteerError
 from vsteer.grid.spec import Grid, as_grid
+from vsteer.plan.left_out import described
 from vsteer.plan.plan import Plan, make_plans
 from vsteer.run.folder import changes, put_aside, run_day, run_folder, vector_hashes, write_plan
 from vsteer.run.interrupt import Interrupt
@@ -73,6 +74,8 @@ def run_grid(
         standing = len(done.good) if retry_errors else done.standing
         with RunProgress(len(planned), standing, console) as progress:
             progress.phase(f"{grid.name}: {len(planned):,} rows, {done.standing:,} of them stand in {folder}")
+            for line in dict.fromkeys(line for plan in plans for line in _left_out(plan)):
+                progress.say(line)
             if before is not None and (changed := changes(before.get("grid"), grid.model_dump(mode="json"))):
                 progress.say(f"the grid changed since the last start: {', '.join(changed)}")
             if unplanned:
@@ -105,6 +108,12 @@ def run_grid(
                     store.event("no_statistics", error=warning)
     code = INTERRUPTED if interrupted else INCOMPLETE if missing else COMPLETE
     return Outcome(folder, len(planned), len(planned) - missing, len(done.errors), code, fault)
+
+
+def _left_out(plan: Plan) -> Iterator[str]:
+    """What a plan has no row for though its grid or its data has it, line by line."""
+    yield from described(plan.left_out)
+    yield from (f"note: {note}" for note in plan.notes)
 
 
 def _run_models(

@@ -1,0 +1,60 @@
+"""What a grid's positions mean on the prompts of an evaluation: whether they can act, and which are alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+
+from vsteer.evaluations.evaluation import Evaluation
+from vsteer.evaluations.rendered_prompt import RenderedPrompt
+from vsteer.grid.problems import Loc
+from vsteer.grid.spec import Grid
+from vsteer.protocol import Positions
+
+
+def check_positions(
+    grid: Grid,
+    name: str,
+    at: int,
+    prompts: Sequence[RenderedPrompt],
+    evaluation: Evaluation,
+    places: Mapping[Positions, Loc],
+) -> list[str]:
+    """Refuse positions that can't act on what is scored: none of their tokens is processed before it.
+
+    Returns which of the others steer the same tokens of every prompt. `places` are those of the positions in
+    the grid, and `at` is the evaluation's.
+    """
+    alike = list(combinations(places, 2))
+    for rendered in prompts:
+        acting = {positions: _processed(positions, rendered, evaluation) for positions in places}
+        for positions, tokens in acting.items():
+            # Without tokens it is only known that positions behind the prompt can't act.
+            sure = rendered.prompt_id or (
+                positions == "generated" and evaluation.sure_without_tokenizer(rendered.item)
+            )
+            if sure and not any(start < end for start, end in tokens):
+                where, line = grid.place(places[positions]), rendered.item.line
+                message = (
+                    f"positions {positions} ({where}) cannot act on what {name} scores: "
+                    f"for the item on line {line} no token that is processed lies in them"
+                )
+                hint = "exclude them for this evaluation, or take positions within the prompt"
+                raise grid.error(("evaluations", at), message, hint)
+        alike = [(a, b) for a, b in alike if rendered.prompt_id and acting[a] == acting[b]]
+    return [
+        f"{name}: positions {a} and {b} steer the same tokens of every prompt, so that configurations which "
+        "differ in nothing else give the same answers"
+        for a, b in alike
+    ]
+
+
+def _processed(
+    positions: Positions, rendered: RenderedPrompt, evaluation: Evaluation
+) -> list[tuple[int, int]]:
+    """The span in each request, as far as tokens are processed: the last generated one is never fed back."""
+    start, end = rendered.prompt.span(positions)
+    return [
+        (start, min(end, len(request.prompt.token_ids) + request.max_tokens - 1))
+        for request in evaluation.requests("", rendered, None, 0)
+    ]
