@@ -9,7 +9,7 @@ import click
 
 from tests.bench.coverage import bench_statistics
 from tests.bench.loop import bench_loop
-from tests.bench.queries import bench_queries
+from tests.bench.queries import bench_live, bench_queries
 from tests.bench.scoring import bench_scoring
 from tests.bench.store import bench_store
 from vsteer.bench.figures import Figure
@@ -22,6 +22,7 @@ BENCHES: dict[str, Callable[[float], list[Figure]]] = {
     "scoring": lambda share: bench_scoring(int(100_000 * share)),
     "statistics": lambda share: bench_statistics(int(1000 * share), int(500 * share), on_progress),
     "queries": lambda share: bench_queries(int(10_000_000 * share)),
+    "live": lambda share: bench_live(int(10_000_000 * share)),
 }
 
 

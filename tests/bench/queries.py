@@ -11,6 +11,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
+import zlib
 from pathlib import Path
 
 import duckdb
@@ -22,7 +23,7 @@ from vsteer.results.queries import queries
 from vsteer.store import shards as sh
 from vsteer.store.compaction import BATCH, ORDER, ROW_GROUP
 from vsteer.store.database import in_memory, quoted
-from vsteer.store.files import parquet_writer
+from vsteer.store.files import as_parquet, parquet_writer
 from vsteer.store.schema import CONFIGS_SCHEMA, PROMPTS_SCHEMA, ROWS_SCHEMA
 from vsteer.store.scores import SCORES_FOLDER, schema_of, scores_path
 from vsteer.store.views import CONFIGS, PROMPTS
@@ -68,12 +69,32 @@ def bench_queries(rows: int = 10_000_000) -> list[Figure]:
         return [Figure("rows", written), *measure_all(folder)]
 
 
+def bench_live(rows: int = 10_000_000) -> list[Figure]:
+    """Measure a query on the same rows compacted and as they stand while a run goes on, in 1,000 shards."""
+    with tempfile.TemporaryDirectory(prefix="vsteer-bench-") as name:
+        compact, live = Path(name) / "compact", Path(name) / "live"
+        make_run(compact, rows)
+        make_run(live, rows, rows // 1000)
+        # the first time each shard is verified
+        first = _ask(live, "layer_peaks")
+        (_, _, of_compact, _, _), again = _ask(compact, "layer_peaks"), _ask(live, "layer_peaks")
+    note = f"{again[2]:.2f} s of processors, {first[2]:.2f} s the first time, {of_compact:.2f} s compacted"
+    return [
+        Figure("layer_peaks, times the compacted time left of 2", 2 - again[2] / of_compact, 0, note=note),
+        Figure("layer_peaks MiB left of 1500", 1500 - max(first[4], again[4]), target=0),
+    ]
+
+
+def _ask(folder: Path, name: str) -> tuple[float, ...]:
+    command = [sys.executable, "-c", ASK, str(folder), name]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return tuple(map(float, printed.split()))
+
+
 def measure_all(folder: Path) -> list[Figure]:
     figures = []
     for name in queries():
-        command = [sys.executable, "-c", ASK, str(folder), name]
-        printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
-        views, answer, used, found, peak = map(float, printed)
+        views, answer, used, found, peak = _ask(folder, name)
         seconds = views + answer
         note = (
             f"{seconds:.2f} s ({used:.2f} s of processors), {views:.2f} of it making the views;"
@@ -86,8 +107,11 @@ def measure_all(folder: Path) -> list[Figure]:
     return figures
 
 
-def make_run(folder: Path, rows: int) -> int:
-    """Make a run's folder without a manifest; return the number of its rows."""
+def make_run(folder: Path, rows: int, shard: int | None = None) -> int:
+    """Make a run's folder without a manifest; return the number of its rows.
+
+    It is compacted, or as a run writes it, prompt by prompt in shards of so many rows.
+    """
     items = max(2, round(rows / (2 * (STEERED + len(SYSTEMS)) + BESIDE + BESIDE / ITEMS_A_TEXT)))
     (folder / sh.ROWS_FOLDER).mkdir(parents=True)
     with in_memory(memory_limit="4GB", temp_directory=str(folder / "scratch")) as database:
@@ -102,10 +126,26 @@ def make_run(folder: Path, rows: int) -> int:
         norms = folder / "vectors" / "norms.parquet"
         norms.parent.mkdir()
         database.execute(f"copy norms to '{norms}' (format parquet)")
+        if shard:
+            return _write_shards(database, folder / sh.ROWS_FOLDER, shard)
         file = folder / sh.ROWS_FOLDER / "rows"
         written = _write(database, file, f"(from rows order by {ORDER})", ROWS_SCHEMA, ROW_GROUP)
         file.rename(file.with_name(sh.shard_name("compact", 1, sh.crc_of(file))))
         return written
+
+
+def _write_shards(database: duckdb.DuckDBPyConnection, folder: Path, shard: int) -> int:
+    count = 0
+    in_order = database.sql(
+        f"select {', '.join(ROWS_SCHEMA.names)} from rows"
+        " order by evaluation, prompt_id, vector <> '', vector, layer, multiplier, control"
+    )
+    for number, batch in enumerate(in_order.to_arrow_reader(shard), 1):
+        content = as_parquet(pa.Table.from_batches([batch]).cast(ROWS_SCHEMA))
+        name = sh.shard_name("part", number, zlib.crc32(content))
+        (folder / name).write_bytes(content)
+        count += len(batch)
+    return count
 
 
 def _write(

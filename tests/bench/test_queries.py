@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench.queries import LAYERS, MULTIPLIERS, SYSTEMS, VECTORS, bench_queries, make_run
+from tests.bench.queries import LAYERS, MULTIPLIERS, SYSTEMS, VECTORS, bench_live, bench_queries, make_run
 from vsteer.results.queries import queries
 from vsteer.results.views import connect_runs
 from vsteer.store import shards as sh
@@ -36,3 +36,9 @@ def test_every_query_is_measured_and_has_something_to_answer() -> None:
     figures = {figure.name: figure for figure in bench_queries(80_000)}
     answered = {name: figures[f"{name} seconds left of 2"].note for name in queries()}
     assert [name for name, note in answered.items() if " 0 rows" in note] == []
+
+
+def test_a_live_run_is_measured_beside_a_compacted_one() -> None:
+    times, memory = bench_live(40_000)
+    assert "compacted" in times.note
+    assert memory.ok

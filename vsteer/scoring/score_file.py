@@ -29,7 +29,7 @@ from vsteer.store.lock import FolderLock
 from vsteer.store.scores import SCORES_FOLDER, schema_of, scores_path
 from vsteer.store.seal import seal, with_place
 from vsteer.store.sound import faults_of_tables, set_aside_with_warning, sound_shards
-from vsteer.store.views import BEST_FIRST, PROMPTS, parquet_source
+from vsteer.store.views import PROMPTS, placed, superseded_sql
 
 MEMORY = "1GB"
 ROWS_AT_ONCE = 2048
@@ -259,7 +259,7 @@ class ScoreFile:
 
 def scoring_database(folder: Path) -> duckdb.DuckDBPyConnection:
     """A database with the view `outputs`: each good text with its question; in bounded memory."""
-    shards = parquet_source(sound_shards(folder))
+    shards = sound_shards(folder)
     with readable(folder):
         database = in_memory()
         with disk_errors(f"making {folder / SCORES_FOLDER}"):
@@ -270,15 +270,11 @@ def scoring_database(folder: Path) -> duckdb.DuckDBPyConnection:
         # Joins as they are written: the optimizer would hash the texts where it guesses that there are few.
         database.execute("set disabled_optimizers = 'join_order,build_side_probe_side'")
         # As compaction does it: the choice of each row's best is made without dragging its text along.
-        source = f"read_parquet({shards}, filename = true, file_row_number = true)"
-        database.execute(
-            f"create table superseded as select filename, file_row_number from {source}"
-            f" qualify row_number() over (partition by row_id order by {BEST_FIRST}) > 1"
-        )
+        database.execute(f"create table superseded as {superseded_sql(shards)}")
         database.execute(
             "create view outputs as select r.row_id, r.finished_at, r.model, r.evaluation, r.text,"
             " r.token_ids, coalesce(p.question, '') as question, p.token_ids as prompt_token_ids"
-            f" from {source} r anti join superseded s using (filename, file_row_number) left join"
+            f" from {placed(shards)} r anti join superseded s using (filename, file_row_number) left join"
             " (select prompt_id, any_value(question) as question, any_value(token_ids) as token_ids"
             f" from read_parquet({quoted(exact(folder / PROMPTS))}) group by prompt_id) p"
             " using (prompt_id) where r.kind = 'open_ended' and r.status = 'ok'"

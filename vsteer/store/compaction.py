@@ -25,7 +25,7 @@ from vsteer.store.database import file_list, in_memory
 from vsteer.store.files import FULL, disk_errors, parquet_writer
 from vsteer.store.ids import RowIds
 from vsteer.store.schema import ROWS_SCHEMA
-from vsteer.store.views import BEST_FIRST
+from vsteer.store.views import placed, superseded_sql
 
 ORDER = "vector, layer nulls first, multiplier nulls first, prompt_id, row_id"
 # DuckDB works in vectors of 2048 rows, and a thread takes a row group; its own groups have this size.
@@ -183,14 +183,10 @@ def _write_sorted(shards: Sequence[Path], target: Path, left_out: RowIds, scratc
 def _sorted(
     database: duckdb.DuckDBPyConnection, shards: Sequence[Path], left_out: RowIds
 ) -> pa.RecordBatchReader:
-    source = f"read_parquet({file_list(shards)}, filename = true, file_row_number = true)"
-    database.execute(
-        f"create temp table superseded as select filename, file_row_number from {source}"
-        f" qualify row_number() over (partition by row_id order by {BEST_FIRST}) > 1"
-    )
+    database.execute(f"create temp table superseded as {superseded_sql(shards)}")
     database.register("left_out", pa.table({"row_id": pa.array(list(left_out), pa.string())}))
     rows = database.sql(
-        f"select {', '.join(ROWS_SCHEMA.names)} from {source}"
+        f"select {', '.join(ROWS_SCHEMA.names)} from {placed(shards)}"
         f" anti join superseded using (filename, file_row_number) anti join left_out using (row_id)"
         f" order by {ORDER}"
     )

@@ -1,7 +1,8 @@
 """A run's rows as SQL: what to ask DuckDB so that each row is read once, while a run goes on and after.
 
-`rows/*.parquet` is the one glob. A retried row stands in it twice until the next compaction, as an error and
-as what came of it, so the view `rows` takes the best of each; after a compaction there is nothing to choose.
+A retried row stands in rows/ twice until the next compaction, as an error and as what came of it. Whoever
+reads takes the best of each, and looks for it only where some id stands twice: a window over all rows costs
+more than most queries.
 """
 
 from __future__ import annotations
@@ -9,27 +10,49 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from vsteer.store import shards as sh
-from vsteer.store.database import exact, file_list, quoted
+from vsteer.store.database import file_list, in_memory
 from vsteer.store.sound import sound_shards
 
 CONFIGS, PROMPTS = "configs.parquet", "prompts.parquet"
-# Of the rows of one id: a good one before an error, then the latest.
+# Among the rows of one id: a good one before an error, then the latest.
 BEST_FIRST = "(status = 'ok') desc, attempt desc, finished_at desc"
 
 
 def rows_sql(folder: Path) -> str:
     """A SELECT of every row of a run that stands in a sound shard, each once."""
     shards = sound_shards(folder)
-    everything = f"select * from read_parquet({parquet_source(shards)})"
-    if sh.is_compact(shards):
-        return everything
-    return f"{everything} qualify row_number() over (partition by row_id order by {BEST_FIRST}) = 1"
+    if sh.is_compact(shards) or not any_id_twice(shards):
+        return f"select * from read_parquet({file_list(shards)})"
+    return (
+        f"select * exclude (filename, file_row_number) from {placed(shards)}"
+        f" anti join ({superseded_sql(shards)}) using (filename, file_row_number)"
+    )
 
 
-def parquet_source(shards: Sequence[Path]) -> str:
-    """What `read_parquet` reads for these shards: the glob, or a list where rows/ has other files too."""
-    rows = shards[0].parent
-    if set(rows.glob("*.parquet")) == set(shards):
-        return quoted(exact(rows) + "/*.parquet")
-    return file_list(shards)
+def placed(shards: Sequence[Path]) -> str:
+    """What SQL selects from to know where each row stands: `filename` and `file_row_number`."""
+    return f"read_parquet({file_list(shards)}, filename = true, file_row_number = true)"
+
+
+def superseded_sql(shards: Sequence[Path]) -> str:
+    """A SELECT of the places of the rows that don't count, since a better one has their id."""
+    source = placed(shards)
+    # The window sees no row but those whose hash stands more than once, few or none.
+    return (
+        f"select filename, file_row_number from {source} where hash(row_id) in"
+        f" (select hash(row_id) from {source} group by all having count(*) > 1)"
+        f" qualify row_number() over (partition by row_id order by {BEST_FIRST}) > 1"
+    )
+
+
+def any_id_twice(shards: Sequence[Path]) -> bool:
+    """Whether some id may stand more than once: by 64 bits of each, in 8 bytes a row."""
+    with in_memory() as database:
+        batches = database.sql(f"select hash(row_id) as h from read_parquet({file_list(shards)})")
+        parts = [batch["h"].to_numpy() for batch in batches.to_arrow_reader(1 << 18)]
+    hashes = np.concatenate(parts) if parts else np.empty(0, np.uint64)
+    hashes.sort()
+    return bool((hashes[1:] == hashes[:-1]).any())
