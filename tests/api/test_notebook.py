@@ -24,7 +24,7 @@ def picture(notebook: Any) -> bytes:
 
 
 def test_the_outputs_that_are_kept_are_whole_and_small() -> None:
-    notebook: Any = nbformat.read(NOTEBOOK, as_version=4)  # type: ignore[no-untyped-call]
+    notebook: Any = nbformat.read(NOTEBOOK, as_version=4)
     assert not [output for output in outputs(notebook) if output.output_type == "error"]
     assert [cell.execution_count for cell in notebook.cells if cell.cell_type == "code"] == [1, 2, 3, 4, 5]
     assert picture(notebook).startswith(PNG)
@@ -52,8 +52,8 @@ def executed(notebook: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> An
 @pytest.mark.long
 def test_the_cells_work_in_a_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """DuckDB, tqdm and rich behave otherwise there. The answers are a fake's."""
-    notebook: Any = nbformat.read(NOTEBOOK, as_version=4)  # type: ignore[no-untyped-call]
-    notebook.cells.insert(0, nbformat.v4.new_code_cell(FAKES))  # type: ignore[no-untyped-call]
+    notebook: Any = nbformat.read(NOTEBOOK, as_version=4)
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(FAKES))
     executed(notebook, tmp_path, monkeypatch)
     assert picture(notebook).startswith(PNG)
     assert (tmp_path / "runs" / "notebook" / "statistics").is_dir()
@@ -62,7 +62,7 @@ def test_the_cells_work_in_a_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.timeout(1500)
 @pytest.mark.engine
 def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    notebook: Any = nbformat.read(NOTEBOOK, as_version=4)  # type: ignore[no-untyped-call]
+    notebook: Any = nbformat.read(NOTEBOOK, as_version=4)
     executed(notebook, tmp_path, monkeypatch)
     assert picture(notebook).startswith(PNG)
     assert (tmp_path / "runs" / "notebook" / "rows").is_dir()
