@@ -14,7 +14,8 @@ from vsteer.errors import ModelError
 from vsteer.evaluations.choice import ChoiceEvaluation
 from vsteer.evaluations.evaluation import CannotAsk
 from vsteer.models import resolve
-from vsteer.prompts.answers import decoded, gap, render
+from vsteer.prompts.answers import decoded, gap
+from vsteer.prompts.template import render_question
 
 CHOICE = ChoiceEvaluation(kind="choice", data=("items.json",))
 CAA = ChoiceEvaluation(kind="choice", data=("items.json",), caa_compat=True)
@@ -104,7 +105,7 @@ def test_a_base_model_is_asked_plainly(templated: Any, read: Callable[..., Item]
     assert [decoded(tokenizer, tokens) for tokens in answers] == ["A", "B"]
     assert decoded(tokenizer, prompt.token_ids[: prompt.user_turn_length]) == f"Input: {LETTERED['question']}"
     assert decoded(tokenizer, prompt.token_ids[: prompt.template_length]).endswith("\nResponse:")
-    with_system = render(tokenizer, "Tea?", "Be brief.")
+    with_system = render_question(tokenizer, "Tea?", "Be brief.")
     assert decoded(tokenizer, with_system.token_ids) == "Be brief.\n\nInput: Tea?\nResponse:"
 
 
@@ -153,7 +154,7 @@ def test_numbered_choices(tokenizer: Any, tmp_path: Path) -> None:
 
 def test_a_template_without_system_prompts_says_so(templated: Any) -> None:
     with pytest.raises(ModelError, match="refuses a system prompt: no system role"):
-        render(templated(LLAMA_2), "Tea?", "Be brief.")
+        render_question(templated(LLAMA_2), "Tea?", "Be brief.")
 
 
 def test_the_gap_before_an_answer(tokenizer: Any, templated: Any) -> None:

@@ -29,7 +29,8 @@ from vsteer.evaluations.evaluation import (
 )
 from vsteer.evaluations.given_answers import answer_logprobs, answer_requests, log_sum
 from vsteer.evaluations.rendered_prompt import AnyItem, Order, RenderedPrompt, Rendering
-from vsteer.prompts.answers import AmbiguousAnswers, cut_letters, cut_words, gap, render
+from vsteer.prompts.answers import AmbiguousAnswers, cut_letters, cut_words, gap
+from vsteer.prompts.template import render_question
 from vsteer.protocol import Positions, Prompt, Request, Result, Steering
 from vsteer.validation import wrong
 
@@ -96,13 +97,13 @@ class ChoiceEvaluation(Evaluation):
             before = CAA_PREFIX[:1]
         if item.lettered or self.answer_prefix is None or before[-1:].isspace():
             texts = [text.strip() for text in texts]  # the space before the answer, if any, is there already
-        whole = [render(tokenizer, item.question, system, before + text) for text in texts]
+        whole = [render_question(tokenizer, item.question, system, before + text) for text in texts]
         renderings = [prompt.token_ids for prompt in whole]
         try:
             if item.lettered:
                 start, answers = cut_letters(renderings)
             else:
-                forced = render(tokenizer, item.question, system, before)
+                forced = render_question(tokenizer, item.question, system, before)
                 start, answers = cut_words(forced.token_ids, renderings)
         except AmbiguousAnswers:
             named = ", ".join(map(repr, texts))
@@ -111,7 +112,7 @@ class ChoiceEvaluation(Evaluation):
             ) from None
         prompt = Prompt(renderings[0][:start], whole[0].template_length, whole[0].user_turn_length)
         if self.caa_compat:
-            recipe = render(tokenizer, item.question, system, CAA_PREFIX)
+            recipe = render_question(tokenizer, item.question, system, CAA_PREFIX)
             if recipe.token_ids != prompt.token_ids or any(len(tokens) > 1 for tokens in answers):
                 raise self._cannot_ask(
                     "this tokenizer joins bracket and letter, so CAA's recipe can't be followed"

@@ -23,7 +23,7 @@ from vsteer.evaluations.evaluation import (
     Sampling,
 )
 from vsteer.evaluations.rendered_prompt import AnyItem, RenderedPrompt, Rendering
-from vsteer.prompts.answers import render
+from vsteer.prompts.template import render_question
 from vsteer.protocol import Request, Result, Steering
 from vsteer.validation import Count, Texts, wrong
 
@@ -67,7 +67,7 @@ class OpenEndedEvaluation(Evaluation):
 
     def render(self, tokenizer: Any, item: AnyItem, system: str | None) -> Rendering:
         assert isinstance(item, items.Prompt)
-        return Rendering(render(tokenizer, item.text, system, self.answer_prefix or ""))
+        return Rendering(render_question(tokenizer, item.text, system, self.answer_prefix or ""))
 
     def estimate(self, item: AnyItem, system: str | None) -> Rendering:
         assert isinstance(item, items.Prompt)

@@ -21,7 +21,8 @@ from vsteer.evaluations.evaluation import CannotAsk, CannotScore, Evaluation, Qu
 from vsteer.evaluations.given_answers import answer_logprobs, answer_requests, log_sum
 from vsteer.evaluations.open_ended import prompts_of
 from vsteer.evaluations.rendered_prompt import AnyItem, RenderedPrompt, Rendering
-from vsteer.prompts.answers import decoded, gap, render
+from vsteer.prompts.answers import decoded, gap
+from vsteer.prompts.template import render_question
 from vsteer.protocol import Request, Result, Steering
 from vsteer.validation import Texts, wrong
 
@@ -61,11 +62,11 @@ class RefusalTokensEvaluation(Evaluation):
     def render(self, tokenizer: Any, item: AnyItem, system: str | None) -> Rendering:
         """The prompt of an open-ended question, and each of the tokens as it stands behind the prompt."""
         assert isinstance(item, items.Prompt)
-        prompt = render(tokenizer, item.text, system, self.answer_prefix or "")
+        prompt = render_question(tokenizer, item.text, system, self.answer_prefix or "")
         found: dict[int, str] = {}
         for text in self.tokens:
             before = self.answer_prefix or ("" if text[0].isspace() else gap(tokenizer, item.text, system))
-            whole = render(tokenizer, item.text, system, before + text).token_ids
+            whole = render_question(tokenizer, item.text, system, before + text).token_ids
             length = len(prompt.token_ids)
             if whole[:length] != prompt.token_ids:
                 raise _cannot_ask(f"behind the prompt {text!r} is no token of its own in this model's tokens")

@@ -14,8 +14,7 @@ from vsteer.grid.problems import Loc
 from vsteer.grid.spec import Grid
 from vsteer.identity import identify
 from vsteer.plan.vector_sources import located
-from vsteer.prompts.answers import render
-from vsteer.prompts.template import template_name
+from vsteer.prompts.template import render_question, template_name
 from vsteer.protocol import Prompt
 
 # What a rendering is known by: a template that changed, or that writes the date, makes other tokens of it.
@@ -80,8 +79,8 @@ class PromptRenderer:
         if self.tokenizer is None:
             return {}
         system = self.spec.system
-        probe = self._guarded(lambda: render(self.tokenizer, PROBE, system))
-        if system and probe == self._guarded(lambda: render(self.tokenizer, PROBE)):
+        probe = self._guarded(lambda: render_question(self.tokenizer, PROBE, system))
+        if system and probe == self._guarded(lambda: render_question(self.tokenizer, PROBE)):
             raise self.grid.error(
                 ("evaluations", self.place),
                 "the model's chat template leaves the system prompt out, so it would change nothing",

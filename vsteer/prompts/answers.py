@@ -11,30 +11,13 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from vsteer.errors import ModelError
-from vsteer.prompts.template import render_question, with_gap
-from vsteer.protocol import Prompt
+from vsteer.prompts.template import with_gap
 
 Tokens = tuple[int, ...]
 
 
 class AmbiguousAnswers(ValueError):
     """Answers whose tokens can't be told apart: one of them begins another."""
-
-
-def render(tokenizer: Any, question: str, system: str | None = None, answer: str = "") -> Prompt:
-    """The question as this model takes it, with the start of its answer (or all of it) forced."""
-    try:
-        return render_question(tokenizer, question, system, answer)
-    except Exception as error:
-        # A template refuses by raising jinja2's TemplateError, and jinja2 may not be installed here.
-        if not type(error).__module__.startswith("jinja2"):
-            raise
-        what = "a system prompt" if system else "this question"
-        raise ModelError(
-            f"the model's chat template refuses {what}: {error}",
-            "some models know no system prompt: leave it out",
-        ) from None
 
 
 def gap(tokenizer: Any, question: str, system: str | None = None) -> str:

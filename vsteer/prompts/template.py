@@ -6,15 +6,14 @@ the header's last token belongs to the prefix, whatever the tokenizer does.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import date, datetime, time
 from functools import partial
 from typing import Any
 
 from vsteer.errors import ModelError
+from vsteer.prompts.chat import DAY, Message, chat
 from vsteer.protocol import Prompt
-
-Message = Mapping[str, str]
 
 
 def render_chat(tokenizer: Any, messages: Sequence[Message], answer_prefix: str = "") -> Prompt:
@@ -24,8 +23,7 @@ def render_chat(tokenizer: Any, messages: Sequence[Message], answer_prefix: str 
             "the model's tokenizer has no chat template",
             hint="it is a base model: give plain text prompts",
         )
-    turn = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=False)
-    header = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+    turn, header = chat(tokenizer, messages)
     if not header.startswith(turn):
         raise ModelError(
             "the chat template changes the user's turn when it adds its generation prompt",
@@ -40,6 +38,7 @@ def dated(tokenizer: Any, today: date) -> Any:
     if "strftime_now" in str(getattr(tokenizer, "chat_template", None)):
         now = datetime.combine(today, time())
         tokenizer.apply_chat_template = partial(tokenizer.apply_chat_template, strftime_now=now.strftime)
+        setattr(tokenizer, DAY, today)
     return tokenizer
 
 
@@ -65,9 +64,7 @@ def with_gap(tokenizer: Any, question: str, answer: str, system: str | None = No
     if not is_chat(tokenizer):
         return f" {answer.lstrip()}"
     messages = [{"role": "system", "content": system}] if system else []
-    header = tokenizer.apply_chat_template(
-        [*messages, {"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
-    )
+    header = chat(tokenizer, [*messages, {"role": "user", "content": question}]).header
     ends_clear = header[-1:].isspace() or any(
         header.endswith(token) for token in tokenizer.all_special_tokens
     )

@@ -7,7 +7,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from vsteer.prompts.answers import render
+from vsteer.prompts.template import render_question
 from vsteer.protocol import Engine, Request, Result
 from vsteer.scoring.judge import MAX_TOKENS, Judged, JudgeLedger, OnProgress, identity, open_ledger
 from vsteer.scoring.judge_answers import Answer
@@ -54,7 +54,7 @@ class _Questions:
             question = self.ledger.question(output)
             if question is None:
                 continue
-            prompt = render(self.tokenizer, question.prompt)
+            prompt = render_question(self.tokenizer, question.prompt)
             most = len(prompt.token_ids) + MAX_TOKENS
             if not self.answers.reserve(question.key, most):
                 self._outputs = chain([output], self._outputs)
