@@ -1,4 +1,4 @@
-"""Data files that are damaged or made to do harm are read or refused: soon, in little memory, in few words."""
+"""Data files that are damaged or made to do harm are read or refused: soon and in few words."""
 
 from __future__ import annotations
 
