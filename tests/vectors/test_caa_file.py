@@ -189,10 +189,9 @@ def test_a_folder_without_vectors(tmp_path: Path) -> None:
     assert "holds no vec_layer_*.pt" in error(tmp_path).message
 
 
-def test_without_torch_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vsteer.errors import UnsupportedError
-
-    path = write(tmp_path, 0, torch.ones(2))
+@pytest.mark.parametrize("zipped", [True, False])
+def test_it_is_read_without_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zipped: bool) -> None:
+    path = tmp_path / "vec_layer_0_m.pt"
+    torch.save(torch.arange(6.0)[1::2], path, _use_new_zipfile_serialization=zipped)
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(UnsupportedError, match="needs torch"):
-        load(path)
+    assert load(path).directions[0].tolist() == [1, 3, 5]

@@ -235,7 +235,7 @@ def test_every_truncation_is_one_clear_error(tmp_path: Path) -> None:
 def test_anothers_safetensors(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_file({"weight": np.ones(3, np.float32)}, path)
-    assert "not a vector of vsteer" in message(path)
+    assert "that is not vsteer's, has the key 'weight', which names no layer" in message(path)
 
 
 @pytest.mark.parametrize(

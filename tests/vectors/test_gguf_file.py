@@ -176,7 +176,7 @@ def test_only_layer_0_cannot_be_written(tmp_path: Path) -> None:
         ("direction.x", np.ones(2, np.float32), "unexpected tensor 'direction.x'"),
         ("direction.01", np.ones(2, np.float32), "unexpected tensor 'direction.01'"),
         ("blk.0.attn_q.weight", np.ones(2, np.float32), "unexpected tensor 'blk.0.attn_q.weight'"),
-        ("direction.3", np.ones(2, np.int32), "layer 3 holds I32 values"),
+        ("direction.3", np.ones(2, np.int32), "layer 3 holds values of GGUF's type 26"),
         ("direction.3", np.ones((2, 4), np.float32), "has the shape 2 x 4"),
         ("direction.3", np.array([np.inf, 1], np.float32), "layer 3 has 1 value"),
         ("direction.3", np.ones(5, np.float32), "layer 3 is 5 wide, but layer 1 is 2"),

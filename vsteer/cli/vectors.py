@@ -31,9 +31,9 @@ _PATH = click.Path(path_type=Path)
 def vectors() -> None:
     """Look at steering vectors, compare them, and make others of them.
 
-    A vector is a .safetensors file of vsteer, a .gguf control vector of llama.cpp or repeng, or CAA's
-    vec_layer_*.pt: a file, or the folder of a behaviour. The content tells which. Layer L is the
-    output of decoder block L, counted from 0.
+    A vector is a .safetensors file of vsteer, a .gguf control vector of llama.cpp or repeng, CAA's
+    vec_layer_*.pt (a file, or the folder of a behaviour), or one tensor a layer in .safetensors, .pt or
+    .npy. The content tells which. Layer L is the output of decoder block L, counted from 0.
 
     \b
     Example:
@@ -59,7 +59,7 @@ def inspect(file: Path, as_json: bool, plot: Path | None) -> None:
     vector = load(file)
     rows = layer_rows(vector)
     beside = table_path(file, "layers")
-    if beside.exists():
+    if beside.is_file():
         try:
             rows = join_diagnostics(rows, beside)
         except VectorError as error:

@@ -10,6 +10,10 @@ from vsteer.errors import VectorError
 from vsteer.protocol import Direction
 from vsteer.vectors.vector import SteeringVector
 
+# Of a file that holds one vector: 200 layers of 32,768 values in float64.
+MAX_BYTES = 2**26
+MAX_LAYER, MAX_NAME = 9_999, 200
+
 
 def as_direction(values: NDArray[Any], layer: int, source: str) -> Direction:
     """One layer's values as float32, or an error that says what is wrong with them."""
@@ -19,7 +23,7 @@ def as_direction(values: NDArray[Any], layer: int, source: str) -> Direction:
             "a direction is made of floating-point values",
         )
     if values.ndim != 1 or not values.size:
-        shape = " x ".join(map(str, values.shape)) or "a single number"
+        shape = " x ".join(map(str, values.shape[:8])) or "a single number"
         raise VectorError(
             f"{source}: layer {layer} has the shape {shape}", "a direction is one row of values"
         )
@@ -41,6 +45,8 @@ def check_directions(directions: Mapping[int, Direction], source: str) -> None:
     first = min(directions)
     if first < 0:
         raise VectorError(f"{source} has a layer {first}", "layers are counted from 0")
+    if (last := max(directions)) > MAX_LAYER:
+        raise VectorError(f"{source} has a layer {last}", f"layers are counted from 0 to at most {MAX_LAYER}")
     width = len(directions[first])
     for layer, direction in directions.items():
         if len(direction) != width:
@@ -52,6 +58,11 @@ def check_directions(directions: Mapping[int, Direction], source: str) -> None:
 
 def check_vector(vector: SteeringVector, source: str) -> None:
     """The whole vector, before it is written and after it was read."""
+    if len(vector.name) > MAX_NAME:
+        raise VectorError(
+            f"{source[:MAX_NAME]}: its name has {len(vector.name):,} characters",
+            f"give it a name of at most {MAX_NAME}",
+        )
     for layer, direction in vector.directions.items():
         as_direction(direction, layer, source)
     check_directions(vector.directions, source)

@@ -61,7 +61,8 @@ def for_model(vector: SteeringVector, layers: int, hidden_size: int) -> Steering
     if vector.layers[-1] >= layers:
         raise VectorError(
             f"{vector.name!r} has layer {vector.layers[-1]}, but the model has only layers 0 to {layers - 1}",
-            "take one layer's direction for every layer, or leave the others out",
+            "take one layer's direction for every layer, or leave the others out; a first row for the "
+            "embeddings is no layer",
         )
     norm = "derived" if vector.origin.norm.startswith("residual") else vector.origin.norm
     model = vector.origin.model or "an unknown model"

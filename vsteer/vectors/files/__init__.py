@@ -1,26 +1,35 @@
 """Vectors in files: written whole or not at all, read by content.
 
 save(vector, path)     vsteer's safetensors, or llama.cpp's control vector where the path ends in .gguf
-load(path)             either of them, or CAA's vec_layer_{L}_{model}.pt: a file or a folder of them
+load(path)             either of them, CAA's vec_layer_{L}_{model}.pt (a file or a folder of them), a torch
+                       file of a dictionary of layers, others' safetensors, or numpy's .npy
 file_sha256(path)      what a row of results knows the file by
 """
 
 import hashlib
 import struct
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from vsteer.errors import UsageError, VectorError
-from vsteer.files import new_file
-from vsteer.vectors.checks import check_vector
+from vsteer.files import new_file, open_regular, read_regular
+from vsteer.vectors.checks import MAX_BYTES, check_vector
 from vsteer.vectors.files import caa as caa_file
 from vsteer.vectors.files import gguf as gguf_file
 from vsteer.vectors.files import native as native_file
+from vsteer.vectors.files import numpy_file
 from vsteer.vectors.vector import SteeringVector
 
 _WRITERS = {".safetensors": native_file.write, ".gguf": gguf_file.write}
-_READERS = {"safetensors": native_file.read, "gguf": gguf_file.read, "caa": caa_file.read}
+_READERS: dict[str, Callable[[Path, bytes], SteeringVector]] = {
+    "safetensors": native_file.read,
+    "gguf": gguf_file.read,
+    "caa": caa_file.read,
+    "npy": numpy_file.read,
+}
 
 
 class VectorWarning(UserWarning):
@@ -49,41 +58,61 @@ def save(vector: SteeringVector, path: str | Path, overwrite: bool = False) -> N
 def load(path: str | Path, name: str | None = None) -> SteeringVector:
     """The vector in the file, or in CAA's folder, under its own name or `name`."""
     path = Path(path)
-    try:
-        vector = _READERS[file_format(path)](path)
-    except OSError as error:
-        raise VectorError(
-            f"could not read {path}: {error.strerror or error}", "is the path right, and may you read it?"
-        ) from error
+    if path.is_dir():
+        with _readable(path):
+            vector = caa_file.read_folder(path)
+    else:
+        content = _content(path)
+        vector = _READERS[_format(path, content[:9], len(content))](path, content)
     check_vector(vector, str(path))
     return vector if name is None else replace(vector, name=name)
 
 
 def file_format(path: str | Path) -> str:
-    """What `load` takes it for: safetensors, gguf or caa."""
+    """What `load` takes it for: safetensors, gguf, npy or caa."""
     path = Path(path)
     if path.is_dir():
         return "caa"
-    with path.open("rb") as file:
-        start, size = file.read(9), path.stat().st_size
-    if start.startswith(b"GGUF"):
-        return "gguf"
-    if start.startswith((b"PK\x03\x04", b"\x80")):
-        return "caa"
-    # safetensors starts with the length of its header, which is a JSON object.
-    if start[8:] == b"{" and struct.unpack("<Q", start[:8])[0] < 100_000_000:
-        return "safetensors"
-    raise VectorError(
-        f"{path} ({size} bytes) is no vector: neither safetensors, nor GGUF, nor a torch file",
-        "vsteer reads its own .safetensors, llama.cpp's .gguf and CAA's .pt",
-    )
+    with _readable(path), open_regular(path) as file:
+        return _format(path, file.read(9), path.stat().st_size)
 
 
 def file_sha256(path: str | Path) -> str:
     """The file's hash; for CAA's folder, the hash of the names and hashes of its files, by layer."""
     path = Path(path)
     if not path.is_dir():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.sha256(_content(path)).hexdigest()
     lines = [f"{file_sha256(file)}  {file.name}\n" for file in caa_file.files_in(path)]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _format(path: Path, start: bytes, size: int) -> str:
+    if start.startswith(b"GGUF"):
+        return "gguf"
+    if start.startswith(numpy_file.MAGIC):
+        return "npy"
+    if start.startswith((b"PK\x03\x04", b"\x80")):
+        return "caa"
+    # safetensors starts with the length of its header, which is a JSON object.
+    if start[8:] == b"{" and struct.unpack("<Q", start[:8])[0] < 100_000_000:
+        return "safetensors"
+    raise VectorError(
+        f"{path} ({size} bytes) is no vector: neither safetensors, nor GGUF, nor a torch or numpy file",
+        "vsteer reads .safetensors, llama.cpp's .gguf, CAA's and torch's .pt, and .npy",
+    )
+
+
+def _content(path: Path) -> bytes:
+    with _readable(path):
+        return read_regular(path, MAX_BYTES)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise VectorError(
+            f"could not read {path}: {error.strerror or error}",
+            "is it the path of a vector's file, not a model's, and may you read it?",
+        ) from error

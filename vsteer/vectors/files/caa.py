@@ -7,30 +7,40 @@ unknown.
 """
 
 import re
-import warnings
-from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 
-from vsteer.errors import UnsupportedError, VectorError
+from vsteer.errors import VectorError
+from vsteer.files import read_regular
 from vsteer.protocol import Direction
-from vsteer.vectors.checks import as_direction
+from vsteer.vectors.checks import MAX_BYTES, as_direction
+from vsteer.vectors.files.layer_names import by_layer
+from vsteer.vectors.files.torch_file import MoreThanTensorsError, Tensor, Unknown, read_torch
 from vsteer.vectors.vector import Origin, SteeringVector
 
-_FILE = re.compile(r"vec_layer_(\d+)(?:_(.+))?\.pt")
+_FILE = re.compile(r"vec_layer_(\d{1,9})(?:_(.+))?\.pt", re.ASCII)
 _NORMS = {"vectors": "raw", "normalized_vectors": "caa"}
 
 
-def read(path: Path) -> SteeringVector:
-    """One vector from a file or a folder. Code in a pickle isn't run: torch reads weights only."""
-    if path.is_dir():
-        return _folder(path)
-    content = _unpickled(path)
-    if isinstance(content, Mapping):
-        return SteeringVector(path.stem, _by_layer(content, str(path)), origin=Origin(norm=""))
+def read(path: Path, content: bytes) -> SteeringVector:
+    """One vector from a file: one layer's tensor, or a dictionary of layers. Code in a pickle isn't run."""
+    value = _unpickled(path, content)
+    if isinstance(value, dict):
+        names = by_layer(value, str(path))
+        directions = {layer: _direction(value[name], layer, str(path)) for layer, name in names.items()}
+        return SteeringVector(path.stem, directions, origin=Origin(norm=""))
     layer, model = _named(path)
-    direction = _direction(content, layer, str(path))
+    direction = _direction(value, layer, str(path))
     return SteeringVector(path.resolve().parent.name, {layer: direction}, origin=_origin(path, model))
+
+
+def read_folder(folder: Path) -> SteeringVector:
+    """One vector from a folder of files, each a layer's tensor."""
+    files = files_in(folder)
+    directions = {}
+    for path in files:
+        layer, model = _named(path)
+        directions[layer] = _direction(_unpickled(path, read_regular(path, MAX_BYTES)), layer, str(path))
+    return SteeringVector(folder.resolve().name, directions, origin=_origin(files[0], model))
 
 
 def files_in(folder: Path) -> list[Path]:
@@ -45,6 +55,11 @@ def files_in(folder: Path) -> list[Path]:
             f"{folder} holds vectors of {len(models)} models: {', '.join(models)}",
             "keep one model's files in a folder of their own",
         )
+    if (size := sum(path.stat().st_size for path in files)) > MAX_BYTES:
+        raise VectorError(
+            f"the files in {folder} have {size:,} bytes together, and at most {MAX_BYTES:,} are read",
+            "a vector is small; save tensor.clone(), not a view of a large tensor",
+        )
     in_order = sorted(files, key=lambda path: files[path][0])
     layers = [files[path][0] for path in in_order]
     if len(set(layers)) < len(layers):
@@ -52,67 +67,39 @@ def files_in(folder: Path) -> list[Path]:
     return in_order
 
 
-def _folder(folder: Path) -> SteeringVector:
-    files = files_in(folder)
-    directions = {}
-    for path in files:
-        layer, model = _named(path)
-        directions[layer] = _direction(_unpickled(path), layer, str(path))
-    return SteeringVector(folder.resolve().name, directions, origin=_origin(files[0], model))
-
-
-def _unpickled(path: Path) -> object:
+def _unpickled(path: Path, content: bytes) -> object:
     try:
-        import torch
-    except ImportError as error:
-        raise UnsupportedError(
-            f"reading {path} needs torch, which isn't installed", "pip install torch, or convert it elsewhere"
-        ) from error
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it warns of the pickle's age, beside the error that matters
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError as error:
+        return read_torch(content)
+    except MoreThanTensorsError as error:
         raise VectorError(
-            f"{path} holds more than tensors, and was not run",
+            f"{path} holds more than tensors, and was not run: {error}",
             "a pickle can carry code; save the plain tensor: torch.save(vector.detach().cpu(), path)",
         ) from error
-    except OSError:
-        raise
-    except Exception as error:  # torch raises whatever error its parsers come to
-        first_line = str(error).strip().split("\n")[0][:200]
+    except ValueError as error:
         raise VectorError(
-            f"{path} can't be read as a torch file: {first_line}", "it may have been cut short; copy it again"
+            f"{path} can't be read as a torch file: {str(error)[:200]}",
+            "it may have been cut short; copy it again",
         ) from error
-
-
-def _by_layer(content: Mapping[object, object], source: str) -> dict[int, Direction]:
-    directions = {}
-    for key, value in content.items():
-        if isinstance(key, bool) or not (isinstance(key, int) or (isinstance(key, str) and key.isdecimal())):
-            raise VectorError(
-                f"{source} has the key {key!r}", "a dict must map layers (0, 1, ...) to directions"
-            )
-        if int(key) in directions:
-            raise VectorError(f"{source} has layer {int(key)} twice", "give each layer once")
-        directions[int(key)] = _direction(value, int(key), source)
-    return dict(sorted(directions.items()))
 
 
 def _direction(value: object, layer: int, source: str) -> Direction:
-    import torch
-
-    if not isinstance(value, torch.Tensor):
+    if isinstance(value, Unknown):
+        raise VectorError(
+            f"{source}: layer {layer} is no plain tensor ({value.name[:100]})",
+            "save it dense: tensor.to_dense()",
+        )
+    if not isinstance(value, Tensor):
         raise VectorError(
             f"{source}: layer {layer} is a {type(value).__name__}, not a tensor",
             "expected one tensor a layer",
         )
-    # numpy has no bfloat16; every other dtype is judged as it is.
-    tensor = value.detach()
     try:
-        values = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
-    except (TypeError, RuntimeError) as error:  # sparse, quantised, or without content
-        raise VectorError(f"{source}: layer {layer} is no plain tensor: {error}", "save it dense") from error
+        values = value.array()
+    except (ValueError, KeyError) as error:
+        raise VectorError(
+            f"{source}: layer {layer} is not whole: {str(error)[:200]}",
+            "it may have been cut short, or repeat its values",
+        ) from error
     return as_direction(values, layer, source)
 
 

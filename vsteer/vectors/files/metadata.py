@@ -6,13 +6,16 @@ vectors must make equal files.
 
 import json
 from dataclasses import asdict, fields
+from reprlib import repr as _short
 
 from vsteer.errors import VectorError
+from vsteer.files import parse_json
 from vsteer.packages import __version__
 from vsteer.vectors.vector import Origin
 
 FORMAT = "vsteer vector"
 VERSION = 1
+_LONGEST_NORM = 60
 LAYERS = "layer L is the output of decoder block L, counted from 0"
 
 
@@ -32,16 +35,17 @@ def to_text(name: str, origin: Origin) -> str:
 def from_text(text: str, source: str) -> tuple[str, Origin]:
     """Name and origin. A field that this version doesn't know is left out; one that is missing is unknown."""
     try:
-        content = json.loads(text)
+        content = parse_json(text)
         version, name, origin = content["format_version"], content["name"], content["origin"]
         known = {field.name: origin[field.name] for field in fields(Origin) if field.name in origin}
     except (ValueError, TypeError, KeyError) as error:
         raise VectorError(
-            f"{source}: its metadata can't be read: {error!r}", "write it again from where it came"
+            f"{source}: its metadata can't be read: {repr(error)[:200]}", "write it again from where it came"
         ) from error
     if version != VERSION:
         raise VectorError(
-            f"{source} has format version {version!r}, this vsteer reads {VERSION}", "use a newer vsteer"
+            f"{source} has format version {_short(version)}, this vsteer reads {VERSION}",
+            "use a newer vsteer",
         )
     for key, value in known.items():
         empty = getattr(Origin(), key)
@@ -49,10 +53,13 @@ def from_text(text: str, source: str) -> tuple[str, Origin]:
             known[key] = tuple(value)
         elif type(value) is not type(empty):
             raise VectorError(
-                f"{source}: its metadata says {key} is {value!r}", "write it again from where it came"
+                f"{source}: its metadata says {key} is {_short(value)}", "write it again from where it came"
             )
+    # it stands in every message about the vector's size
+    if len(str(known.get("norm", ""))) > _LONGEST_NORM:
+        raise VectorError(f"{source}: its metadata names no norm", "write it again from where it came")
     if not isinstance(name, str):
         raise VectorError(
-            f"{source}: its metadata says its name is {name!r}", "write it again from where it came"
+            f"{source}: its metadata says its name is {_short(name)}", "write it again from where it came"
         )
     return name, Origin(**known)

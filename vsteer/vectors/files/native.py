@@ -1,20 +1,33 @@
-"""vsteer's own form: a safetensors file with `direction.L` (float32) and `stream_norm.L` (float64)."""
+"""Safetensors: vsteer's own form, and others' files of one tensor a layer.
+
+vsteer's has `direction.L` (float32) and `stream_norm.L` (float64). Others' have one tensor a layer, under
+names that differ in one number, such as repeng's `direction.L` (`layer_names.py`).
+"""
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from numpy.typing import NDArray
+from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save as to_bytes
 
 from vsteer.errors import VectorError
+from vsteer.files import parse_json
 from vsteer.vectors.checks import as_direction
 from vsteer.vectors.files import metadata
-from vsteer.vectors.vector import SteeringVector
+from vsteer.vectors.files.layer_names import by_layer
+from vsteer.vectors.vector import Origin, SteeringVector
+
+# A header of 10,000 layers has 1 MB.
+MAX_HEADER = 2**22
 
 _KEY = "vsteer"
-_TENSOR = re.compile(r"(direction|stream_norm)\.(0|[1-9]\d*)")
+_deserialize: Any = deserialize  # it has no types
+_TENSOR = re.compile(r"(direction|stream_norm)\.(0|[1-9]\d{0,8})", re.ASCII)
 _TYPES = {"direction": "F32", "stream_norm": "F64"}
+_FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 
 def write(vector: SteeringVector, path: Path) -> None:
@@ -29,34 +42,62 @@ def write(vector: SteeringVector, path: Path) -> None:
     path.write_bytes(to_bytes(tensors, {_KEY: metadata.to_text(vector.name, vector.origin)}))
 
 
-def read(path: Path) -> SteeringVector:
+def read(path: Path, content: bytes) -> SteeringVector:
     source = str(path)
-    directions, stream_norms = {}, {}
+    size = int.from_bytes(content[:8], "little")
     try:
-        with safe_open(path, framework="numpy") as file:
-            text = (file.metadata() or {}).get(_KEY)
-            if text is None:
-                raise VectorError(
-                    f"{source} is a safetensors file, but not a vector of vsteer",
-                    "a vector has vsteer's metadata and a tensor direction.L for each layer",
-                )
-            for key in file.keys():  # noqa: SIM118  (safe_open is no mapping)
-                match = _TENSOR.fullmatch(key)
-                kind = match[1] if match else ""
-                dtype = file.get_slice(key).get_dtype()
-                if match is None or dtype != _TYPES[kind]:
-                    raise VectorError(
-                        f"{source}: unexpected tensor {key!r} in {dtype}",
-                        "a vector has direction.L in F32 and stream_norm.L in F64, and nothing else",
-                    )
-                layer = int(match[2])
-                if kind == "direction":
-                    directions[layer] = as_direction(file.get_tensor(key), layer, source)
-                else:
-                    stream_norms[layer] = float(file.get_tensor(key).item())
+        if size > MAX_HEADER:
+            raise ValueError(f"its header has {size:,} bytes, and a vector's at most {MAX_HEADER:,}")
+        header = parse_json(content[8 : 8 + size])
+        # it checks every tensor's place against the file's size
+        tensors: dict[str, Any] = dict(_deserialize(content))
+        text = header.get("__metadata__", {}).get(_KEY)
     except (SafetensorError, ValueError) as error:
         raise VectorError(
-            f"{source} is not a whole safetensors file: {error}", "it may have been cut short; copy it again"
+            f"{source} is not a whole safetensors file: {str(error)[:200]}",
+            "it may have been cut short; copy it again",
         ) from error
+    if text is None:
+        return _anothers(path, tensors)
+    directions, stream_norms = {}, {}
+    for key, tensor in tensors.items():
+        match = _TENSOR.fullmatch(key)
+        kind = match[1] if match else ""
+        if match is None or tensor["dtype"] != _TYPES[kind]:
+            raise VectorError(
+                f"{source}: unexpected tensor {key[:60]!r} in {tensor['dtype']}",
+                "a vector has direction.L in F32 and stream_norm.L in F64, and nothing else",
+            )
+        layer, values = int(match[2]), _values(tensor)
+        if kind == "direction":
+            directions[layer] = as_direction(values, layer, source)
+        elif values.size == 1:
+            stream_norms[layer] = float(values.item())
+        else:
+            raise VectorError(
+                f"{source}: the stream norm of layer {layer} is not one number",
+                "write it again from where it came",
+            )
     name, origin = metadata.from_text(text, source)
     return SteeringVector(name, dict(sorted(directions.items())), dict(sorted(stream_norms.items())), origin)
+
+
+def _anothers(path: Path, tensors: dict[str, Any]) -> SteeringVector:
+    """One tensor a layer, as others keep vectors; its norm isn't known."""
+    source = f"{path}, a safetensors file that is not vsteer's,"
+    directions = {}
+    for layer, key in by_layer(sorted(tensors), source).items():
+        if (dtype := tensors[key]["dtype"]) not in _FLOATS:
+            raise VectorError(
+                f"{path}: layer {layer} holds {dtype} values", "a direction is made of floating-point values"
+            )
+        directions[layer] = as_direction(_values(tensors[key]), layer, str(path))
+    return SteeringVector(path.stem, directions, origin=Origin(norm=""))
+
+
+def _values(tensor: dict[str, Any]) -> NDArray[Any]:
+    """bfloat16 becomes float32, which numpy has."""
+    values = np.frombuffer(tensor["data"], _FLOATS[tensor["dtype"]])
+    if tensor["dtype"] == "BF16":
+        values = (values.astype(np.uint32) << 16).view(np.float32)
+    return values.reshape(tensor["shape"])
