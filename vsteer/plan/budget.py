@@ -145,15 +145,15 @@ def budget(plan: Plan) -> Budget:
 def _block(plan: Plan, block: Block) -> BlockBudget:
     evaluation, configs = block.spec.evaluation, len(block.configs)
     places = Counter(config.positions for config in block.configs)
-    # the prompt lengths of one configuration's requests for each question
+    # the prompt lengths of one configuration's requests for each question, of one sample
     lengths = [
         [len(request.prompt.token_ids) for request in evaluation.requests("", rendered, None, 0)]
-        * block.samples
         for rendered in block.prompts
     ]
     cached = plan.grid.engine_for(plan.grid.model[plan.model]).prefix_caching
     size = plan.facts.block_size if cached else OPEN_END
-    requests = sum(map(len, lengths)) * configs
+    each = configs * block.samples
+    requests = sum(map(len, lengths)) * each
     most = evaluation.sampling.max_tokens
     # each prompt with its text, all but the last token: no cached block is read for it
     texts = sum(len(rendered.prompt.token_ids) + most - 1 for rendered in block.prompts)
@@ -167,37 +167,42 @@ def _block(plan: Plan, block: Block) -> BlockBudget:
         samples=block.samples,
         rows=block.rows,
         requests=requests,
-        prompt_tokens=sum(map(sum, lengths)) * configs,
+        prompt_tokens=sum(map(sum, lengths)) * each,
         computed_tokens=sum(
-            computed_tokens(rendered.prompt, each, places, size)
-            for rendered, each in zip(block.prompts, lengths, strict=True)
+            computed_tokens(rendered.prompt, of_one, places, size, block.samples)
+            for rendered, of_one in zip(block.prompts, lengths, strict=True)
         ),
         output_tokens=requests * most,
-        coherence_tokens=texts * configs * block.samples if evaluation.wants_perplexity else 0,
+        coherence_tokens=texts * each if evaluation.wants_perplexity else 0,
         first_prompt=plan.text(block.prompts[0]),
     )
 
 
 def computed_tokens(
-    prompt: Prompt, lengths: list[int], places: Counter[Positions | None], block_size: int
+    prompt: Prompt,
+    lengths: list[int],
+    places: Counter[Positions | None],
+    block_size: int,
+    samples: int = 1,
 ) -> int:
     """The prompt tokens of all configurations of one question that no earlier request has computed.
 
-    `lengths`: of one configuration's requests, the prompt alone first. A cached prefix is made of whole
-    blocks and leaves at least one token to compute.
+    `lengths`: of one configuration's requests for one sample, the prompt alone first. A cached prefix is
+    made of whole blocks and leaves at least one token to compute.
     """
     first = lengths[0]
 
     def whole_blocks(tokens: int) -> int:
         return tokens // block_size * block_size
 
+    # the configuration's other requests find its first one's blocks too, the steered ones included
+    again = [length - whole_blocks(min(first, length - 1)) for length in lengths]
+    others = samples * sum(again) - again[0]
     total = shared_once = 0
     for positions, configs in places.items():
         start = first if positions is None else prompt.span(positions)[0]
         shared = whole_blocks(min(start, first - 1))
         shared_once = max(shared_once, shared)
-        # the configuration's other requests find its first one's blocks too, the steered ones included
-        others = sum(length - whole_blocks(min(first, length - 1)) for length in lengths[1:])
         total += configs * (first - shared + others)
     return total + shared_once
 

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
+from vsteer.evaluations.evaluation import Evaluation
 from vsteer.evaluations.prompt_spec import PromptSpec
 from vsteer.grid.axes import Group
 from vsteer.grid.problems import Loc
-from vsteer.grid.spec import Axis, Exclude, Grid
+from vsteer.grid.spec import Axis, Grid
 from vsteer.identity import VERSION, derived_seed, identify
 from vsteer.operations import OPERATIONS
+from vsteer.plan.exclusions import Exclusion, at_layers, at_multiplier, at_positions
 from vsteer.plan.left_out import EXCLUDED, NO_NORM, OTHER_POSITIONS, OTHER_VECTORS, UNSTEERED
 from vsteer.plan.vector_sources import VectorSource, norm_recipe
 from vsteer.protocol import Positions, Steering, Term
+from vsteer.validation import shortened
+
+# of an evaluation; and of all evaluations together, before anything is excluded
+MOST_CONFIGS, MOST_LISTED = 200_000, 5_000_000
 
 
 @dataclass(frozen=True)
@@ -100,6 +106,17 @@ class Config:
         }
 
 
+class _Parts(NamedTuple):
+    """What the axes combine."""
+
+    vector: str
+    norm: str
+    layers: Group
+    multiplier: float | None
+    positions: Positions
+    operation: str
+
+
 class ConfigExpander:
     """The steered configurations of one model: what the axes list, less what is excluded."""
 
@@ -111,7 +128,7 @@ class ConfigExpander:
             resolve_layers(grid, ("grid", n, "layers"), axis.layers, layers)
             for n, axis in enumerate(grid.grid)
         ]
-        self.excluded_layers = [_excluded_layers(exclude, layers) for exclude in grid.exclude]
+        self.exclusions = [Exclusion.made(n, entry, layers) for n, entry in enumerate(grid.exclude)]
         self.excluded = [0] * len(grid.exclude)  # how many configurations each entry left out
         # How many configurations of the product aren't there, by evaluation and reason.
         self.left_out: Counter[tuple[str, str]] = Counter()
@@ -121,10 +138,54 @@ class ConfigExpander:
         model = self.grid.model[self.model].id
         return Config("", model, spec, control=control, system=system, layer_count=self.layer_count)
 
+    def check_count(self, evaluations: Iterable[int]) -> None:
+        """Refuse a product that is too large, before any of it is made; exclusions are not looked at.
+
+        `evaluations` are places in the grid's list, each as often as it is asked.
+        """
+        total = most = largest = 0
+        for place in evaluations:
+            vectors = self.grid.evaluations[place].vectors
+            for n, axis in enumerate(self.grid.grid):
+                names = [one for one in axis.names if vectors is None or one in vectors]
+                norms = sum(len(self._norms(axis, one)) for one in names)
+                positions = len(self._positions(n, axis, place))
+                count = norms * len(self.layers[n]) * len(axis.multipliers or (None,)) * positions
+                total += count
+                if count > most:
+                    most, largest = count, n
+        if total > MOST_LISTED:
+            message = (
+                f"the grid lists {total:,} configurations, and at most {MOST_LISTED:,} are looked through; "
+                f"this block lists {most:,} for an evaluation"
+            )
+            raise self.grid.error(("grid", largest), message, "take fewer layers, multipliers or positions")
+
     def configs(self, evaluation: int, name: str, baseline: Config) -> Iterator[tuple[Config, Loc]]:
         """Configurations without their ids, in the grid's order, each with the place of its positions."""
+        found = list(self._listed(evaluation, name))
+        family = 1 + self.grid.controls.vectors if self.grid.evaluations[evaluation].has_controls else 1
+        if (count := len({parts for parts, _ in found}) * family) >= MOST_CONFIGS:
+            message = (
+                f"{count:,} configurations of {shortened(name)}, and at most {MOST_CONFIGS:,} are planned"
+            )
+            raise self.grid.error(("grid",), message, "take fewer layers, norms or controls")
+        for parts, place in found:
+            config = replace(
+                baseline,
+                vector=self.use(parts.vector, parts.norm),
+                layers=parts.layers,
+                multiplier=parts.multiplier,
+                positions=parts.positions,
+                operation=parts.operation,
+            )
+            yield config, place
+
+    def _listed(self, evaluation: int, name: str) -> Iterator[tuple[_Parts, Loc]]:
+        """What the axes list and no exclusion leaves out; everything else is counted under its reason."""
         spec = self.grid.evaluations[evaluation]
         family = 1 + self.grid.controls.vectors  # a steered configuration and the controls beside it
+        excluded: Counter[int] = Counter()
         for n, axis in enumerate(self.grid.grid):
             positions = self._positions(n, axis, evaluation)
             multipliers = axis.multipliers or (None,)
@@ -139,26 +200,28 @@ class ConfigExpander:
                     _, setting = spec.only_positions or ("", "")
                     reason = OTHER_POSITIONS.format(setting=setting, positions=positions[0][1])
                     self.left_out[name, reason] += len(norms) * steered * elsewhere
+                # Multiplier 0 is the baseline, which every evaluation has.
+                unsteered = sum(multiplier == 0 for multiplier in multipliers) * len(positions)
+                self.left_out[name, UNSTEERED] += len(norms) * len(self.layers[n]) * unsteered * family
                 for norm in norms:
+                    exclusions = self._exclusions(name, spec, vector, norm)
                     for group in self.layers[n]:
+                        here = at_layers(exclusions, group)
                         for multiplier in multipliers:
+                            if multiplier == 0:
+                                continue
+                            there = at_multiplier(here, multiplier)
                             for place, where in positions:
-                                config = replace(
-                                    baseline,
-                                    vector=self.use(vector, norm),
-                                    layers=group,
-                                    multiplier=multiplier,
-                                    positions=where,
-                                    operation=axis.operation,
+                                if (entry := at_positions(there, where)) is not None:
+                                    excluded[entry] += 1
+                                    continue
+                                yield (
+                                    _Parts(vector, norm, group, multiplier, where, axis.operation),
+                                    place,
                                 )
-                                # Multiplier 0 is the baseline, which every evaluation has.
-                                if multiplier == 0:
-                                    self.left_out[name, UNSTEERED] += family
-                                elif (entry := self._exclusion(config, name)) is not None:
-                                    reason = EXCLUDED.format(place=self.grid.at(("exclude", entry)))
-                                    self.left_out[name, reason] += family
-                                else:
-                                    yield config, place
+        for entry, count in excluded.items():
+            self.excluded[entry] += count
+            self.left_out[name, EXCLUDED.format(place=self.grid.at(("exclude", entry)))] += count * family
 
     def controls(self, steered: Config) -> Iterator[Config]:
         """The random and shuffled-label vectors beside one steered configuration, of the same norm."""
@@ -208,13 +271,9 @@ class ConfigExpander:
             raise self.grid.error(at, message, f"add {wanted} to the positions, or leave them out")
         return taken
 
-    def _exclusion(self, config: Config, evaluation: str) -> int | None:
-        """Which of the exclusions leaves the configuration out, by its place; None if none does."""
-        for n, exclude in enumerate(self.grid.exclude):
-            if _matches(exclude, self.excluded_layers[n], config, evaluation):
-                self.excluded[n] += 1
-                return n
-        return None
+    def _exclusions(self, name: str, spec: Evaluation, vector: str, norm: str) -> list[Exclusion]:
+        model = self.grid.model[self.model].id
+        return [one for one in self.exclusions if one.concerns(model, name, spec, vector, norm)]
 
 
 def with_id(config: Config, model: Mapping[str, Any]) -> Config:
@@ -229,31 +288,3 @@ def resolve_layers(grid: Grid, loc: Loc, chosen: Any, layers: int | None) -> tup
         if layers is None:
             hint = "the model is not at hand: add layers: N to it, its number of decoder blocks"
         raise grid.error(loc, str(error), hint) from None
-
-
-def _excluded_layers(exclude: Exclude, layers: int | None) -> frozenset[Group] | None:
-    """The layers that an exclusion names and this model has."""
-    if exclude.layers is None:
-        return None
-    if exclude.layers.groups is not None:
-        return frozenset(exclude.layers.groups)
-    try:
-        return frozenset(exclude.layers.resolve(layers))
-    except ValueError:
-        return frozenset()
-
-
-def _matches(exclude: Exclude, layers: frozenset[Group] | None, config: Config, evaluation: str) -> bool:
-    assert config.vector is not None
-    return all(
-        (
-            exclude.model is None or config.model in exclude.model,
-            exclude.vector is None or config.vector.name in exclude.vector,
-            exclude.norm is None or config.vector.norm in exclude.norm,
-            layers is None or config.layers in layers,
-            exclude.multipliers is None or config.multiplier in exclude.multipliers,
-            exclude.positions is None or config.positions in exclude.positions,
-            exclude.evaluation is None or evaluation in exclude.evaluation,
-            exclude.kind in (None, config.spec.evaluation.kind, config.spec.evaluation.row_kind),
-        )
-    )

@@ -6,7 +6,7 @@ millions, are made one by one. Without the model at hand lengths are estimated a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from functools import cached_property
@@ -33,8 +33,9 @@ from vsteer.prompts.answers import decoded
 from vsteer.prompts.template import dated
 from vsteer.protocol import Positions, Steering
 from vsteer.store.ids import PACKED, Packed, packed_in_chunks, unpack
+from vsteer.validation import shortened
 
-MOST_CONFIGS = 200_000
+MOST_ROWS = 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -230,6 +231,10 @@ def make_plan(grid: Grid, model: int, facts: ModelFacts, tokenizer: Any, today: 
     tokenizer = dated(tokenizer, today)
     sources = vector_sources(grid)
     expander = ConfigExpander(grid, model, facts.layers, sources)
+    specs = {place: prompt_specs(grid, place) for place in range(len(grid.evaluations))}
+    # a system prompt that is a control has its baseline alone
+    steered = {place: sum(not control for *_, control in ways) for place, ways in specs.items()}
+    expander.check_count([place for *_, place in grid.named_evaluations() for _ in range(steered[place])])
     blocks: list[Block] = []
     notes = list(notes_on_grid(grid))
     for name, data, place in grid.named_evaluations():
@@ -238,7 +243,7 @@ def make_plan(grid: Grid, model: int, facts: ModelFacts, tokenizer: Any, today: 
         for why, count in found.left_out.items():
             notes.append(f"{name}: not asked: {count:,} of {every:,} questions, which {why}")
         expander.left_out[name, SAME_SYSTEM] += merged_controls(grid, place)
-        for spec, system, control in prompt_specs(grid, place):
+        for spec, system, control in specs[place]:
             renderer = PromptRenderer(grid, place, name, spec, tokenizer)
             places: dict[Positions, Loc] = {}
             template = renderer.template()
@@ -257,6 +262,7 @@ def make_plan(grid: Grid, model: int, facts: ModelFacts, tokenizer: Any, today: 
             )
             notes += check_positions(grid, block.evaluation, place, block.prompts, spec.evaluation, places)
             blocks.append(block)
+    _check_rows(grid, blocks)
     _check_questions_differ(grid, blocks)
     _check_files(grid, facts, blocks)
     notes += _too_long(grid, model, facts, blocks)
@@ -293,9 +299,6 @@ def _configs(
         config = with_id(config, model)
         if found.setdefault(config.config_id, config) is not config:
             expander.left_out[renderer.name, TWICE] += 1
-        if len(found) > MOST_CONFIGS:
-            message = f"more than {MOST_CONFIGS} configurations of {renderer.name}"
-            raise renderer.grid.error(("grid",), message, "take fewer layers, norms or controls")
 
     add(baseline)
     if baseline.control:
@@ -313,6 +316,20 @@ def _configs(
     else:
         expander.left_out[renderer.name, BESIDE_TEXTS] += len(own) * renderer.grid.controls.vectors
     return tuple(found.values())
+
+
+def _check_rows(grid: Grid, blocks: Sequence[Block]) -> None:
+    total = sum(block.rows for block in blocks)
+    if total > MOST_ROWS:
+        largest = max(blocks, key=lambda block: block.rows)
+        message = (
+            f"{total:,} rows, and at most {MOST_ROWS:,} are planned; "
+            f"{shortened(largest.evaluation)} has {len(largest.configs):,} configurations, "
+            f"{len(largest.prompts):,} prompts and {largest.samples:,} samples"
+        )
+        raise grid.error(
+            ("evaluations", largest.place), message, "take fewer samples, items or configurations"
+        )
 
 
 def _check_questions_differ(grid: Grid, blocks: Iterable[Block]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import combinations
 
 from vsteer.evaluations.evaluation import Evaluation
 from vsteer.evaluations.rendered_prompt import RenderedPrompt
@@ -25,9 +24,13 @@ def check_positions(
     Returns which of the others steer the same tokens of every prompt. `places` are those of the positions in
     the grid, and `at` is the evaluation's.
     """
-    alike = list(combinations(places, 2))
+    alike = [list(places)]
     for rendered in prompts:
-        acting = {positions: _processed(positions, rendered, evaluation) for positions in places}
+        ends = [
+            len(request.prompt.token_ids) + request.max_tokens - 1
+            for request in evaluation.requests("", rendered, None, 0)
+        ]
+        acting = {positions: _processed(rendered.prompt.span(positions), ends) for positions in places}
         for positions, tokens in acting.items():
             # Without tokens it is only known that positions behind the prompt can't act.
             sure = rendered.prompt_id or (
@@ -41,20 +44,27 @@ def check_positions(
                 )
                 hint = "exclude them for this evaluation, or take positions within the prompt"
                 raise grid.error(("evaluations", at), message, hint)
-        alike = [(a, b) for a, b in alike if rendered.prompt_id and acting[a] == acting[b]]
+        alike = [same for group in alike for same in _split(group, acting)] if rendered.prompt_id else []
     return [
-        f"{name}: positions {a} and {b} steer the same tokens of every prompt, so that configurations which "
-        "differ in nothing else give the same answers"
-        for a, b in alike
+        f"{name}: positions {first} and {other} steer the same tokens of every prompt, so that "
+        "configurations which differ in nothing else give the same answers"
+        for first, *others in alike
+        for other in others
     ]
 
 
-def _processed(
-    positions: Positions, rendered: RenderedPrompt, evaluation: Evaluation
-) -> list[tuple[int, int]]:
+Tokens = tuple[tuple[int, int], ...]
+
+
+def _processed(span: tuple[int, int], ends: Sequence[int]) -> Tokens:
     """The span in each request, as far as tokens are processed: the last generated one is never fed back."""
-    start, end = rendered.prompt.span(positions)
-    return [
-        (start, min(end, len(request.prompt.token_ids) + request.max_tokens - 1))
-        for request in evaluation.requests("", rendered, None, 0)
-    ]
+    start, end = span
+    return tuple((start, min(end, last)) for last in ends)
+
+
+def _split(group: Sequence[Positions], acting: Mapping[Positions, Tokens]) -> list[list[Positions]]:
+    """Those of a group that act on the same tokens of this prompt too, together."""
+    found: dict[Tokens, list[Positions]] = {}
+    for positions in group:
+        found.setdefault(acting[positions], []).append(positions)
+    return [same for same in found.values() if len(same) > 1]

@@ -19,6 +19,8 @@ from vsteer.protocol import Prompt
 
 # What a rendering is known by: a template that changed, or that writes the date, makes other tokens of it.
 PROBE = "Is this the same template as before?"
+# Each token of an answer is a request of its own, with all tokens before it.
+MOST_ANSWER_TOKENS = 1_000
 _LONGEST_NAME = 40
 
 T = TypeVar("T")
@@ -95,6 +97,10 @@ class PromptRenderer:
                 made = evaluation.estimate(item, system)
             else:
                 made = self._guarded(lambda: evaluation.render(self.tokenizer, item, system))
+            longest = max(map(len, made.answers), default=0)
+            if longest > MOST_ANSWER_TOKENS:
+                message = f"an answer has {longest:,} tokens, and at most {MOST_ANSWER_TOKENS:,} are scored"
+                raise CannotAsk(message, "shorten the answer, or ask it as an open question")
         except CannotAsk as error:
             if error.setting:
                 at: Loc = ("evaluations", self.place, error.setting)
