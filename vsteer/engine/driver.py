@@ -28,6 +28,7 @@ from vsteer.engine.support import check_family, refuse_unproven
 from vsteer.engine.table import Capacity, SteeringTable
 from vsteer.engine.vllm_compat import refuse_unknown_seams
 from vsteer.engine.worker.capture import CaptureSpec
+from vsteer.engine.worker.parent import EndsWithParent
 from vsteer.engine.worker.step import NOT_SEEN, CellSpan
 from vsteer.errors import EngineError, SteeringFault, UsageError
 from vsteer.models.hugging_face import load_config
@@ -96,6 +97,8 @@ class VllmEngine(Engine):
                 ) from None
             check_family(config.model_config.hf_config.architectures or ())
             refuse_unproven(config)
+            # into every process that vLLM starts
+            config.vsteer_parent = EndsWithParent()
             try:
                 self._llm = LLMEngine.from_vllm_config(config, disable_log_stats=True)
             except RuntimeError as error:

@@ -20,7 +20,7 @@ from multiprocessing.connection import Connection
 from typing import Any, cast
 
 from vsteer.engine.device_slices import DeviceSlice
-from vsteer.engine.worker.plugin import _end_with_parent
+from vsteer.engine.worker.parent import end_with
 from vsteer.errors import EngineError, SteeringFault, VsteerError
 from vsteer.protocol import Engine, Request, Result, Steering, Vectors
 
@@ -86,7 +86,7 @@ def serve(connection: Connection[Any, Any], parent: int, devices: DeviceSlice) -
     """The process's whole life. The first message is the function that makes the engine."""
     # In a session of its own Ctrl-C does not reach it, and it can be killed together with what it starts.
     os.setsid()
-    threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
+    end_with(parent)
     devices.occupy()
     try:
         make: MakeEngine = connection.recv()

@@ -10,7 +10,8 @@ import multiprocessing
 import os
 import signal
 import threading
-import time
+
+from vsteer.engine.worker.parent import end_with
 
 # The driver sets it while it starts an engine, so that processes know whose they are.
 OURS = "VSTEER_ENGINE"
@@ -25,15 +26,10 @@ def register() -> None:
     for family in FAMILIES:
         ModelRegistry.register_model(family.architecture, family.steered)
     block_hash.apply()
-    if os.environ.get(OURS) and multiprocessing.parent_process() is not None:
+    parent = multiprocessing.parent_process()
+    if os.environ.get(OURS) and parent is not None:
         if threading.current_thread() is threading.main_thread():
             # Ctrl-C reaches every process of a terminal: the driver alone decides what it means
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-        threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
-
-
-def _end_with_parent(parent: int) -> None:
-    """A killed driver must not leave an engine behind that holds the device's memory."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os.kill(os.getpid(), signal.SIGKILL)
+        if parent.pid is not None:
+            end_with(parent.pid)
