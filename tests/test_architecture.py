@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 
 # The lowest first. A folder or top-level file of the package imports only what lies in a layer below its own.
 LAYERS = (
-    ("errors", "files", "identity", "packages", "operations", "families", "queries"),
+    ("errors", "files", "identity", "packages", "operations", "families", "queries", "terminal"),
     ("protocol", "validation", "models", "store"),
     ("datasets", "prompts", "engine", "results"),
     ("evaluations", "vectors", "scoring", "host"),
@@ -39,6 +39,7 @@ ALLOWED = {
         "identity",
         "packages",
         "operations",
+        "terminal",
         "families",
         "protocol",
         "validation",

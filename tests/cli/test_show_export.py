@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 from tests.store import makers
 from vsteer import cli
-from vsteer.cli.show import choices, safe, texts
+from vsteer.cli.show import texts
 from vsteer.store.store import open_store
 
 SAID = {-1.0: "I am sad.", 0.0: "I am here.", 1.0: "I am \x1b[31mglad."}
@@ -154,14 +154,6 @@ def test_columns_fit_the_terminal() -> None:
         assert len(lines[0].split()) == beside
     # every word is there, whatever the width
     assert texts(rows, 60).split().count("word") == 150
-
-
-def test_what_a_terminal_would_obey_is_shown() -> None:
-    assert safe("a\x07b\nc\u202ed") == "a\\x07b\nc\\u202ed"
-    assert (
-        choices([{"multiplier": None, "operation": "ablate", "status": "error", "error": "x\x1b"}])
-        == "ablated: failed: x\\x1b"
-    )
 
 
 def test_csv_has_every_row_as_it_stands(run: Path, tmp_path: Path) -> None:

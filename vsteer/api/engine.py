@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 
 from vsteer import models
@@ -36,6 +37,7 @@ from vsteer.operations import graph_modules
 from vsteer.prompts.template import dated
 from vsteer.protocol import Positions, Request, Result, Steering, expected_steered_tokens
 from vsteer.run.loading import fetched, load_named
+from vsteer.terminal import echo, harmless
 from vsteer.validation import Strict
 from vsteer.vectors.recipe import CAPTURES
 
@@ -71,7 +73,7 @@ class Engine:
         modules = graph_modules(check_operation(name).name for name in operations)
         capacity = Capacity(terms=terms, captures=CAPTURES, modules=modules)
         if progress:
-            Console(stderr=True).print(f"... {model}: loading it into vLLM", highlight=False)
+            echo(f"... {model}: loading it into vLLM", err=True)
         self.engine = load_named(folder, dtype, settings, capacity, quantization)
         self._steerings = LoadedSteerings(self.engine, capacity)
         self._open = True
@@ -138,7 +140,7 @@ class Engine:
     def counting(self, what: str, total: int) -> Iterator[Callable[[], None]]:
         """Yields what to call once for each of `total` steps; a bar shows them if progress is wanted."""
         with Progress(console=Console(stderr=True), disable=not self._progress) as bar:
-            task = bar.add_task(what, total=total)
+            task = bar.add_task(escape(harmless(what)), total=total)
             yield lambda: bar.advance(task)
 
     def close(self) -> None:

@@ -13,6 +13,7 @@ import click
 
 from vsteer.errors import VsteerError
 from vsteer.packages import __version__
+from vsteer.terminal import echo
 
 VERBS = {
     "run": ("vsteer.cli.run:run", "Run a grid into Parquet, or go on with it."),
@@ -46,7 +47,7 @@ class Failure(click.ClickException):
         self.__dict__["exit_code"] = error.exit_code
 
     def show(self, file: Any = None) -> None:
-        click.echo(f"error: {self.message}", file=file, err=file is None)
+        echo(f"error: {self.message}", err=True)
 
 
 class VerbGroup(click.Group):
@@ -77,7 +78,7 @@ class VerbGroup(click.Group):
             raise Failure(error) from error
         except KeyboardInterrupt:
             # click would turn this into "Aborted!" and exit code 1, which means "error" here.
-            click.echo("interrupted", err=True)
+            echo("interrupted", err=True)
             raise click.exceptions.Exit(130) from None
 
 

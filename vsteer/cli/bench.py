@@ -6,6 +6,7 @@ from typing import Literal, get_args
 import click
 
 from vsteer.bench.figures import Figure, as_json, as_table
+from vsteer.terminal import echo
 
 Part = Literal["decode", "sharing"]
 PARTS = get_args(Part)
@@ -82,11 +83,11 @@ def run(model: str, quick: bool, as_json_: bool) -> None:
 
 def on_progress(line: str) -> None:
     """Say on stderr what is being measured."""
-    click.echo(f"... {line}", err=True)
+    echo(f"... {line}", err=True)
 
 
 def show(figures: Sequence[Figure], as_json_: bool) -> None:
     """Print the figures, and exit 1 when one falls short."""
-    click.echo(as_json(figures) if as_json_ else as_table(figures))
+    echo(as_json(figures) if as_json_ else as_table(figures))
     if not all(figure.ok for figure in figures):
         raise click.exceptions.Exit(1)

@@ -7,6 +7,8 @@ from dataclasses import asdict
 
 import click
 
+from vsteer.terminal import echo
+
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
@@ -32,21 +34,21 @@ def doctor(as_json: bool) -> None:
             "versions": found.versions,
             "findings": [asdict(finding) for finding in found.findings],
         }
-        click.echo(json.dumps(report, indent=2))
+        echo(json.dumps(report, indent=2))
     else:
         width = min(110, shutil.get_terminal_size().columns)
         versions = "  ".join(f"{name} {version}" for name, version in found.versions.items())
-        click.echo(_wrapped("", f"{versions}  on {machine.system}", width))
-        click.echo()
+        echo(_wrapped("", f"{versions}  on {machine.system}", width))
+        echo()
         for finding in found.findings:
             label = finding.level.upper() if finding.level == "refused" else finding.level
-            click.echo(_wrapped(f"{label:8}{finding.about:9}", finding.says, width))
+            echo(_wrapped(f"{label:8}{finding.about:9}", finding.says, width))
             if finding.fix:
-                click.echo(_wrapped(f"{'':17}fix: ", finding.fix, width))
-        click.echo()
+                echo(_wrapped(f"{'':17}fix: ", finding.fix, width))
+        echo()
         warnings = sum(finding.level == "warn" for finding in found.findings)
         more = f"; warnings: {warnings}" if warnings else ""
-        click.echo("a run would be refused" if found.refused else f"a run would start{more}")
+        echo("a run would be refused" if found.refused else f"a run would start{more}")
     if found.refused:
         raise click.exceptions.Exit(1)
 

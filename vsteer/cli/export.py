@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from vsteer.errors import StoreError, UsageError
+from vsteer.terminal import echo
 
 
 @click.command()
@@ -26,7 +27,7 @@ def export(run: Path, out: Path, force: bool) -> None:
       vsteer export runs/quickstart -o rows.csv
     """
     written = write_rows(run, out, force)
-    click.echo(f"{written:,} rows   {out}")
+    echo(f"{written:,} rows   {out}")
 
 
 def write_rows(run: Path, out: Path, force: bool = False) -> int:

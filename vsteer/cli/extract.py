@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from vsteer.errors import UsageError
+from vsteer.terminal import echo
 
 COUNT = click.IntRange(min=1)
 
@@ -81,17 +82,16 @@ def extract(
     tokenizer = load_tokenizer(source.model, source.revision)
     recipe.check(tokenizer, norm)
 
-    console = Console(stderr=True)
     if isinstance(recipe.data, ItemSet):
-        console.print(f"... {recipe.data.describe()}", highlight=False)
-    console.print("... starting vLLM and proving that it steers and captures", highlight=False)
+        echo(f"... {recipe.data.describe()}", err=True)
+    echo("... starting vLLM and proving that it steers and captures", err=True)
     options = EngineOptions(
         tensor_parallel_size=tensor_parallel_size, max_model_len=max_model_len, enforce_eager=eager
     )
     engine = load_named(fetched(model, revision), dtype, options, Capacity(captures=CAPTURES))
     try:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console) as bar:
+        with Progress(*columns, console=Console(stderr=True)) as bar:
             task = bar.add_task("extracting", total=recipe.members)
             reading = recipe.read(
                 engine, tokenizer, model_origin(model, source), on_progress=lambda: bar.advance(task)
@@ -99,18 +99,18 @@ def extract(
     finally:
         engine.close()
     with reading:
-        console.print("... statistics of every layer", highlight=False)
+        echo("... statistics of every layer", err=True)
         vector = reading.vector(norm)
         found = diagnose.tables(reading.extraction, vector)
     # the tables first: a vector that is there has its diagnostics
     diagnose.write_tables(found, out, overwrite=force)
     save(vector, out, overwrite=force)
-    click.echo(f"{out}  {file_sha256(out)[:12]}  {len(vector.layers)} layers, {vector.hidden_size} wide")
+    echo(f"{out}  {file_sha256(out)[:12]}  {len(vector.layers)} layers, {vector.hidden_size} wide")
     for table in tables:
-        click.echo(str(table))
+        echo(str(table))
     if warning := rounding.warning(recipe.name, found["layers"], vector.origin.dtype):
-        click.echo(f"warning: {warning}; --dtype float32 avoids it", err=True)
-    click.echo(f"next: vsteer vectors inspect {out}")
+        echo(f"warning: {warning}; --dtype float32 avoids it", err=True)
+    echo(f"next: vsteer vectors inspect {out}")
 
 
 def _check_out(out: Path, tables: list[Path], force: bool) -> None:

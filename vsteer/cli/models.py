@@ -5,6 +5,7 @@ import json
 import click
 
 from vsteer import models as named
+from vsteer.terminal import echo, echo_data
 
 
 @click.group()
@@ -42,7 +43,7 @@ def list_models(as_json: bool) -> None:
             }
             for model in known
         ]
-        click.echo(json.dumps(rows, indent=2))
+        echo(json.dumps(rows, indent=2))
         return
     table = [("NAME", "SIZE", "LICENSE", "HERE", "WHAT IT IS")]
     for model in known:
@@ -50,7 +51,7 @@ def list_models(as_json: bool) -> None:
         table.append((model.name, f"{model.size_mib} MiB", model.license, here, model.about))
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for line in table:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+        echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
 @models.command()
@@ -62,7 +63,7 @@ def get(name: str) -> None:
     Example:
       vsteer models get tiny-llama
     """
-    click.echo(named.ensure(named.named(name)))
+    echo_data(str(named.ensure(named.named(name))))
 
 
 @models.command()
@@ -74,4 +75,4 @@ def path(name: str) -> None:
     Example:
       ls "$(vsteer models path tiny-llama)"
     """
-    click.echo(named.present_folder(named.named(name)))
+    echo_data(str(named.present_folder(named.named(name))))

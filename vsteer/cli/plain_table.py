@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 
+from vsteer.terminal import on_one_line
+
 WIDTH = 80
 _GAP = "  "
 
 
 def plain_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """The table; the columns that don't fit follow below it, each such block led by the first column."""
-    columns = [[name, *cells] for name, *cells in zip(header, *rows, strict=True)]
+    columns = [list(map(on_one_line, column)) for column in zip(header, *rows, strict=True)]
     lead, *others = [_aligned(column) for column in columns]
     blocks, block = [], [lead]
     for column in others:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from vsteer.terminal import echo
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -60,11 +62,9 @@ def show(path: Path, as_json: bool, rates: Callable[[Plan], Rates | None] | None
             budget.as_json(one) | {"seconds": seconds, "memory": memory and vars(memory)}
             for (one, seconds), memory in zip(pairs, memories, strict=True)
         ]
-        click.echo(
-            json.dumps({"name": grid.name, "models": models, "total": budget.summed(budgets)}, indent=2)
-        )
+        echo(json.dumps({"name": grid.name, "models": models, "total": budget.summed(budgets)}, indent=2))
         return
-    click.echo("\n".join(_text(grid, budgets, times, memories)))
+    echo("\n".join(_text(grid, budgets, times, memories)))
 
 
 def _text(

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+from vsteer.terminal import echo
+
 
 @click.command()
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
@@ -20,4 +22,4 @@ def report(runs: tuple[Path, ...], out: Path | None) -> None:
     """
     from vsteer.report.page import write_report
 
-    click.echo(f"report     {write_report(runs, out)}")
+    echo(f"report     {write_report(runs, out)}")

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+from vsteer.terminal import echo
+
 
 @click.command()
 @click.argument("grid", type=click.Path(path_type=Path))
@@ -32,13 +34,13 @@ def run(grid: Path, fresh: bool, retry_errors: bool, dry_run: bool) -> None:
 
     outcome = run_grid(grid, fresh=fresh, retry_errors=retry_errors, derive=_statistics)
     if outcome.good:
-        click.echo(layer_curves(outcome.folder))
-    click.echo(f"{outcome.good:,} of {outcome.planned:,} rows are good, {outcome.errors:,} failed")
-    click.echo(f"rows       {outcome.folder}/rows/*.parquet")
-    click.echo(f"vectors    {outcome.folder}/vectors/")
+        echo(layer_curves(outcome.folder))
+    echo(f"{outcome.good:,} of {outcome.planned:,} rows are good, {outcome.errors:,} failed")
+    echo(f"rows       {outcome.folder}/rows/*.parquet")
+    echo(f"vectors    {outcome.folder}/vectors/")
     if outcome.exit_code != COMPLETE:
         again = " --retry-errors" if outcome.errors and outcome.exit_code != INTERRUPTED else ""
-        click.echo(f"next       vsteer run {grid}{again}", err=True)
+        echo(f"next       vsteer run {grid}{again}", err=True)
         raise click.exceptions.Exit(outcome.exit_code)
 
 

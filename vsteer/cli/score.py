@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vsteer.terminal import echo
+
 if TYPE_CHECKING:
     from vsteer.engine.driver import VllmEngine
     from vsteer.engine.options import EngineOptions
@@ -143,9 +145,9 @@ def score(
         for entry, text in scored:
             entries.append(entry)
             if not as_json:
-                click.echo(text)
+                echo(text)
     if as_json:
-        click.echo(json.dumps(entries, indent=2))
+        echo(json.dumps(entries, indent=2))
     if left_open:
         raise click.exceptions.Exit(INCOMPLETE)
 
@@ -234,7 +236,7 @@ def _judge_here(
 
 
 def _loading(model: str) -> None:
-    click.echo(f"... {model}: loading it into vLLM (this takes a while)", err=True)
+    echo(f"... {model}: loading it into vLLM (this takes a while)", err=True)
 
 
 def _judged(done: Judged, rubric: str, model: str) -> tuple[Entry, str]:
@@ -270,4 +272,4 @@ class _Progress:
     def __call__(self, done: Scored) -> None:
         if time.monotonic() - self._last > 60:
             self._last = time.monotonic()
-            click.echo(f"{done.texts - done.open:,} of {done.texts:,} have a score | {done.faults}", err=True)
+            echo(f"{done.texts - done.open:,} of {done.texts:,} have a score | {done.faults}", err=True)

@@ -13,6 +13,7 @@ import click
 from vsteer.cli.plain_table import number, plain_table
 from vsteer.errors import UsageError
 from vsteer.operations import OPERATIONS
+from vsteer.terminal import echo, harmless, on_one_line
 
 if TYPE_CHECKING:
     import duckdb
@@ -90,11 +91,11 @@ def show(run: Path, prompt: str, layer: str | None, vector: str, sample: int) ->
             f"no row of that prompt is steered at layer {steered}{of}, sample {sample}",
             "it may not have been run yet: vsteer status RUN",
         )
-    click.echo(f"prompt  {safe(question)}")
+    echo(f"prompt  {question}")
     width = terminal_width()
     for block, rows in blocks(found):
-        click.echo(f"\n{title(block, steered)}")
-        click.echo(choices(rows) if block["kind"] == "choice" else texts(rows, width))
+        echo(f"\n{title(block, steered)}")
+        echo(choices(rows) if block["kind"] == "choice" else texts(rows, width))
 
 
 def the_prompt(database: duckdb.DuckDBPyConnection, prompt: str) -> tuple[str, str]:
@@ -106,7 +107,7 @@ def the_prompt(database: duckdb.DuckDBPyConnection, prompt: str) -> tuple[str, s
             f"no prompt has {prompt!r} in its question, or as its id", "give a shorter part of it"
         )
     if len(exact) > 1:
-        shown = [f"  {one['item']}  {safe(one['question'])[:90]}" for one in exact[:MOST_CANDIDATES]]
+        shown = [f"  {one['item']}  {on_one_line(one['question'])[:90]}" for one in exact[:MOST_CANDIDATES]]
         more = [f"  and {len(exact) - MOST_CANDIDATES:,} more"] if len(exact) > MOST_CANDIDATES else []
         raise UsageError(
             "\n".join([f"{len(exact):,} prompts have {prompt!r} in their question:", *shown, *more]),
@@ -147,9 +148,9 @@ def choices(rows: Sequence[Row]) -> str:
     answered = [row for row in rows if row["status"] == "ok"]
     first = answered[0] if answered else None
     if first is None:
-        return "\n".join(f"{label(row)}: failed: {safe(row['error'])}" for row in rows)
+        return "\n".join(f"{label(row)}: failed: {row['error']}" for row in rows)
     names = [
-        f"p({safe(choice)})" + ("*" if place == first["matching"] else "")
+        f"p({choice})" + ("*" if place == first["matching"] else "")
         for place, choice in enumerate(first["choices"])
     ]
     header = ["MULTIPLIER", *names, "P(MATCHING)", "LOGIT DIFF", "MASS"]
@@ -163,7 +164,7 @@ def choices(rows: Sequence[Row]) -> str:
         ]
         for row in answered
     ]
-    failed = [f"{label(row)}: failed: {safe(row['error'])}" for row in rows if row["status"] != "ok"]
+    failed = [f"{label(row)}: failed: {row['error']}" for row in rows if row["status"] != "ok"]
     return "\n".join([plain_table(header, body), *failed])
 
 
@@ -182,9 +183,10 @@ def side_by_side(rows: Sequence[Row], width: int) -> str:
 
     table = Table(box=None, padding=(0, 2, 0, 0), expand=True)
     for row in rows:
-        table.add_column(Text(label(row), style="bold"), ratio=1, overflow="fold")
-    table.add_row(*(Text(answer(row)) for row in rows))
-    console = Console(width=width, highlight=False)
+        table.add_column(Text(label(row)), ratio=1, overflow="fold")
+    table.add_row(*(Text(harmless(answer(row))) for row in rows))
+    # without styles, which are a terminal's commands too
+    console = Console(width=width, highlight=False, color_system=None)
     with console.capture() as captured:
         console.print(table)
     return captured.get()
@@ -199,16 +201,8 @@ def label(row: Row) -> str:
 
 def answer(row: Row) -> str:
     if row["status"] != "ok":
-        return f"failed: {safe(row['error'])}"
-    return safe(row["text"]) + (" …" if row["finish_reason"] == "length" else "")
-
-
-def safe(text: str) -> str:
-    """The text with the control codes that a model may have written shown, so that no terminal obeys them."""
-    return "".join(
-        letter if letter in "\n\t" or letter.isprintable() else letter.encode("unicode_escape").decode()
-        for letter in text
-    )
+        return f"failed: {row['error']}"
+    return str(row["text"]) + (" …" if row["finish_reason"] == "length" else "")
 
 
 def terminal_width() -> int | None:

@@ -15,6 +15,7 @@ import click
 
 from vsteer.cli.plain_table import number, plain_table
 from vsteer.errors import UsageError
+from vsteer.terminal import echo, echo_data, harmless_json
 
 if TYPE_CHECKING:
     import duckdb
@@ -55,31 +56,31 @@ def sql(
     from vsteer.vectors.run_norms import bring_up_to_date
 
     if list_:
-        click.echo(listing())
+        echo(listing())
         return
     name, runs = _split(names)
     if about:
         if name is None:
             raise UsageError("--about needs a query", "vsteer sql --list lists them")
-        click.echo(query(name).about)
+        echo(query(name).about)
         return
     chosen = query(name) if name is not None else None
     folders = [Path(run) for run in runs]
     parameters = dict(map(_parameter, settings))
     for folder in folders:
         if why := bring_up_to_date(folder):
-            click.echo(f"warning: relative_norm is not known: {why}", err=True)
+            echo(f"warning: relative_norm is not known: {why}", err=True)
     with connect_runs(folders) as database:
         _warn_of_statistics(folders, chosen)
         if print_:
             fits = _fits(database) if chosen is None or FITS in chosen.needs else []
             text = script(folders, chosen, parameters, fits)
-            click.echo(f"duckdb {CLI_FLAGS[shape]} {'-c' if chosen else '-cmd'} {shlex.quote(text)}")
+            echo_data(f"duckdb {CLI_FLAGS[shape]} {'-c' if chosen else '-cmd'} {shlex.quote(text)}")
             return
         for statement in parameters_sql(parameters):
             database.execute(statement)
         if chosen:
-            click.echo(answer(database, chosen, shape))
+            printer(shape)(answer(database, chosen, shape))
         else:
             shell(database, shape, sys.stdin.isatty())
 
@@ -111,7 +112,7 @@ def _warn_of_statistics(folders: Sequence[Path], chosen: Query | None) -> None:
         return
     for folder, why in without_statistics(folders).items():
         makes = f"vsteer stats {shlex.quote(str(folder))}"
-        click.echo(f"warning: the statistics of {folder} {why}; {makes} makes them", err=True)
+        echo(f"warning: the statistics of {folder} {why}; {makes} makes them", err=True)
 
 
 def _fits(database: duckdb.DuckDBPyConnection) -> list[str]:
@@ -166,13 +167,17 @@ def as_csv(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(header)
-    writer.writerows(["" if cell is None else cell for cell in row] for row in rows)
+    # Python up to 3.12 leaves a carriage return without quotes, which would end the row for readers.
+    quoting = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    for row in rows:
+        returns = any(isinstance(cell, str) and "\r" in cell for cell in row)
+        (quoting if returns else writer).writerow(["" if cell is None else cell for cell in row])
     return out.getvalue().removesuffix("\n")
 
 
 def as_json(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     records = [dict(zip(header, row, strict=True)) for row in rows]
-    return json.dumps(records, indent=2, default=str, ensure_ascii=False)
+    return harmless_json(json.dumps(records, indent=2, default=str, ensure_ascii=False))
 
 
 def as_markdown(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
@@ -191,12 +196,17 @@ SHAPES: dict[str, Callable[[Sequence[str], Sequence[Sequence[Any]]], str]] = {
 }
 
 
+def printer(shape: str) -> Callable[[str], None]:
+    """What prints an answer of that shape: CSV has no escapes of its own, and a program reads it."""
+    return echo_data if shape == "csv" else echo
+
+
 def shell(database: duckdb.DuckDBPyConnection, shape: str, prompting: bool) -> None:
     """Read queries' names, SQL and dot commands until there are no more."""
     if prompting:
         import readline  # noqa: F401 - input() then has a history
 
-        click.echo(f"{SHELL_HELP}\n")
+        echo(f"{SHELL_HELP}\n")
     text = ""
     while True:
         try:
@@ -205,7 +215,7 @@ def shell(database: duckdb.DuckDBPyConnection, shape: str, prompting: bool) -> N
             return
         except KeyboardInterrupt:
             text = ""
-            click.echo()
+            echo()
             continue
         text = f"{text}\n{line}".strip()
         if text in (".quit", ".exit"):
@@ -213,7 +223,7 @@ def shell(database: duckdb.DuckDBPyConnection, shape: str, prompting: bool) -> N
         if not text or not (text.startswith(".") or text.endswith(";") or " " not in text):
             continue
         reply, text = _reply(database, text.rstrip(";").strip(), shape), ""
-        click.echo(reply)
+        printer(shape)(reply)
 
 
 def _reply(database: duckdb.DuckDBPyConnection, text: str, shape: str) -> str:

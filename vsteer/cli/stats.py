@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from vsteer.terminal import echo
+
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
@@ -26,7 +28,7 @@ def stats(run: Path, as_json: bool) -> None:
 
     done = write_statistics(run)
     if as_json:
-        click.echo(json.dumps({"rows": dict(done.rows), "folder": str(done.folder)}, indent=2))
+        echo(json.dumps({"rows": dict(done.rows), "folder": str(done.folder)}, indent=2))
     else:
         rows = ", ".join(f"{count:,} {name}" for name, count in done.rows.items())
-        click.echo(f"statistics: {rows}: {done.folder}/")
+        echo(f"statistics: {rows}: {done.folder}/")

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import click
 
+from vsteer.terminal import echo
+
 RUN = click.Path(path_type=Path)
 
 
@@ -35,21 +37,21 @@ def status(run: Path, as_json: bool) -> None:
             "live": found.live,
             "last_event": event,
         }
-        click.echo(json.dumps(entry, indent=2))
+        echo(json.dumps(entry, indent=2))
         return
     planned = "not written yet" if found.planned is None else f"{found.planned:,}"
     share = f" ({found.done / found.planned:.1%})" if found.planned else ""
-    click.echo(f"planned    {planned}")
-    click.echo(f"good       {found.done:,}{share}")
-    click.echo(f"failed     {found.errors:,}")
+    echo(f"planned    {planned}")
+    echo(f"good       {found.done:,}{share}")
+    echo(f"failed     {found.errors:,}")
     if found.missing is not None:
-        click.echo(f"missing    {found.missing:,}")
-    click.echo(f"starts     {found.sessions}")
+        echo(f"missing    {found.missing:,}")
+    echo(f"starts     {found.sessions}")
     who = found.holder
-    click.echo(f"running    {f'yes, process {who.pid} on {who.host}' if who else 'no'}")
-    click.echo(f"last event {event.get('event', 'none')} {event.get('at', '')}".rstrip())
+    echo(f"running    {f'yes, process {who.pid} on {who.host}' if who else 'no'}")
+    echo(f"last event {event.get('event', 'none')} {event.get('at', '')}".rstrip())
     if found.unreadable or found.set_aside:
-        click.echo(f"unreadable {len(found.unreadable)} files in rows/, {found.set_aside} in set-aside/")
+        echo(f"unreadable {len(found.unreadable)} files in rows/, {found.set_aside} in set-aside/")
 
 
 @click.command()
@@ -76,13 +78,13 @@ def check(grid: Path, as_json: bool) -> None:
     faults = [finding for finding in findings if finding.fault]
     if as_json:
         entries = [{**vars(finding), "examples": list(finding.examples)} for finding in findings]
-        click.echo(json.dumps({"whole": not faults, "findings": entries}, indent=2))
+        echo(json.dumps({"whole": not faults, "findings": entries}, indent=2))
     else:
         for finding in findings:
-            click.echo(f"{'WRONG' if finding.fault else 'note '}  {finding.message}")
+            echo(f"{'WRONG' if finding.fault else 'note '}  {finding.message}")
             for example in finding.examples:
-                click.echo(f"       {example}")
+                echo(f"       {example}")
         rows = sum(plan.row_count for plan in plans)
-        click.echo("NOT whole" if faults else f"whole: each of {rows:,} planned rows stands once")
+        echo("NOT whole" if faults else f"whole: each of {rows:,} planned rows stands once")
     if faults:
         raise click.exceptions.Exit(1)

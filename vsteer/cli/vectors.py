@@ -10,6 +10,7 @@ import click
 from vsteer.cli.extract import extract
 from vsteer.cli.plain_table import number, plain_table
 from vsteer.errors import UsageError, VectorError
+from vsteer.terminal import echo
 from vsteer.vectors import derive
 from vsteer.vectors.diagnostics.describe import (
     Row,
@@ -64,7 +65,7 @@ def inspect(file: Path, as_json: bool, plot: Path | None) -> None:
             rows = join_diagnostics(rows, beside)
         except VectorError as error:
             # The vector itself is sound and can be shown.
-            click.echo(f"warning: left out: {error.message}", err=True)
+            echo(f"warning: left out: {error.message}", err=True)
     if plot:
         from vsteer.vectors.diagnostics.picture import draw
 
@@ -73,17 +74,17 @@ def inspect(file: Path, as_json: bool, plot: Path | None) -> None:
         head = {"name": vector.name, "file": str(file), "format": file_format(file)}
         head |= {"sha256": file_sha256(file)}
         size = {"hidden_size": vector.hidden_size, "origin": asdict(vector.origin), "layers": rows}
-        click.echo(json.dumps(head | size, indent=2))
+        echo(json.dumps(head | size, indent=2))
         return
-    click.echo(f"{_summary(vector)}\n")
+    echo(f"{_summary(vector)}\n")
     about = {"file": f"{file} ({file_format(file)})", "sha256": file_sha256(file)}
     for key, value in (about | _known(vector)).items():
-        click.echo(f"  {key:<14}{value}")
+        echo(f"  {key:<14}{value}")
     titles = {"norm_over_stream": "NORM/STREAM", "largest_component_share": "LARGEST"}
     header = [titles.get(name, name.upper()) for name in rows[0]]
-    click.echo(f"\n{plain_table(header, [[number(value) for value in row.values()] for row in rows])}")
+    echo(f"\n{plain_table(header, [[number(value) for value in row.values()] for row in rows])}")
     if plot:
-        click.echo(f"\ndrawn: {plot}")
+        echo(f"\ndrawn: {plot}")
 
 
 @vectors.command(short_help="Show how alike vectors are, layer by layer.")
@@ -106,27 +107,27 @@ def compare(files: tuple[Path, ...], as_json: bool) -> None:
     left_out = sorted({layer for vector in loaded for layer in vector.layers} - set(layers))
     letters = [_letter(place) for place in range(len(loaded))]
     if as_json:
-        click.echo(json.dumps(_comparison_json(files, loaded, layers, left_out), indent=2))
+        echo(json.dumps(_comparison_json(files, loaded, layers, left_out), indent=2))
         return
     for letter, file, vector in zip(letters, files, loaded, strict=True):
-        click.echo(f"{letter}  {file}: {_summary(vector)}")
+        echo(f"{letter}  {file}: {_summary(vector)}")
     if left_out:
-        click.echo(f"not in all of them, and left out: {_layers(left_out)}")
-    click.echo()
+        echo(f"not in all of them, and left out: {_layers(left_out)}")
+    echo()
     if len(loaded) == 2:
         rows = comparison(loaded[0], loaded[1], layers)
         header = ["LAYER", "COSINE", "NORM A", "NORM B", "B/A"]
-        click.echo(plain_table(header, [[number(value) for value in row.values()] for row in rows]))
+        echo(plain_table(header, [[number(value) for value in row.values()] for row in rows]))
     means = mean_cosines(loaded, layers)
     if len(loaded) == 2:
-        click.echo(f"\nmean cosine over {_layers(layers)}: {number(means[0, 1])}")
+        echo(f"\nmean cosine over {_layers(layers)}: {number(means[0, 1])}")
         return
-    click.echo(f"mean cosine over {_layers(layers)}\n")
+    echo(f"mean cosine over {_layers(layers)}\n")
     matrix = [
         [letter, *(number(means[place, other]) for other in range(len(loaded)))]
         for place, letter in enumerate(letters)
     ]
-    click.echo(plain_table(["", *letters], matrix))
+    echo(plain_table(["", *letters], matrix))
 
 
 @vectors.command(short_help="Write a vector in another format or norm, or another one.")
@@ -185,8 +186,8 @@ def convert(
         warnings.simplefilter("always", VectorWarning)
         save(vector, target, overwrite=force)
     for warning in caught:
-        click.echo(f"warning: {warning.message}", err=True)
-    click.echo(f"{target}: {_summary(load(target))}")
+        echo(f"warning: {warning.message}", err=True)
+    echo(f"{target}: {_summary(load(target))}")
 
 
 def _summary(vector: SteeringVector) -> str:

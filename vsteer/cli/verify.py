@@ -4,6 +4,8 @@ import json
 
 import click
 
+from vsteer.terminal import echo
+
 
 @click.command()
 @click.argument("model")
@@ -45,9 +47,9 @@ def verify(
     from vsteer.engine.table import Capacity
     from vsteer.run.loading import fetched, load_named
 
-    click.echo("... loading the reference (Hugging Face, float32)", err=True)
+    echo("... loading the reference (Hugging Face, float32)", err=True)
     reference = ReferenceEngine(source.model, revision=source.revision)
-    click.echo("... starting vLLM (float32) and its canary", err=True)
+    echo("... starting vLLM (float32) and its canary", err=True)
     options = EngineOptions(
         max_model_len=min(512, reference.info.max_model_len),
         max_num_seqs=64,
@@ -57,7 +59,7 @@ def verify(
     capacity = Capacity.for_grid(rows, len(VECTOR_NAMES) * reference.info.layers, terms=3, captures=16)
     engine = load_named(fetched(model, revision), "float32", options, capacity)
     try:
-        click.echo(f"... comparing {rows} rows", err=True)
+        echo(f"... comparing {rows} rows", err=True)
         vectors = make_vectors(reference)
         requests = make_requests(rows, engine.info.layers, engine.info.vocab_size, captures=True)
         found = compare(
@@ -87,24 +89,22 @@ def verify(
             "least_slip": {"value": found.least_slip, "target": least, "ok": found.least_slip >= least},
             "wrong_rows": {"value": len(found.failures), "target": 0, "ok": not found.failures},
         }
-        click.echo(json.dumps(figures, indent=2))
+        echo(json.dumps(figures, indent=2))
     else:
-        click.echo("canary              every layer steers, the batch mate is untouched, cache blocks differ")
-        click.echo(f"rows                {found.rows}, {found.steered_rows} of them steered")
-        click.echo(f"largest difference  {found.largest_difference:.1e}   (at most {TOLERANCE:.0e})")
+        echo("canary              every layer steers, the batch mate is untouched, cache blocks differ")
+        echo(f"rows                {found.rows}, {found.steered_rows} of them steered")
+        echo(f"largest difference  {found.largest_difference:.1e}   (at most {TOLERANCE:.0e})")
         if found.rounding_rows:
-            click.echo(
-                f"                    {found.rounding_rows} rows on which float32 itself rounds by more"
-            )
-        click.echo(
+            echo(f"                    {found.rounding_rows} rows on which float32 itself rounds by more")
+        echo(
             f"captured streams    {found.largest_capture_difference:.1e}   "
             f"(at most {CAPTURE_TOLERANCE:.0e} of their length; {found.captured} of them)"
         )
-        click.echo(f"smallest slip       {found.least_slip:.1e}   (at least {least:.0e})")
+        echo(f"smallest slip       {found.least_slip:.1e}   (at least {least:.0e})")
         for failure in found.failures[:10]:
-            click.echo(f"WRONG  {failure}")
+            echo(f"WRONG  {failure}")
         if len(found.failures) > 10:
-            click.echo(f"... and {len(found.failures) - 10} more")
-        click.echo("verified" if not found.failures else "NOT verified")
+            echo(f"... and {len(found.failures) - 10} more")
+        echo("verified" if not found.failures else "NOT verified")
     if found.failures:
         raise click.exceptions.Exit(1)

@@ -27,6 +27,7 @@ from typing import Any
 from vsteer.errors import UnsupportedError
 from vsteer.families import FAMILIES
 from vsteer.packages import vllm_version
+from vsteer.terminal import echo
 
 # Set to 1, it lets an engine start on seams that are not known, with the canary as the only proof.
 ESCAPE = "VSTEER_UNKNOWN_SEAMS"
@@ -204,7 +205,7 @@ def refuse_unknown_seams() -> None:
     if found and not may_pass():
         raise UnsupportedError(refusal(found), hint=refusal_hint())
     for unknown in found:
-        print(f"warning: let pass by {ESCAPE}: {unknown}", file=sys.stderr)
+        echo(f"warning: let pass by {ESCAPE}: {unknown}", err=True)
 
 
 def may_pass() -> bool:

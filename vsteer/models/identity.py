@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 from vsteer.errors import ModelError
 from vsteer.files import written_whole
 from vsteer.models import home
+from vsteer.terminal import echo
 
 # What decides a model's numbers and tokens.
 FILES = ("*.json", "*.safetensors", "*.model", "*.tiktoken", "*.jinja", "merges.txt", "vocab.txt")
@@ -31,7 +31,7 @@ def model_sha256(folder: str | Path) -> str:
     unread = sum(path.stat().st_size for path in files if _known(path) is None)
     if unread > LARGE:
         size = f"{unread / 2**30:.0f} GiB"
-        print(f"... reading {size} of {folder} once, to recognise them later", file=sys.stderr, flush=True)
+        echo(f"... reading {size} of {folder} once, to recognise them later", err=True)
     digest = hashlib.sha256(b"vsteer-model-2")
     for path in sorted(files, key=lambda path: path.name):
         digest.update(f"{path.name}:{_known(path) or _read(path)}\n".encode())

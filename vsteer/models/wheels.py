@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vsteer.errors import ModelError
+from vsteer.terminal import echo
 
 
 def download_wheel(requirement: str, folder: Path) -> Path:
@@ -85,4 +86,4 @@ def save(tokenizer: Any, model: Any, folder: Path) -> None:
 
 def say(text: str) -> None:
     """Print progress to stderr, since stdout is for the answer."""
-    print(text, file=sys.stderr, flush=True)
+    echo(text, err=True)

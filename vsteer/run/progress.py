@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from vsteer.run.loop import Counts
+from vsteer.terminal import harmless
 
 PLAIN_SECONDS = 60.0
 WINDOW_SECONDS = 120.0
@@ -58,7 +60,7 @@ class RunProgress:
             self.say(f"warning: {text}")
 
     def say(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(harmless(text), highlight=False, markup=False, soft_wrap=True)
 
     def counting(self, what: str, total: int) -> None:
         """Begin a phase whose steps are counted by `step`."""
@@ -72,7 +74,7 @@ class RunProgress:
             TextColumn("{task.completed}/{task.total}"),
             console=self.console,
         )
-        self._task = self._bar.add_task(what, total=total)
+        self._task = self._bar.add_task(escape(harmless(what)), total=total)
         self._bar.start()
 
     def step(self) -> None:
