@@ -98,7 +98,11 @@ GRIDS: dict[str, dict[str, Any]] = {
             {"kind": "refusal_tokens", "data": "other.json", "tokens": ["I", "N"]},
             {"kind": "open_ended", "data": ["open.json", "other.json"], "max_tokens": 3},
         ],
-        "exclude": [{"kind": "open_ended", "layers": 4}, {"vector": "w", "multipliers": -1}],
+        "exclude": [
+            {"kind": "open_ended", "layers": 4},
+            {"vector": "w", "multipliers": -1},
+            {"control": "random", "vector": "v", "layers": 1},
+        ],
     },
 }
 

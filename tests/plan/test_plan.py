@@ -98,6 +98,24 @@ def test_exclusions_leave_out_what_agrees_with_all_they_say(plan: Callable[..., 
     assert "grid.yaml, line 13: this exclusion matches no configuration" in message
 
 
+def test_controls_can_be_left_out_alone(plan: Callable[..., Plan], folder: Path) -> None:
+    controls = "controls: {random_vectors: 3, shuffled_labels: 2}\n"
+
+    def kinds(exclude: str) -> dict[str, int]:
+        one = plan("evaluations:", f"{controls}exclude:\n{exclude}evaluations:")
+        return dict(Counter(config.control for config in one.blocks[0].configs))
+
+    # of 16 steered configurations with 3 + 2 controls each, half are at layer 4
+    assert kinds("  - {control: random, layers: 4}\n") == {"": 17, "random": 24, "shuffled": 32}
+    assert kinds("  - {control: [random, shuffled], norm: unit}\n") == {"": 17, "random": 24, "shuffled": 16}
+    # a vector takes its controls with it
+    assert kinds("  - {layers: 4}\n") == {"": 9, "random": 24, "shuffled": 16}
+    message = refused(folder, "evaluations:", "exclude:\n  - {control: random}\nevaluations:")
+    assert "this exclusion matches no configuration" in message
+    message = refused(folder, "evaluations:", "exclude:\n  - {control: system}\nevaluations:")
+    assert "expected random or shuffled, found 'system'" in message
+
+
 def test_a_vector_may_be_asked_about_its_own_data_alone(plan: Callable[..., Plan]) -> None:
     two = "  w: {file: made.safetensors}\ngrid:\n  - vector: w\n    layers: 2\n    multipliers: 1\n"
     one = plan("grid:\n", two, "choice, data", "choice, vectors: v, data")

@@ -166,6 +166,15 @@ class Controls(Strict):
         return self.random_vectors + self.shuffled_labels
 
 
+def _control(value: Any) -> str:
+    if value not in ("random", "shuffled"):
+        raise wrong(f"expected random or shuffled, found {shown(value)}", "the controls that are vectors")
+    return str(value)
+
+
+ControlNames = Annotated[tuple[str, ...], PlainValidator(many(_control)), AS_LIST]
+
+
 class Exclude(Strict):
     """The configurations to leave out: those that agree with everything named here."""
 
@@ -177,6 +186,8 @@ class Exclude(Strict):
     positions: PositionList | None = None
     evaluation: Texts | None = None
     kind: KindName | None = None  # choice takes every kind with it whose rows are stored as choices
+    # These controls alone, and not the vectors that they stand beside, whose exclusion takes them with it.
+    control: ControlNames | None = None
 
     @model_validator(mode="after")
     def _says_something(self) -> Exclude:

@@ -223,16 +223,23 @@ class ConfigExpander:
             self.excluded[entry] += count
             self.left_out[name, EXCLUDED.format(place=self.grid.at(("exclude", entry)))] += count * family
 
-    def controls(self, steered: Config) -> Iterator[Config]:
+    def controls(self, steered: Config, name: str) -> Iterator[Config]:
         """The random and shuffled-label vectors beside one steered configuration, of the same norm."""
         assert steered.vector is not None
         wanted = (
             ("random", self.grid.controls.random_vectors),
             ("shuffled", self.grid.controls.shuffled_labels),
         )
+        vector, norm = steered.vector.name, steered.vector.norm
         for control, count in wanted:
+            entries = self._exclusions(name, steered.spec.evaluation, vector, norm, control)
+            here = at_multiplier(at_layers(entries, steered.layers), steered.multiplier)
+            if here and (entry := at_positions(here, steered.positions)) is not None:
+                self.excluded[entry] += count
+                self.left_out[name, EXCLUDED.format(place=self.grid.at(("exclude", entry)))] += count
+                continue
             for index in range(count):
-                use = self.use(steered.vector.name, steered.vector.norm, control, index)
+                use = self.use(vector, norm, control, index)
                 yield replace(steered, vector=use, control=control)
 
     def use(self, name: str, norm: str, control: str = "", index: int | None = None) -> VectorUse:
@@ -271,9 +278,11 @@ class ConfigExpander:
             raise self.grid.error(at, message, f"add {wanted} to the positions, or leave them out")
         return taken
 
-    def _exclusions(self, name: str, spec: Evaluation, vector: str, norm: str) -> list[Exclusion]:
+    def _exclusions(
+        self, name: str, spec: Evaluation, vector: str, norm: str, control: str = ""
+    ) -> list[Exclusion]:
         model = self.grid.model[self.model].id
-        return [one for one in self.exclusions if one.concerns(model, name, spec, vector, norm)]
+        return [one for one in self.exclusions if one.concerns(model, name, spec, vector, norm, control)]
 
 
 def with_id(config: Config, model: Mapping[str, Any]) -> Config:

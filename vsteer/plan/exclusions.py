@@ -43,7 +43,9 @@ class Exclusion:
             None if entry.positions is None else frozenset(entry.positions),
         )
 
-    def concerns(self, model: str, name: str, evaluation: Evaluation, vector: str, norm: str) -> bool:
+    def concerns(
+        self, model: str, name: str, evaluation: Evaluation, vector: str, norm: str, control: str
+    ) -> bool:
         entry = self.entry
         return (
             (entry.model is None or model in entry.model)
@@ -51,6 +53,7 @@ class Exclusion:
             and entry.kind in (None, evaluation.kind, evaluation.row_kind)
             and (entry.vector is None or vector in entry.vector)
             and (entry.norm is None or norm in entry.norm)
+            and control in (entry.control or ("",))
         )
 
 
@@ -62,7 +65,7 @@ def at_multiplier(exclusions: Sequence[Exclusion], multiplier: float | None) -> 
     return [one for one in exclusions if one.multipliers is None or multiplier in one.multipliers]
 
 
-def at_positions(exclusions: Sequence[Exclusion], positions: Positions) -> int | None:
+def at_positions(exclusions: Sequence[Exclusion], positions: Positions | None) -> int | None:
     """The place of the first that leaves out what all of the above have in common, at these positions."""
     for one in exclusions:
         if one.positions is None or positions in one.positions:

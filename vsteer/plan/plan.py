@@ -311,7 +311,7 @@ def _configs(
         add(config)
     if baseline.spec.evaluation.has_controls:
         for config in own:
-            for beside in expander.controls(config):
+            for beside in expander.controls(config, renderer.name):
                 add(beside)
     else:
         expander.left_out[renderer.name, BESIDE_TEXTS] += len(own) * renderer.grid.controls.vectors
