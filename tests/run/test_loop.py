@@ -1,5 +1,6 @@
 """Which rows a start computes, counted by hand from what stands."""
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +8,8 @@ import pytest
 
 from tests.plan.sample import filled, planner
 from vsteer.plan.plan import Plan
-from vsteer.run.loop import next_attempts, rows_to_do
-from vsteer.store.ids import RowIds
-from vsteer.store.shards import Done
+from vsteer.run.loop import ToDo
+from vsteer.store.planned import Standing
 
 
 @pytest.fixture
@@ -17,32 +17,39 @@ def plan(tmp_path: Path) -> Plan:
     return planner(filled(tmp_path))()
 
 
-def done(good: list[str], errors: dict[str, int]) -> Done:
-    ids = RowIds.of(errors)
-    return Done(RowIds.of(good), ids, np.array([errors[name] for name in ids], np.int32))
+def standing(rows: int, good: Iterable[int], failed: Mapping[int, int]) -> Standing:
+    is_good = np.zeros(rows, np.bool_)
+    is_good[list(good)] = True
+    return Standing(
+        is_good, np.array(sorted(failed)), np.array([failed[n] for n in sorted(failed)], np.int32)
+    )
 
 
-def attempts(plan: Plan, *stands: Done) -> dict[int, int]:
+def attempts(plan: Plan, *stands: Standing, first: int = 0) -> dict[int, int]:
     """The next attempt of each row that is computed, by its place in the plan."""
     names = [row.row_id for row in plan.rows()]
-    made = rows_to_do(plan, next_attempts(plan, *stands))
-    return {names.index(row.row_id): attempt for row, attempt in made}
+    to_do = ToDo(plan, first, *stands)
+    found = {names.index(row.row_id): attempt for row, attempt in to_do.rows()}
+    assert bool(to_do) == bool(found)
+    return found
 
 
 def test_rows_that_stand_are_left_out(plan: Plan) -> None:
-    names = [row.row_id for row in plan.rows()]
-    everything = set(range(len(names)))
-    assert attempts(plan, done([], {})) == dict.fromkeys(everything, 1)
-    # row 0 is good, row 1 failed three times; rows of another plan stand too
-    stands = done([names[0], "0" * 32, "f" * 32], {names[1]: 3, "e" * 32: 1})
-    assert attempts(plan, stands) == dict.fromkeys(everything - {0, 1}, 1)
-    assert not attempts(plan, done(names, {}))
+    count = plan.row_count
+    everything = set(range(count))
+    assert attempts(plan, standing(count, [], {})) == dict.fromkeys(everything, 1)
+    # row 0 is good, and row 1 failed three times
+    assert attempts(plan, standing(count, [0], {1: 3})) == dict.fromkeys(everything - {0, 1}, 1)
+    assert not attempts(plan, standing(count, everything, {}))
+    # another plan's rows, 100 of them, come before and after
+    of_both = standing(count + 200, [5, 100, 100 + count], {101: 3, 100 + count + 1: 1})
+    assert attempts(plan, of_both, first=100) == dict.fromkeys(everything - {0, 1}, 1)
 
 
 def test_failed_rows_are_tried_again_once_a_start(plan: Plan) -> None:
-    names = [row.row_id for row in plan.rows()]
-    first = done(names[2:], {names[0]: 1, names[1]: 3})
-    assert attempts(plan, first, first) == {0: 2, 1: 4}
+    count = plan.row_count
+    before = standing(count, range(2, count), {0: 1, 1: 3})
+    assert attempts(plan, before, before) == {0: 2, 1: 4}
     # the engine died: row 0 has failed again since, row 1 was not reached, row 2 is there no more
-    assert attempts(plan, done(names[3:], {names[0]: 2, names[1]: 3}), first) == {1: 4, 2: 1}
-    assert not attempts(plan, done(names[1:], {names[0]: 2}), first)
+    assert attempts(plan, standing(count, range(3, count), {0: 2, 1: 3}), before) == {1: 4, 2: 1}
+    assert not attempts(plan, standing(count, range(1, count), {0: 2}), before)

@@ -21,7 +21,8 @@ from vsteer.errors import DataError, StoreError
 from vsteer.grid.spec import EngineSpec, read_grid
 from vsteer.plan.plan import Plan, make_plans
 from vsteer.run.start import COMPLETE, INCOMPLETE, INTERRUPTED, Outcome, run_grid
-from vsteer.store.check import check
+from vsteer.store.check import Finding, check
+from vsteer.store.planned import Planned
 from vsteer.store.status import status
 from vsteer.vectors.files import load
 
@@ -75,6 +76,10 @@ def planned(grid: Path) -> list[str]:
     return [row.row_id for plan in make_plans(read_grid(grid)) for row in plan.rows()]
 
 
+def checked(folder: Path, grid: Path) -> list[Finding]:
+    return check(folder, Planned(part for plan in make_plans(read_grid(grid)) for part in plan.parts()))
+
+
 def rows_of(folder: Path, columns: str = "*") -> list[tuple[Any, ...]]:
     found: list[tuple[Any, ...]] = duckdb.sql(
         f"select {columns} from read_parquet('{folder}/rows/*.parquet') order by row_id"
@@ -104,7 +109,7 @@ def test_a_run_has_every_planned_row_once(grid: Path) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["rows"] == len(ids)
     assert manifest["grid"]["name"] == "try"
-    assert not [f for f in check(folder, ids) if f.fault and f.what != "errors"]
+    assert not [f for f in checked(folder, grid) if f.fault and f.what != "errors"]
 
 
 def test_rows_say_what_made_them(grid: Path) -> None:
@@ -242,7 +247,7 @@ def test_a_grid_that_was_narrowed_and_is_put_back_computes_nothing_anew(
     assert duckdb.sql(f"from '{first.folder}/configs.parquet' order by all").fetchall() == configs
     (taken,) = [event for event in event_records(again.folder) if event["event"] == "taken_back"]
     assert f"{taken['rows']:,} rows are planned again" in capsys.readouterr().err
-    assert check(again.folder, planned(grid)) == check(first.folder, planned(grid))
+    assert checked(again.folder, grid) == checked(first.folder, grid)
     # and so it goes, with the copies that are in set-aside/ by then
     run(written(grid.parent, "multipliers: [-1, 1]", "multipliers: -1"))
     last = run(written(grid.parent))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import Any
 
 import duckdb
 
+from vsteer import identity
+from vsteer.store.planned import Planned, PlannedPart
 from vsteer.store.store import Store
 
 Record = dict[str, Any]
@@ -17,7 +18,18 @@ START = datetime(2026, 11, 21, 8, 30, 0, 123456, tzinfo=UTC)
 
 
 def row_id(number: int) -> str:
-    return hashlib.md5(str(number).encode()).hexdigest()
+    return identity.row_id(f"config-{number % 14}", f"item-{number // 14}", "original", 0)
+
+
+def planned(numbers: Iterable[int]) -> Planned:
+    """A plan of these rows."""
+    parts: dict[int, list[int]] = {}
+    for number in numbers:
+        parts.setdefault(number // 14, []).append(number % 14)
+    return Planned(
+        PlannedPart("", [f"config-{n}" for n in configs], [(f"item-{item}", "original")])
+        for item, configs in parts.items()
+    )
 
 
 def row(number: int = 0, **changes: Any) -> Record:

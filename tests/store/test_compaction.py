@@ -9,7 +9,7 @@ import duckdb
 import pyarrow.parquet as pq
 import pytest
 
-from tests.store.makers import error_row, row, row_id, stored, text_row, write_plan
+from tests.store.makers import error_row, planned, row, row_id, stored, text_row, write_plan
 from vsteer.errors import StoreError
 from vsteer.store import compaction
 from vsteer.store.check import check
@@ -113,7 +113,7 @@ def test_rows_that_come_later_are_compacted_with_the_rest(tmp_path: Path) -> Non
     assert made is not None
     assert made.rows == 23
     assert stored(tmp_path, "row_id") == sorted((row_id(number),) for number in range(23))
-    findings = check(tmp_path, [row_id(number) for number in range(20)])
+    findings = check(tmp_path, planned(range(20)))
     assert [(finding.what, finding.count) for finding in findings if finding.what == "unplanned"] == [
         ("unplanned", 3)
     ]
@@ -212,6 +212,6 @@ def test_a_run_may_have_any_name(tmp_path: Path, name: str) -> None:
             configs = f"read_parquet({quoted(exact(run / CONFIGS))})"
             both = f"select count(*) from ({rows_sql(run)}) join {configs} using (config_id)"
             assert database.sql(both).fetchall() == [(2,)]
-        assert check(run, [row_id(0), row_id(1)])[0].what == "superseded"
+        assert check(run, planned(range(2)))[0].what == "superseded"
         store.compact()
-    assert check(run, [row_id(0), row_id(1)]) == []
+    assert check(run, planned(range(2))) == []

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.store.makers import numbers, row, row_id, stored, text_row, write_plan
+from tests.store.makers import numbers, planned, row, row_id, stored, text_row, write_plan
 from vsteer.errors import StoreError
 from vsteer.store.check import check
 from vsteer.store.events import read_events
@@ -134,7 +134,7 @@ def test_a_full_disk_at_every_step_of_a_new_run(small_disk: Path) -> None:
         else:
             break
     assert messages == {"No space left on device"}
-    assert check(run, map(row_id, range(30))) == []
+    assert check(run, planned(range(30))) == []
     assert stored(run) == sorted((row_id(number), "ok", 1) for number in range(30))
     assert all(event["event"] != "unreadable" for event in read_events(run))
 
@@ -234,7 +234,7 @@ def test_whichever_call_fails_nothing_is_lost_or_doubled(
         monkeypatch.undo()
         assert failures == (1 if used >= nth else 0), (name, nth)
         assert stored(run) == sorted((row_id(number), "ok", 1) for number in range(25)), (name, nth)
-        assert check(run, map(row_id, range(25))) == [], (name, nth)
+        assert check(run, planned(range(25))) == [], (name, nth)
         assert no_temporary_files(run)
         if used < nth:
             return

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.store import victims
-from tests.store.makers import row, row_id, stored, write_plan
+from tests.store.makers import planned, row, row_id, stored, write_plan
 from vsteer.store.check import check
 from vsteer.store.journal import journals, whole_rows
 from vsteer.store.store import open_store
@@ -43,7 +43,7 @@ def test_a_run_that_is_always_killed_soon_goes_on(tmp_path: Path) -> None:
         for number in range(PLANNED):
             if row_id(number) not in done:
                 store.append(victims.planned_row(number))
-    assert check(tmp_path, map(row_id, range(PLANNED))) == []
+    assert check(tmp_path, planned(range(PLANNED))) == []
     assert not journals(tmp_path)
 
 

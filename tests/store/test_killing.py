@@ -14,7 +14,7 @@ import duckdb
 import pytest
 
 from tests.store import victims
-from tests.store.makers import error_row, row, row_id, stored, text_row, write_plan
+from tests.store.makers import error_row, planned, row, row_id, stored, text_row, write_plan
 from vsteer.store.check import check
 from vsteer.store.database import in_memory
 from vsteer.store.status import status
@@ -64,7 +64,7 @@ def test_rows_outlive_kills_at_random_moments(tmp_path: Path) -> None:
     columns = "row_id, status, text, choice_logprobs, multiplier"
     assert stored(tmp_path, columns) == expected_rows()
     assert [path.name[:8] for path in (tmp_path / "rows").iterdir()] == ["compact-"]
-    assert check(tmp_path, map(row_id, range(PLANNED))) == []
+    assert check(tmp_path, planned(range(PLANNED))) == []
     assert not (tmp_path / "set-aside").exists()
     assert status(tmp_path).sessions >= 10
 

@@ -70,11 +70,12 @@ def check(grid: Path, as_json: bool) -> None:
     from vsteer.plan.plan import make_plans
     from vsteer.run.folder import run_day, run_folder
     from vsteer.store.check import check as check_run
+    from vsteer.store.planned import Planned
 
     read = read_grid(grid)
     folder = run_folder(read)
     plans = make_plans(read, run_day(folder))
-    findings = check_run(folder, (row.row_id for plan in plans for row in plan.rows()))
+    findings = check_run(folder, Planned(part for plan in plans for part in plan.parts()))
     faults = [finding for finding in findings if finding.fault]
     if as_json:
         entries = [{**vars(finding), "examples": list(finding.examples)} for finding in findings]

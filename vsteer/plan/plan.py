@@ -12,27 +12,24 @@ from datetime import date
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from vsteer.datasets import items
 from vsteer.errors import UsageError
 from vsteer.evaluations.prompt_spec import PromptSpec
 from vsteer.evaluations.rendered_prompt import RenderedPrompt
 from vsteer.grid.problems import Loc
 from vsteer.grid.spec import Grid
-from vsteer.identity import canonical, identify, row_id, sampling_seed
+from vsteer.identity import canonical, identify
 from vsteer.plan.configurations import Config, ConfigExpander, VectorUse, with_id
 from vsteer.plan.left_out import BESIDE_TEXTS, SAME_SYSTEM, SHARED, TWICE, LeftOut, counted, notes_on_grid
 from vsteer.plan.model_facts import ModelFacts, find_model
 from vsteer.plan.positions import check_positions
 from vsteer.plan.questions import PromptRenderer, merged_controls, prompt_specs, read_questions
-from vsteer.plan.rows import Row
+from vsteer.plan.rows import PromptRows, Row
 from vsteer.plan.vector_sources import VectorSource, check_file, vector_sources
 from vsteer.prompts.answers import decoded
 from vsteer.prompts.template import dated
 from vsteer.protocol import Positions, Steering
-from vsteer.store.ids import PACKED, Packed, packed_in_chunks, unpack
+from vsteer.store.planned import PlannedPart
 from vsteer.validation import shortened
 
 MOST_ROWS = 1_000_000_000
@@ -100,45 +97,33 @@ class Plan:
         """What the engine's table must hold."""
         return (config.steering for config in self.configs.values() if config.steering is not None)
 
-    @cached_property
-    def row_ids(self) -> Packed:
-        """Every row's id, packed, in the order of `rows`: 16 bytes a row, and hashed once."""
-        ids = np.empty(self.row_count, PACKED)
-        end = 0
-        for part in packed_in_chunks(
-            name for block, rendered in self._prompts() for name in _row_ids(block, rendered)
-        ):
-            end += len(part)
-            ids[end - len(part) : end] = part
-        return ids
+    def parts(self) -> Iterator[PlannedPart]:
+        """What the store knows of the rows, in the order of `rows`."""
+        for block in self.known_blocks():
+            yield PlannedPart(
+                # Each begins with the configuration that is unsteered, which is how its questions are asked.
+                block.configs[0].config_id,
+                [config.config_id for config in block.configs],
+                [(rendered.item_id, rendered.order) for rendered in block.prompts],
+                block.samples,
+            )
 
-    def rows(self, chosen: NDArray[np.bool_] | None = None) -> Iterator[Row]:
-        """The rows in the order of submission: prompt by prompt, all configurations of each together.
+    def prompts(self) -> Iterator[PromptRows]:
+        """The prompts in the order of submission, each with all its configurations."""
+        for block in self.known_blocks():
+            for rendered in block.prompts:
+                yield PromptRows(block.configs, rendered, block.samples, self.grid.seed)
 
-        `chosen` says for each place in `row_ids` whether the row is wanted; by default all are.
-        """
-        start = 0
-        for block, rendered in self._prompts():
-            count = len(block.configs) * block.samples
-            places: Iterable[int] = range(count)
-            names: Iterable[str] = _row_ids(block, rendered)
-            if chosen is not None:
-                wanted = np.flatnonzero(chosen[start : start + count])
-                places, names = wanted.tolist(), unpack(self.row_ids[start + wanted])
-            start += count
-            seeds: dict[int, int] = {}
-            for place, name in zip(places, names, strict=True):
-                n, sample = divmod(place, block.samples)
-                if sample not in seeds:
-                    seeds[sample] = sampling_seed(self.grid.seed, rendered.item_id, rendered.order, sample)
-                yield Row(name, block.configs[n], rendered, sample, seeds[sample])
+    def rows(self) -> Iterator[Row]:
+        """Every row, in the order of submission."""
+        return (row for prompt in self.prompts() for row in prompt.rows(range(prompt.count)))
 
-    def _prompts(self) -> Iterator[tuple[Block, RenderedPrompt]]:
+    def known_blocks(self) -> tuple[Block, ...]:
         if self.pending:
             raise UsageError(
                 f"{self.facts.name} is not at hand, so the rows have no ids yet", "fetch the model first"
             )
-        return ((block, rendered) for block in self.blocks for rendered in block.prompts)
+        return self.blocks
 
     def config_records(self) -> Iterator[dict[str, Any]]:
         """Every configuration of every evaluation in plain values; the vector's hash is the run's."""
@@ -196,14 +181,6 @@ class Plan:
         if self.pending:
             return rendered.question
         return decoded(self.tokenizer, rendered.prompt.token_ids)
-
-
-def _row_ids(block: Block, rendered: RenderedPrompt) -> Iterator[str]:
-    return (
-        row_id(config.config_id, rendered.item_id, rendered.order, sample)
-        for config in block.configs
-        for sample in range(block.samples)
-    )
 
 
 def make_plans(grid: Grid, today: date | None = None) -> tuple[Plan, ...]:

@@ -1,16 +1,17 @@
 """A row: one configuration of one question, one sample. What it asks of an engine, and what it records.
 
-Rows are made when they are wanted and never all at once.
+Rows are made when they are wanted, a prompt's at once, and never all of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from vsteer.evaluations.evaluation import CannotScore
 from vsteer.evaluations.rendered_prompt import RenderedPrompt
+from vsteer.identity import row_id, sampling_seed
 from vsteer.plan.configurations import Config
 from vsteer.protocol import Request, Result, Steering
 
@@ -85,6 +86,32 @@ class Row:
             **{count: sum(getattr(result, count) for result in results) if ok else None for count in COUNTS},
             "completion_tokens": sum(len(result.token_ids) for result in results) if ok else None,
         }
+
+
+@dataclass(frozen=True)
+class PromptRows:
+    """The rows of one prompt: configuration by configuration, and for each its samples."""
+
+    configs: tuple[Config, ...]
+    rendered: RenderedPrompt
+    samples: int
+    run_seed: int
+
+    @property
+    def count(self) -> int:
+        return len(self.configs) * self.samples
+
+    def rows(self, places: Iterable[int]) -> Iterator[Row]:
+        """The rows at these places among the prompt's."""
+        item_id, order = self.rendered.item_id, self.rendered.order
+        seeds: dict[int, int] = {}
+        for place in places:
+            n, sample = divmod(place, self.samples)
+            if sample not in seeds:
+                seeds[sample] = sampling_seed(self.run_seed, item_id, order, sample)
+            config = self.configs[n]
+            name = row_id(config.config_id, item_id, order, sample)
+            yield Row(name, config, self.rendered, sample, seeds[sample])
 
 
 def row_of(request_id: str) -> tuple[str, int]:

@@ -16,11 +16,14 @@ from numpy.typing import NDArray
 
 from vsteer.errors import SteeringFault
 from vsteer.plan.plan import Plan
-from vsteer.plan.rows import Row, row_of
+from vsteer.plan.rows import PromptRows, Row, row_of
 from vsteer.protocol import Engine, Request, Result
 from vsteer.run.vectors import StoredVectors
-from vsteer.store.shards import Done
+from vsteer.store.planned import Standing
 from vsteer.store.store import Store
+
+# How many places are looked at together for what is to do.
+AT_ONCE = 1 << 20
 
 
 @dataclass
@@ -69,22 +72,41 @@ class _Waiting:
     results: list[Result | None] = field(default_factory=list)
 
 
-def next_attempts(plan: Plan, done: Done, retry: Done | None = None) -> NDArray[np.int32]:
-    """The number of each row's next attempt, in the order of `plan.row_ids`; 0 for a row that stands.
+@dataclass(frozen=True)
+class ToDo:
+    """The rows of one plan that a start computes: those that don't stand, or failed ones once more."""
 
-    `retry` is what stood when failed rows were to be tried again: those that have failed since are not.
-    """
-    ids = plan.row_ids
-    failed = done.attempts(ids)
-    wanted = failed == (0 if retry is None else retry.attempts(ids))
-    wanted &= ~done.good.places(ids)[1]
-    return np.where(wanted, failed + 1, 0).astype(np.int32)
+    plan: Plan
+    first: int  # the place of the plan's first row among all that are planned
+    standing: Standing
+    # What stood when failed rows were to be tried again; those that have failed since are not.
+    retry: Standing | None = None
 
+    def __bool__(self) -> bool:
+        places = range(self.first, self.first + self.plan.row_count, AT_ONCE)
+        return any(self._attempts(place, min(AT_ONCE, places.stop - place)).any() for place in places)
 
-def rows_to_do(plan: Plan, attempts: NDArray[np.int32]) -> Iterator[tuple[Row, int]]:
-    """The plan's rows that do not stand yet, each with the number of this attempt."""
-    chosen = attempts > 0
-    return zip(plan.rows(chosen), map(int, attempts[chosen]), strict=True)
+    def prompts(self) -> Iterator[tuple[PromptRows, NDArray[np.int32]]]:
+        """The prompts of which a row is to be computed, with the number of each row's attempt; 0: none."""
+        place = self.first
+        for prompt in self.plan.prompts():
+            attempts = self._attempts(place, prompt.count)
+            place += prompt.count
+            if attempts.any():
+                yield prompt, attempts
+
+    def rows(self) -> Iterator[tuple[Row, int]]:
+        """The rows, each with the number of this attempt."""
+        for prompt, attempts in self.prompts():
+            places = np.flatnonzero(attempts)
+            yield from zip(prompt.rows(places.tolist()), attempts[places].tolist(), strict=True)
+
+    def _attempts(self, first: int, count: int) -> NDArray[np.int32]:
+        """The number of each row's next attempt; 0 for a row that stands."""
+        failed = self.standing.attempts(first, count)
+        wanted = failed == (0 if self.retry is None else self.retry.attempts(first, count))
+        wanted &= ~self.standing.good[first : first + count]
+        return np.where(wanted, failed + 1, 0).astype(np.int32)
 
 
 def run_rows(

@@ -9,9 +9,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
 from vsteer.errors import EngineError, StoreError
 from vsteer.grid.spec import EngineSpec
 from vsteer.packages import vllm_version
@@ -20,12 +17,12 @@ from vsteer.plan.rates import Meter, keep
 from vsteer.protocol import Engine
 from vsteer.run.interrupt import Interrupt
 from vsteer.run.loading import Load
-from vsteer.run.loop import Counts, Provenance, next_attempts, rows_to_do, run_rows
+from vsteer.run.loop import Counts, Provenance, ToDo, run_rows
 from vsteer.run.progress import RunProgress, duration
 from vsteer.run.stalls import STALL_SECONDS, watched
 from vsteer.run.vectors import RunVectors, StoredVectors
 from vsteer.scoring.perplexity import CoherenceFile
-from vsteer.store.shards import Done
+from vsteer.store.planned import Planned, Standing
 from vsteer.store.store import Store
 from vsteer.vectors.run_norms import write_vector_norms
 
@@ -40,7 +37,8 @@ class RunContext:
     progress: RunProgress
     interrupt: Interrupt
     counts: Counts
-    done: Done  # the rows that stood when the run started
+    planned: Planned
+    standing: Standing  # when the run started
     retry_errors: bool  # whether those of them that failed are tried again, each once a start
     on_vectors: Callable[[Plan, StoredVectors], None]  # called once a model's vectors are there
     load: Load
@@ -49,16 +47,17 @@ class RunContext:
 class ModelRun:
     """The rows of one plan, through as many engines as it takes."""
 
-    def __init__(self, plan: Plan, context: RunContext) -> None:
+    def __init__(self, plan: Plan, first: int, context: RunContext) -> None:
         self.plan, self.context = plan, context
+        self._first = first  # the place of its first row
         self.store, self.progress = context.store, context.progress
         self.vectors = RunVectors(plan, context.store.folder)
         self.spec = plan.grid.engine_for(plan.grid.model[plan.model])
         self._hung = False
 
     def run(self) -> None:
-        attempts = self._next_attempts(self.context.done)
-        if not attempts.any() and not self._texts_open():
+        to_do = self._to_do(self.context.standing)
+        if not to_do and not self._texts_open():
             return
         self.vectors.check()
         spec, restarts = self.spec, 0
@@ -67,11 +66,11 @@ class ModelRun:
             try:
                 engine = self._load(spec)
                 with watched(engine, self._stalled):
-                    self._with_engine(engine, attempts)
+                    self._with_engine(engine, to_do)
                 return
             except EngineError as error:
                 self.store.flush()
-                attempts = self._next_attempts(self.store.done())
+                to_do = self._to_do(self.store.standing(self.context.planned))
                 restarts += 1
                 codes = engine.exit_codes() if engine else []
                 self.store.event("engine_died", error=error.message, exit_codes=codes, restart=restarts)
@@ -107,7 +106,7 @@ class ModelRun:
         )
         return engine
 
-    def _with_engine(self, engine: Engine, attempts: NDArray[np.int32]) -> None:
+    def _with_engine(self, engine: Engine, to_do: ToDo) -> None:
         for recipe in self.vectors.to_extract:
             self.progress.counting(f"extracting the vector {recipe.name}", recipe.members)
             warning = self.vectors.extract(engine, recipe, self.progress.step)
@@ -126,7 +125,7 @@ class ModelRun:
         version = vllm_version() if engine.info.kind == "vllm" else ""
         run_rows(
             engine,
-            rows_to_do(self.plan, attempts),
+            to_do.rows(),
             self.store,
             Provenance(engine.info.kind, version, self.store.session, stored),
             self.context.counts,
@@ -177,8 +176,9 @@ class ModelRun:
         except StoreError:
             return False
 
-    def _next_attempts(self, done: Done) -> NDArray[np.int32]:
-        return next_attempts(self.plan, done, self.context.done if self.context.retry_errors else None)
+    def _to_do(self, standing: Standing) -> ToDo:
+        retry = self.context.standing if self.context.retry_errors else None
+        return ToDo(self.plan, self._first, standing, retry)
 
     def _stopping(self) -> bool:
         return self.context.interrupt.stopping

@@ -22,8 +22,8 @@ from vsteer.run.loop import Counts
 from vsteer.run.model_run import ModelRun, RunContext
 from vsteer.run.progress import RunProgress
 from vsteer.run.vectors import StoredVectors
-from vsteer.store.ids import RowIds
-from vsteer.store.shards import ROWS_FOLDER, Done
+from vsteer.store.planned import Planned, Standing
+from vsteer.store.shards import ROWS_FOLDER
 from vsteer.store.store import Store, open_store
 from vsteer.vectors import run_norms
 
@@ -62,7 +62,7 @@ def run_grid(
     plans = make_plans(grid, today)
     if fresh and folder.exists():
         put_aside(folder)
-    planned = RowIds.of_packed(plan.row_ids for plan in plans)
+    planned = Planned(part for plan in plans for part in plan.parts())
     with open_store(folder) as store:
         before = store.manifest
         unplanned = taken_back = 0
@@ -70,10 +70,12 @@ def run_grid(
             unplanned = store.put_aside_unplanned(planned)
             taken_back = store.take_back(planned)
         write_plan(store, plans, {}, vector_hashes(folder / ROWS_FOLDER) if taken_back else {})
-        done = store.done()
-        standing = len(done.good) if retry_errors else done.standing
-        with RunProgress(len(planned), standing, console) as progress:
-            progress.phase(f"{grid.name}: {len(planned):,} rows, {done.standing:,} of them stand in {folder}")
+        standing = store.standing(planned)
+        kept = standing.good_count if retry_errors else standing.count
+        with RunProgress(len(planned), kept, console) as progress:
+            progress.phase(
+                f"{grid.name}: {len(planned):,} rows, {standing.count:,} of them stand in {folder}"
+            )
             for line in dict.fromkeys(line for plan in plans for line in _left_out(plan)):
                 progress.say(line)
             if before is not None and (changed := changes(before.get("grid"), grid.model_dump(mode="json"))):
@@ -94,9 +96,9 @@ def run_grid(
                     progress.say(f"replica {fields['replica']} died: {fields['error']}")
 
             load = load or partial(load_vllm, on_event=on_event)
-            interrupted, fault = _run_models(plans, store, progress, done, retry_errors, load)
-            done = store.done()
-            missing = len(planned - done.good)
+            interrupted, fault = _run_models(plans, planned, store, progress, standing, retry_errors, load)
+            standing = store.standing(planned)
+            missing = len(planned) - standing.good_count
             store.event("stop", missing=missing, interrupted=interrupted)
             if derive and not interrupted:
                 progress.phase("working out the statistics")
@@ -107,7 +109,7 @@ def run_grid(
                     progress.warn(warning.removeprefix("warning: "))
                     store.event("no_statistics", error=warning)
     code = INTERRUPTED if interrupted else INCOMPLETE if missing else COMPLETE
-    return Outcome(folder, len(planned), len(planned) - missing, len(done.errors), code, fault)
+    return Outcome(folder, len(planned), len(planned) - missing, len(standing.failed), code, fault)
 
 
 def _left_out(plan: Plan) -> Iterator[str]:
@@ -118,9 +120,10 @@ def _left_out(plan: Plan) -> Iterator[str]:
 
 def _run_models(
     plans: tuple[Plan, ...],
+    planned: Planned,
     store: Store,
     progress: RunProgress,
-    done: Done,
+    standing: Standing,
     retry_errors: bool,
     load: Load,
 ) -> tuple[bool, VsteerError | None]:
@@ -133,17 +136,21 @@ def _run_models(
         write_plan(store, plans, hashes)
 
     with Interrupt(progress.say) as interrupt:
-        context = RunContext(store, progress, interrupt, Counts(), done, retry_errors, on_vectors, load)
+        context = RunContext(
+            store, progress, interrupt, Counts(), planned, standing, retry_errors, on_vectors, load
+        )
+        first = 0
         try:
             for plan in plans:
                 if interrupt.stopping:
                     break
                 try:
-                    ModelRun(plan, context).run()
+                    ModelRun(plan, first, context).run()
                 except EngineError as error:
                     # The rows that are done stay, and the next model is tried.
                     fault = error
                     progress.say(f"error: {plan.facts.name}: {error.message}\nhint: {error.hint}")
+                first += plan.row_count
         except KeyboardInterrupt:
             interrupt.stopping = True
         store.flush()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
 import duckdb
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -16,8 +15,8 @@ from vsteer.files import TEMPORARY
 from vsteer.store import schema as s
 from vsteer.store import shards as sh
 from vsteer.store.database import file_list
-from vsteer.store.ids import PACKED, RowIds, packed_in_chunks
 from vsteer.store.manifest import Manifest, read_manifest
+from vsteer.store.planned import Planned, Standing, read_standing
 from vsteer.store.sound import require_run, steadily
 from vsteer.store.views import CONFIGS, PROMPTS
 
@@ -37,27 +36,23 @@ class Finding:
     examples: tuple[str, ...] = ()
 
 
-def check(folder: Path, planned: Iterable[str]) -> list[Finding]:
-    """Hold a run's folder against its plan's row ids; usable while the run goes on.
+def check(folder: Path, planned: Planned) -> list[Finding]:
+    """Hold a run's folder against its plan; usable while the run goes on.
 
     A run without a fault among its findings is whole.
     """
     manifest = read_manifest(require_run(folder))
-    ids = np.concatenate([np.empty(0, PACKED), *packed_in_chunks(planned)])
-    plan = RowIds.of_packed([ids])
     findings = []
-    if len(ids) != len(plan):
-        findings.append(Finding("planned_twice", len(ids) - len(plan), "row ids stand twice in the plan"))
     if manifest is None:
         findings.append(Finding("no_manifest", 1, f"{folder} has no manifest: its plan was never written"))
-    elif manifest["rows"] != len(plan):
-        message = f"the manifest plans {manifest['rows']} rows, and {len(plan)} were given to check"
-        findings.append(Finding("plan_differs", abs(manifest["rows"] - len(plan)), message))
+    elif manifest["rows"] != len(planned):
+        message = f"the manifest plans {manifest['rows']} rows, and {len(planned)} were given to check"
+        findings.append(Finding("plan_differs", abs(manifest["rows"] - len(planned)), message))
     tables = {folder / name: _table_fault(folder / name, schema, manifest) for name, schema in TABLES.items()}
     if faults := [f"{table.name}: {why}" for table, why in tables.items() if why]:
         findings.append(_named("unreadable_tables", faults, f"tables in {folder} can't be used"))
     sound = [table for table, why in tables.items() if not why]
-    findings += steadily(folder, lambda rows: _rows_findings(rows, plan, sound))
+    findings += steadily(folder, lambda rows: _rows_findings(rows, planned, sound))
     aside = folder / sh.SET_ASIDE
     if aside.is_dir():
         names = sorted(path.name for path in aside.iterdir())
@@ -81,7 +76,7 @@ def _table_fault(path: Path, schema: pa.Schema, manifest: Manifest | None) -> st
     return None
 
 
-def _rows_findings(rows: Path, plan: RowIds, tables: Sequence[Path]) -> list[Finding]:
+def _rows_findings(rows: Path, planned: Planned, tables: Sequence[Path]) -> list[Finding]:
     findings = []
     names = sorted(path.name for path in rows.iterdir())
     if strange := [name for name in names if not sh.NAME.fullmatch(name) and not name.endswith(TEMPORARY)]:
@@ -90,17 +85,25 @@ def _rows_findings(rows: Path, plan: RowIds, tables: Sequence[Path]) -> list[Fin
     if bad := [f"{shard.name}: {why}" for shard, why in faults.items() if why]:
         findings.append(_named("unreadable", bad, f"shards in {rows} can't be read"))
     shards = [shard for shard, why in faults.items() if not why]
-    done = sh.read_done(shards)
-    standing = RowIds.of_packed([done.good.packed, done.errors.packed])
-    for what, ids, message in (
-        ("missing", plan - standing, "planned rows are not there"),
-        ("unplanned", standing - plan, "rows are not in the plan"),
-        ("errors", done.errors, "rows failed at every attempt"),
+    standing = read_standing(shards, planned)
+    missing = len(planned) - standing.count
+    for what, count, message in (
+        ("missing", missing, "planned rows are not there"),
+        ("unplanned", len(standing.unplanned), "rows are not in the plan"),
+        ("errors", len(standing.failed), "rows failed at every attempt"),
     ):
-        if len(ids):
-            findings.append(Finding(what, len(ids), message, examples=tuple(islice(ids, EXAMPLES))))
-    findings += _doubled(shards, len(standing))
+        if count:
+            findings.append(Finding(what, count, message, examples=_examples(what, standing, planned)))
+    findings += _doubled(shards, standing.count + len(standing.unplanned))
     return findings + _related(shards, tables)
+
+
+def _examples(what: str, standing: Standing, planned: Planned) -> tuple[str, ...]:
+    """Some of these rows, by their ids."""
+    if what == "unplanned":
+        return tuple(islice(standing.unplanned, EXAMPLES))
+    places = standing.failed if what == "errors" else standing.missing(EXAMPLES)
+    return tuple(planned.row_id(int(place)) for place in places[:EXAMPLES])
 
 
 def _named(what: str, names: Sequence[str], message: str) -> Finding:

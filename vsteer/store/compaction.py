@@ -25,7 +25,7 @@ from vsteer.store.database import file_list, in_memory
 from vsteer.store.files import FULL, disk_errors, parquet_writer
 from vsteer.store.ids import RowIds
 from vsteer.store.schema import ROWS_SCHEMA
-from vsteer.store.views import placed, superseded_sql
+from vsteer.store.views import any_id_twice, placed, superseded_sql
 
 ORDER = "vector, layer nulls first, multiplier nulls first, prompt_id, row_id"
 # DuckDB works in vectors of 2048 rows, and a thread takes a row group; its own groups have this size.
@@ -59,12 +59,12 @@ def compact(folder: Path, number: int, without: RowIds | None = None) -> Compact
         if (sh.is_compact(shards) and not without) or not sh.row_count(shards):
             return None
         _refuse_damaged(shards)
-        done = sh.read_done(shards)
-        left_out = without or RowIds.of(())
-        expected = len(done.good - left_out) + len(done.errors - left_out)
         new.mkdir()
         try:
-            written = _write_sorted(shards, new / "sorted", left_out, scratch=new / "scratch")
+            written, dropped = _write_sorted(
+                shards, new / "sorted", without or RowIds.of(()), scratch=new / "scratch"
+            )
+            expected = sh.row_count(shards) - dropped
             if written != expected:
                 raise RuntimeError(f"{expected} rows became {written} when compacted; {rows} is as it was")
             shutil.rmtree(new / "scratch", ignore_errors=True)
@@ -159,36 +159,51 @@ def _room_needed() -> Iterator[None]:
         raise StoreError(f"sorting the rows failed: {str(error).splitlines()[0]}", hint=FULL) from error
 
 
-def _write_sorted(shards: Sequence[Path], target: Path, left_out: RowIds, scratch: Path) -> int:
-    """Write each row once, in order; return their number. Memory stays at DuckDB's limit and a row group."""
+def _write_sorted(shards: Sequence[Path], target: Path, left_out: RowIds, scratch: Path) -> tuple[int, int]:
+    """Write each row once, in order; return how many were written and how many dropped.
+
+    Memory stays at DuckDB's limit and a row group.
+    """
     limits: dict[str, str | int] = {
         "memory_limit": MEMORY,
         "threads": min(THREADS, os.cpu_count() or 1),
         "temp_directory": str(scratch),
     }
     count = 0
+    twice = any_id_twice(shards)
     with (
         target.open("wb") as file,
         in_memory(**limits) as database,
         parquet_writer(file, ROWS_SCHEMA) as writer,
     ):
-        for group in _groups(_sorted(database, shards, left_out), _rows_a_group(shards)):
+        dropped = _drop_into(database, shards, left_out, twice)
+        for group in _groups(_sorted(database, shards), _rows_a_group(shards)):
             # The cast fails on a null in a column that never has one.
             writer.write_table(group.cast(ROWS_SCHEMA), row_group_size=len(group))
             count += len(group)
     sync(target)
-    return count
+    return count, dropped
 
 
-def _sorted(
-    database: duckdb.DuckDBPyConnection, shards: Sequence[Path], left_out: RowIds
-) -> pa.RecordBatchReader:
-    database.execute(f"create temp table superseded as {superseded_sql(shards)}")
-    database.register("left_out", pa.table({"row_id": pa.array(list(left_out), pa.string())}))
+def _drop_into(
+    database: duckdb.DuckDBPyConnection, shards: Sequence[Path], left_out: RowIds, twice: bool
+) -> int:
+    """Make the table `dropped` of the places of rows that are not written; return their number."""
+    database.execute("create temp table dropped (filename varchar, file_row_number bigint)")
+    if twice:
+        database.execute(f"insert into dropped {superseded_sql(shards)}")
+    if left_out:
+        database.register("left_out", pa.table({"row_id": pa.array(list(left_out), pa.string())}))
+        places = f"select filename, file_row_number from {placed(shards)} semi join left_out using (row_id)"
+        database.execute(f"insert into dropped {places} except select * from dropped")
+    ((count,),) = database.execute("select count(*) from dropped").fetchall()
+    return int(count)
+
+
+def _sorted(database: duckdb.DuckDBPyConnection, shards: Sequence[Path]) -> pa.RecordBatchReader:
     rows = database.sql(
         f"select {', '.join(ROWS_SCHEMA.names)} from {placed(shards)}"
-        f" anti join superseded using (filename, file_row_number) anti join left_out using (row_id)"
-        f" order by {ORDER}"
+        f" anti join dropped using (filename, file_row_number) order by {ORDER}"
     )
     return rows.to_arrow_reader(BATCH)
 

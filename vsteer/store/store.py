@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from vsteer.errors import StoreError
@@ -27,10 +28,10 @@ from vsteer.store import shards as sh
 from vsteer.store.compaction import Compacted
 from vsteer.store.events import append_event, end_torn_line, read_events
 from vsteer.store.files import as_parquet, disk_errors, write_file, write_sealed
-from vsteer.store.ids import RowIds
 from vsteer.store.journal import Journal, journals, whole_rows
 from vsteer.store.lock import FolderLock
 from vsteer.store.manifest import Manifest, read_manifest, write_manifest
+from vsteer.store.planned import Planned, Standing, read_standing
 from vsteer.store.records import Record, config_buffer, prompt_buffer, row_buffer
 from vsteer.store.views import CONFIGS, PROMPTS
 
@@ -72,7 +73,7 @@ class Store:
         self._kept = 0  # how many rows of the buffer are in the journal
         self._failed: Path | None = None  # the shard of a write that failed
         # What stands in which shards: a shard's name is never used twice, so these names say it is so still.
-        self._done: tuple[list[Path], sh.Done] | None = None
+        self._standing: tuple[list[Path], Planned, Standing] | None = None
         self._mutex = threading.RLock()
         self._closing = threading.Event()
         # Which start of the run this is, from 1: a row's run_session.
@@ -137,12 +138,17 @@ class Store:
         self.manifest = write_manifest(self.folder, manifest, counts)
 
     def done(self) -> sh.Done:
-        """Which rows stand on disk; those that are still in memory are not among them."""
+        """Which rows stand on disk, by their ids; those that are still in memory are not among them."""
+        with self._mutex, disk_errors(f"reading {self._rows_folder}"):
+            return sh.read_done(sh.list_shards(self._rows_folder))
+
+    def standing(self, planned: Planned) -> Standing:
+        """Which of the planned rows stand on disk; those that are still in memory are not among them."""
         with self._mutex, disk_errors(f"reading {self._rows_folder}"):
             shards = sh.list_shards(self._rows_folder)
-            if self._done is None or self._done[0] != shards:
-                self._done = shards, sh.read_done(shards)
-            return self._done[1]
+            if self._standing is None or self._standing[0] != shards or self._standing[1] is not planned:
+                self._standing = shards, planned, read_standing(shards, planned)
+            return self._standing[2]
 
     def append(self, record: Record) -> None:
         """Take one row. Where this raises, the row was not taken."""
@@ -183,15 +189,14 @@ class Store:
                 self._report(made.set_aside)
             return made
 
-    def put_aside_unplanned(self, planned: RowIds) -> int:
+    def put_aside_unplanned(self, planned: Planned) -> int:
         """Move rows that no plan has any more out of rows/, into a file in set-aside/; return their number.
 
         Another vector of the same name may have made them, and a query would mix the two.
         """
         with self._mutex:
             self.flush()
-            done = self.done()
-            unplanned = RowIds.of_packed([(done.good - planned).packed, (done.errors - planned).packed])
+            unplanned = self.standing(planned).unplanned
             if not len(unplanned):
                 return 0
             shards = sh.list_shards(self._rows_folder)
@@ -204,23 +209,28 @@ class Store:
             self.event("unplanned", rows=len(unplanned), to=aside.name)
             return len(unplanned)
 
-    def take_back(self, planned: RowIds) -> int:
+    def take_back(self, planned: Planned) -> int:
         """Put good rows that were moved aside and are planned again back into rows/; return their number.
 
-        Their ids say that they are the same rows. The files in set-aside/ stay as they are; one that can't be
-        read is skipped, and its rows are computed anew.
+        Their configurations and questions say that they are the same rows. The files in set-aside/ stay as
+        they are; one that can't be read is skipped, and its rows are computed anew.
         """
         with self._mutex:
             self.flush()
-            wanted = planned - self.done().good
-            before = len(wanted)
-            for aside in sorted((self.folder / sh.SET_ASIDE).glob("unplanned-*.parquet")):
+            asides = sorted((self.folder / sh.SET_ASIDE).glob("unplanned-*.parquet"))
+            if not asides:
+                return 0
+            stands = self.standing(planned).good.copy()
+            count = 0
+            for aside in asides:
                 rows = sh.good_rows(aside)
-                back = rows.filter(pa.array(wanted.among(rows["row_id"].to_pylist()), pa.bool_()))
-                if len(back):
-                    self._write_shard(back)
-                    wanted -= RowIds.of(back["row_id"].to_pylist())
-            if count := before - len(wanted):
+                places, first = np.unique(planned.places(rows), return_index=True)
+                wanted = first[(places >= 0) & ~stands[places]]
+                if len(wanted):
+                    self._write_shard(rows.take(np.sort(wanted)))
+                    stands[places[places >= 0]] = True
+                    count += len(wanted)
+            if count:
                 self.event("taken_back", rows=count)
             return count
 

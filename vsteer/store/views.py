@@ -50,9 +50,12 @@ def superseded_sql(shards: Sequence[Path]) -> str:
 
 def any_id_twice(shards: Sequence[Path]) -> bool:
     """Whether some id may stand more than once: by 64 bits of each, in 8 bytes a row."""
+    hashes = np.empty(sh.row_count(shards), np.uint64)
+    end = 0
     with in_memory() as database:
-        batches = database.sql(f"select hash(row_id) as h from read_parquet({file_list(shards)})")
-        parts = [batch["h"].to_numpy() for batch in batches.to_arrow_reader(1 << 18)]
-    hashes = np.concatenate(parts) if parts else np.empty(0, np.uint64)
+        found = database.sql(f"select hash(row_id) as h from read_parquet({file_list(shards)})")
+        for batch in found.to_arrow_reader(1 << 17):
+            end += len(batch)
+            hashes[end - len(batch) : end] = batch["h"].to_numpy()
     hashes.sort()
     return bool((hashes[1:] == hashes[:-1]).any())
