@@ -14,7 +14,7 @@ from vsteer.plan.budget import budget
 from vsteer.plan.plan import Plan
 from vsteer.plan.rows import row_of
 from vsteer.protocol import OPEN_END, Result
-from vsteer.store.ids import unpack
+from vsteer.store.planned import Planned
 
 
 @pytest.fixture
@@ -45,15 +45,13 @@ def test_rows_are_configurations_times_questions_times_samples(plan: Callable[..
     )
 
 
-def test_row_ids_are_packed_in_the_order_of_the_rows(plan: Callable[..., Plan]) -> None:
+def test_the_rows_of_a_plan_are_in_the_order_of_their_places(plan: Callable[..., Plan]) -> None:
     one = plan("max_tokens: 7", "temperature: 0.5, samples: 3, limit: 1")
     rows = list(one.rows())
-    assert one.row_ids.nbytes == 16 * one.row_count == 16 * len(rows)
-    assert unpack(one.row_ids) == [row.row_id for row in rows]
-    assert one.row_ids is one.row_ids
-    chosen = np.random.default_rng(0).random(len(rows)) < 0.3
-    assert list(one.rows(chosen)) == [row for row, wanted in zip(rows, chosen, strict=True) if wanted]
-    assert not list(one.rows(np.zeros(len(rows), np.bool_)))
+    planned = Planned(one.parts())
+    assert len(planned) == one.row_count == len(rows)
+    assert [planned.row_id(place) for place in range(len(rows))] == [row.row_id for row in rows]
+    assert sum(prompt.count for prompt in one.prompts()) == len(rows)
 
 
 def test_samples_and_system_prompts_multiply(plan: Callable[..., Plan]) -> None:

@@ -20,9 +20,9 @@ def plan(tmp_path: Path) -> Plan:
 def standing(rows: int, good: Iterable[int], failed: Mapping[int, int]) -> Standing:
     is_good = np.zeros(rows, np.bool_)
     is_good[list(good)] = True
-    return Standing(
-        is_good, np.array(sorted(failed)), np.array([failed[n] for n in sorted(failed)], np.int32)
-    )
+    places = sorted(failed)
+    attempts = np.array([failed[place] for place in places], np.int32)
+    return Standing(is_good, np.array(places, np.int64), attempts)
 
 
 def attempts(plan: Plan, *stands: Standing, first: int = 0) -> dict[int, int]:

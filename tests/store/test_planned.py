@@ -31,11 +31,11 @@ def in_order(parts: list[PlannedPart]) -> list[tuple[str, str, str, int]]:
 
 
 def record(
-    config: str, item: str, order: str, sample: int, ok: bool = True, attempt: int = 1
+    config: str, item: str, order: str, sample: int, *, ok: bool = True, attempt: int = 1
 ) -> dict[str, Any]:
+    key = {"config_id": config, "item_id": item, "letter_order": order, "sample": sample}
     name = identity.row_id(config, item, order, sample)
-    key = {"config_id": config, "item_id": item, "letter_order": order, "sample": sample, "row_id": name}
-    return (row if ok else error_row)(0, **key, attempt=attempt)
+    return (row if ok else error_row)(0, **key, row_id=name, attempt=attempt)
 
 
 def test_each_row_has_its_place(tmp_path: Path) -> None:
