@@ -95,6 +95,15 @@ def test_a_compacted_run_is_left_as_it_is(tmp_path: Path) -> None:
     assert [event["event"] for event in read_events(tmp_path)].count("compact") == 1
 
 
+def test_more_rows_than_a_caller_waits_for_are_left_as_they_are(tmp_path: Path) -> None:
+    fill(tmp_path, 20)
+    with open_store(tmp_path) as store:
+        before = sorted((tmp_path / "rows").iterdir())
+        assert store.compact(most=19) is None
+        assert sorted((tmp_path / "rows").iterdir()) == before
+        assert store.compact(most=20) is not None
+
+
 def test_a_run_without_rows_has_nothing_to_compact(tmp_path: Path) -> None:
     with open_store(tmp_path) as store:
         assert store.compact() is None

@@ -27,6 +27,9 @@ from vsteer.store.shards import ROWS_FOLDER
 from vsteer.store.store import Store, open_store
 from vsteer.vectors import run_norms
 
+# Whoever presses Ctrl-C waits for so many rows to be sorted, a few seconds, but not for more.
+SOON_IN_ORDER = 1_000_000
+
 COMPLETE, INCOMPLETE, INTERRUPTED = 0, 3, 130
 
 # Works out what is derived from a run's rows, and returns what to warn of.
@@ -155,5 +158,5 @@ def _run_models(
             interrupt.stopping = True
         store.flush()
         progress.phase("putting the rows in order")
-        store.compact()
+        store.compact(most=SOON_IN_ORDER if interrupt.stopping else None)
     return interrupt.stopping, fault

@@ -55,7 +55,8 @@ class Planned:
         self._question_at = np.full(
             (len(ways) or 1, len(LETTER_ORDERS) * (len(self._items) + 1)), -1, np.int32
         )
-        self._part, starts = np.empty(sum(len(part.questions) for part in parts), np.int32), []
+        self._part = np.empty(sum(len(part.questions) for part in parts), np.int32)
+        starts: list[int] = []
         self.rows = 0
         for n, part in enumerate(parts):
             numbers = [self._configs[config_id] for config_id in part.config_ids]

@@ -176,10 +176,15 @@ class Store:
         with self._mutex:
             append_event(self.folder, event, session=self.session, **fields)
 
-    def compact(self) -> Compacted | None:
-        """Flush, and put each row once into one sorted file; None where that is so already."""
+    def compact(self, most: int | None = None) -> Compacted | None:
+        """Flush, and put each row once into one sorted file.
+
+        None where that is so already, or where there are more rows than `most`.
+        """
         with self._mutex:
             self.flush()
+            if most is not None and sh.row_count(sh.list_shards(self._rows_folder)) > most:
+                return None
             started = time.monotonic()
             self._next += 1
             made = compaction.compact(self.folder, self._next - 1)
