@@ -24,6 +24,7 @@ _KINDS = {
     stat.S_IFBLK: "a device",
     stat.S_IFSOCK: "a socket",
 }
+UNREADABLE = "you may not read it: make it readable, or run this as its owner"
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -49,6 +50,11 @@ def read_regular(path: Path, limit: int) -> bytes:
         found = f"it has {size:,} bytes" if size > limit else "it has more bytes than it says"
         raise OSError(errno.EINVAL, f"{found}, and at most {limit:,} are read", str(path))
     return content
+
+
+def reading_hint(error: BaseException, otherwise: str) -> str:
+    """The hint of an error in reading a file: one that may not be read is neither missing nor broken."""
+    return UNREADABLE if isinstance(error, PermissionError) else otherwise
 
 
 def parse_json(content: str | bytes) -> Any:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vsteer.errors import DataError
-from vsteer.files import read_regular
+from vsteer.files import read_regular, reading_hint
 
 MAX_BYTES, MAX_RECORDS, MAX_CHARACTERS = 50_000_000, 250_000, 1_000_000
 _MAX_LISTS = 20
@@ -57,7 +57,7 @@ def open_data(path: str | Path) -> DataFile:
         raw = read_regular(path, MAX_BYTES)
     except OSError as error:
         hint = "name a data file that exists and can be read; a sample of a large one will do"
-        raise DataError(f"{path}: {error.strerror}", hint) from None
+        raise DataError(f"{path}: {error.strerror}", reading_hint(error, hint)) from None
     source = Source(str(path), hashlib.sha256(raw).hexdigest())
     try:
         text = raw.decode("utf-8-sig")

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from vsteer.files import read_regular
+from vsteer.files import read_regular, reading_hint
 from vsteer.grid.problems import GridError, Source
 from vsteer.grid.values import MOST_DEPTH, MOST_VALUES, Lines, fault
 from vsteer.validation import shortened, shown
@@ -35,7 +35,7 @@ def read_yaml(path: str | Path) -> Source:
     try:
         text = read_regular(path, MOST_BYTES).decode("utf-8-sig")
     except OSError as error:
-        hint = "name a YAML file that exists and can be read"
+        hint = reading_hint(error, "name a YAML file that exists and can be read")
         raise GridError(f"{shortened(str(path))}: {error.strerror}", hint) from None
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1

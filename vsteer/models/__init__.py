@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from vsteer.errors import ModelError, UsageError
 from vsteer.families import FAMILIES
+from vsteer.files import reading_hint
 from vsteer.models import gemma3, smollm2, tiny_families, tiny_llama
 from vsteer.models.hugging_face import refuse_own_code
 
@@ -62,8 +63,9 @@ def resolve(name_or_path: str, revision: str | None = None) -> Source:
 
     A name wins over a folder of the same name in the working directory, which is written `./name`.
     """
-    path = Path(name_or_path).expanduser()
-    local = name_or_path in NAMED or (name_or_path != "" and path.exists())
+    with _looking_for(name_or_path):
+        path = Path(name_or_path).expanduser()
+        local = name_or_path in NAMED or (name_or_path != "" and path.exists())
     if local and revision is not None:
         raise UsageError(
             f"{name_or_path} is not a hub id, so it has no revision {revision!r}", "leave the revision out"
@@ -71,7 +73,8 @@ def resolve(name_or_path: str, revision: str | None = None) -> Source:
     if name_or_path in NAMED:
         return Source(str(ensure(NAMED[name_or_path])), None)
     if local:
-        check_folder(path)
+        with _looking_for(name_or_path):
+            check_folder(path)
         return Source(str(path.absolute()), None)
     if HUB_ID.fullmatch(name_or_path):
         return Source(name_or_path, revision)
@@ -79,6 +82,16 @@ def resolve(name_or_path: str, revision: str | None = None) -> Source:
         f"no model {name_or_path!r}: not a named model, a folder, or a hub id",
         f"the named models are {', '.join(NAMED)}; a hub id looks like org/name",
     )
+
+
+@contextlib.contextmanager
+def _looking_for(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # a path that no system could have, or that may not be seen
+        raise ModelError(
+            f"can't look for the model {name[:60]!r}: {error}", reading_hint(error, "name a model")
+        ) from None
 
 
 def check_folder(path: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vsteer.errors import ModelError
+from vsteer.files import reading_hint
 
 # What of an error of transformers is shown.
 SHOWN = 200
@@ -117,5 +118,9 @@ def _unreadable(what: str, model: str | Path, error: Exception) -> ModelError:
     reason = " ".join(str(error).split())[:SHOWN] or type(error).__name__
     return ModelError(
         f"the {what} of {model} can't be read: {reason}",
-        hint="is it a model of Hugging Face's layout, and whole? fetch it again",
+        # transformers wraps the system's errors in its own
+        hint=reading_hint(
+            error.__cause__ if isinstance(error.__cause__, PermissionError) else error,
+            "is it a model of Hugging Face's layout, and whole? fetch it again",
+        ),
     )

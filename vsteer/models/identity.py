@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from vsteer.errors import ModelError
-from vsteer.files import written_whole
+from vsteer.files import reading_hint, written_whole
 from vsteer.models import home
 from vsteer.terminal import echo
 
@@ -27,7 +27,17 @@ RACY_SECONDS = 2.0
 
 
 def model_sha256(folder: str | Path) -> str:
-    files = {path for pattern in FILES for path in Path(folder).glob(pattern) if path.name != "vsteer.json"}
+    try:
+        return _sha256(Path(folder))
+    except OSError as error:
+        raise ModelError(
+            f"{error.filename or folder} can't be read: {error.strerror or error}",
+            hint=reading_hint(error, "fetch the model again"),
+        ) from None
+
+
+def _sha256(folder: Path) -> str:
+    files = {path for pattern in FILES for path in folder.glob(pattern) if path.name != "vsteer.json"}
     unread = sum(path.stat().st_size for path in files if _known(path) is None)
     if unread > LARGE:
         size = f"{unread / 2**30:.0f} GiB"

@@ -10,6 +10,7 @@ from typing import Any
 
 from vsteer import models
 from vsteer.errors import ModelError, VsteerError
+from vsteer.files import reading_hint
 from vsteer.grid.spec import Grid, Model
 from vsteer.models.hugging_face import load_tokenizer, refuse_own_code
 from vsteer.models.identity import cached_snapshot, model_sha256
@@ -68,7 +69,9 @@ def find_model(grid: Grid, n: int) -> tuple[ModelFacts, Any | None]:
         raise grid.error(("model", n, "id"), error.message, error.hint) from None
     except (OSError, RuntimeError, ValueError) as error:  # a path that no system could have
         raise grid.error(
-            ("model", n, "id"), f"can't look for the model {model.id[:60]!r}: {error}", "name a model"
+            ("model", n, "id"),
+            f"can't look for the model {model.id[:60]!r}: {error}",
+            reading_hint(error, "name a model"),
         ) from None
     if tokenizer is None:
         weights = None
@@ -120,7 +123,7 @@ def _config(folder: Path) -> dict[str, Any]:
         assert isinstance(config, dict)
     except (OSError, ValueError, AssertionError) as error:
         raise ModelError(
-            f"{folder / 'config.json'} can't be read: {error}", "fetch the model again"
+            f"{folder / 'config.json'} can't be read: {error}", reading_hint(error, "fetch the model again")
         ) from None
     text = config.get("text_config")
     return {**config, **text} if isinstance(text, dict) else config

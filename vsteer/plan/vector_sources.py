@@ -13,6 +13,7 @@ from typing import Any
 
 from vsteer.datasets.builtin import find_file
 from vsteer.errors import VsteerError
+from vsteer.files import reading_hint
 from vsteer.grid.problems import Loc
 from vsteer.grid.spec import DataVector, FileVector, Grid
 from vsteer.identity import identify
@@ -150,4 +151,5 @@ def located(grid: Grid, loc: Loc) -> Iterator[None]:
     except VsteerError as error:
         raise grid.error(loc, error.message, error.hint) from None
     except OSError as error:
-        raise grid.error(loc, f"can't read the file: {error}", "name a file that can be read") from None
+        hint = reading_hint(error, "name a file that can be read")
+        raise grid.error(loc, f"can't read the file: {error}", hint) from None

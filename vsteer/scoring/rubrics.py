@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vsteer.datasets import builtin
 from vsteer.errors import DataError
-from vsteer.files import read_regular
+from vsteer.files import read_regular, reading_hint
 
 DATA = Path(builtin.__file__).with_name("behaviours")
 FILE = "rubric.md"
@@ -39,7 +39,7 @@ def load_rubric(name: str) -> Rubric:
         named = ", ".join(one for one, file in built_in.items() if file.is_file())
         raise DataError(
             f"no rubric can be read from {name[:200]!r}: {getattr(error, 'strerror', None) or error}",
-            hint=f"name a built-in one ({named}) or a text file",
+            hint=reading_hint(error, f"name a built-in one ({named}) or a text file"),
         ) from None
     if not text:
         raise DataError(f"the rubric {path} is empty", hint="write into it what 0 and 10 stand for")

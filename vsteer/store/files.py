@@ -11,12 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vsteer.errors import StoreError
-from vsteer.files import written_whole
+from vsteer.files import UNREADABLE, written_whole
 from vsteer.store.seal import seal, with_place
 
 FULL = "free some space on that disk and give the same command again: what was written is kept"
 READ_ONLY = "make the folder writable and give the same command again: what was written is kept"
-UNREADABLE = "you may not read it: make it readable, or run this as its owner"
 HINTS = {
     errno.ENOSPC: FULL,
     errno.EDQUOT: FULL,

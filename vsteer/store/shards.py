@@ -71,7 +71,7 @@ def fault_of(shard: Path, *, whole: bool = True) -> str | None:
         return "its bytes are not those that were written: it is torn or damaged"
     try:
         schema = pq.read_schema(shard)
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):
         raise
     except (pa.ArrowException, OSError, ValueError) as error:
         return f"it can't be read: {str(error).splitlines()[0][:120]}"

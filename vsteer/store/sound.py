@@ -36,7 +36,9 @@ T = TypeVar("T")
 
 
 def require_run(folder: Path) -> Path:
-    if not (folder / sh.ROWS_FOLDER).is_dir() and not (folder / sh.OLD_ROWS_FOLDER).is_dir():
+    with disk_errors(f"reading {folder}"):
+        there = (folder / sh.ROWS_FOLDER).is_dir() or (folder / sh.OLD_ROWS_FOLDER).is_dir()
+    if not there:
         raise StoreError(
             f"{folder} is not a run's folder", hint="give the folder with manifest.json and rows/"
         )
@@ -67,7 +69,8 @@ def sound_shards(folder: Path) -> list[Path]:
 
 def faults_of_tables(folder: Path, paths: Iterable[Path]) -> dict[Path, str | None]:
     """What is wrong with each of these tables of a run that is there: one that isn't a shard, but derived."""
-    return _verified(folder, [path for path in paths if path.exists()], fault_of_table, note=True)
+    with disk_errors(f"reading {folder}"):
+        return _verified(folder, [path for path in paths if path.exists()], fault_of_table, note=True)
 
 
 def verified(folder: Path, rows: Path, *, note: bool = False) -> dict[Path, str | None]:
@@ -88,8 +91,8 @@ def fault_of_table(path: Path) -> str | None:
         with in_memory() as database:
             for _ in database.sql(f"select * from read_parquet({file_list([path])})").to_arrow_reader():
                 pass
-    except FileNotFoundError:
-        raise
+    except (FileNotFoundError, PermissionError):
+        raise  # what may not be read isn't damaged, and must not be made anew
     except (pa.ArrowException, duckdb.Error, OSError, ValueError) as error:
         return f"it can't be read: {str(error).splitlines()[0][:120]}"
     return None

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from vsteer.errors import VectorError
+from vsteer.files import reading_hint
 from vsteer.protocol import Direction
 from vsteer.vectors.checks import same_width
 from vsteer.vectors.norms import length
@@ -43,7 +44,9 @@ def join_diagnostics(rows: Sequence[Row], path: Path) -> list[Row]:
     try:
         table = pyarrow.parquet.read_table(path)
     except (OSError, pyarrow.ArrowException) as error:
-        raise VectorError(f"{path} can't be read: {error}", "extract again, or remove it") from error
+        raise VectorError(
+            f"{path} can't be read: {error}", reading_hint(error, "extract again, or remove it")
+        ) from error
     names = table.column_names
     beside: dict[object, dict[str, object]] = (
         {row["layer"]: row for row in table.to_pylist()} if "layer" in names else {}

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from vsteer.errors import UsageError, VectorError
-from vsteer.files import new_file, open_regular, read_regular
+from vsteer.files import new_file, open_regular, read_regular, reading_hint
 from vsteer.vectors.checks import MAX_BYTES, check_vector
 from vsteer.vectors.files import caa as caa_file
 from vsteer.vectors.files import gguf as gguf_file
@@ -114,5 +114,5 @@ def _readable(path: Path) -> Iterator[None]:
     except OSError as error:
         raise VectorError(
             f"could not read {path}: {error.strerror or error}",
-            "is it the path of a vector's file, not a model's, and may you read it?",
+            reading_hint(error, "is it the path of a vector's file, not a model's?"),
         ) from error
