@@ -55,7 +55,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextlib.contextmanager
 def without_privilege() -> Iterator[None]:
-    """Root may read what nobody else may; this thread and those that it starts do without that for a while."""
+    """Root may read what nobody else may; this thread, and what it starts, do without that for a while."""
     header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION, 0)
     sets = (ctypes.c_uint32 * 6)()  # effective, permitted and inheritable ones, twice 32 of each
     libc = ctypes.CDLL(None)
