@@ -46,6 +46,7 @@ VERDICTS = """
 select family, control, controls, controls_left_out, control_largest, verdict, condition
 from control_verdicts order by family, control
 """
+ROUNDINGS = "select model, dtype, evaluation, rounding from roundings"
 
 Layers = tuple[int, ...]
 
@@ -101,6 +102,7 @@ def layer_curves(folder: Path) -> str:
         baselines = {row[0]: Baseline(*row[1:]) for row in database.execute(BASELINES).fetchall()}
         chance = _by_family(database, CHANCE)
         verdicts = _by_family(database, VERDICTS)
+        roundings = {tuple(row[:3]): row[3] for row in database.execute(ROUNDINGS).fetchall()}
     dtypes = defaultdict(set)
     for family in families.values():
         dtypes[family.model].add(family.dtype)
@@ -112,6 +114,7 @@ def layer_curves(folder: Path) -> str:
             baselines[family.setting],
             {tuple(layers): (low, high) for layers, low, high in chance[number]},
             [Verdict(*row) for row in verdicts[number]],
+            roundings.get((family.model, family.dtype, family.evaluation)),
         )
         for number, family in families.items()
     )
@@ -132,6 +135,7 @@ def _curve(
     baseline: Baseline,
     chance: Mapping[Layers, tuple[float, float]],
     verdicts: Sequence[Verdict],
+    rounding: float | None,
 ) -> str:
     counts = sorted({one.prompts for one in effects})
     operation = OPERATIONS[family.operation]
@@ -161,7 +165,14 @@ def _curve(
         f"log p(matching) - log p(not matching), {unsteered}",
         f"MASS: the probability of all answers together, the least of a row (unsteered {baseline.mass:.3f})",
     ]
-    return "\n".join([*head, plain_table(header, rows), *_claims(effects, verdicts, operation.done)])
+    lines = [*head, plain_table(header, rows), *_claims(effects, verdicts, operation.done)]
+    small = sum(abs(one.effect) < rounding for one in effects) if rounding else 0
+    if small:
+        lines.append(
+            f"warning: {small} of {len(effects)} effects lie below {rounding:.2f}, by which {family.dtype} "
+            "moves an effect of one question (vsteer sql rounding)"
+        )
+    return "\n".join(lines)
 
 
 def _layers(layers: Layers) -> str:

@@ -176,7 +176,7 @@ def _perplexity(run: Path) -> Iterator[tuple[Entry, str]]:
 
     progress = _Progress()
     for facts, spec in stored_models(run):
-        with CoherenceFile(run, facts.name, facts.identity()) as file:
+        with CoherenceFile(run, facts.name, facts.output_identity()) as file:
             if file.result.open:
                 _loading(facts.name)
                 with closing(load_stored(facts, spec)) as engine:

@@ -79,6 +79,11 @@ SEAMS: dict[str, tuple[str, ...]] = {
         "vllm.plugins.load_plugins_by_group",
         "vllm.plugins.load_general_plugins",
     ),
+    "vsteer/engine/worker/unembedding.py": (
+        "vllm.model_executor.layers.logits_processor.LogitsProcessor._get_logits",
+        "vllm.model_executor.layers.linear.UnquantizedLinearMethod",
+        "vllm.model_executor.layers.vocab_parallel_embedding.UnquantizedEmbeddingMethod",
+    ),
     "vsteer/engine/worker/extension.py": ("vllm.v1.worker.worker_base.WorkerWrapperBase.init_worker",),
     "vsteer/engine/death_watch.py": (
         f"{_CLIENT}.BackgroundResources",

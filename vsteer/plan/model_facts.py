@@ -41,6 +41,7 @@ class ModelFacts:
         return self.weights is None
 
     def identity(self) -> dict[str, Any]:
+        """What its streams depend on, and with them the vectors that are extracted from it."""
         weights = (
             {"pending": self.name, "revision": self.revision} if self.weights is None else dict(self.weights)
         )
@@ -49,6 +50,10 @@ class ModelFacts:
             "quantization": self.quantization,
             "kv_cache_dtype": self.kv_cache_dtype,
         }
+
+    def output_identity(self) -> dict[str, Any]:
+        """What its answers depend on besides: in 16 bits vLLM's own unembedding would round them."""
+        return self.identity() | ({} if self.dtype == "float32" else {"unembedding": "float32"})
 
 
 def find_model(grid: Grid, n: int) -> tuple[ModelFacts, Any | None]:

@@ -225,7 +225,7 @@ def make_plan(grid: Grid, model: int, facts: ModelFacts, tokenizer: Any, today: 
             places: dict[Positions, Loc] = {}
             template = renderer.template()
             baseline = expander.baseline(spec, control, system)
-            configs = _configs(renderer, expander, baseline, facts.identity() | template, places)
+            configs = _configs(renderer, expander, baseline, facts.output_identity() | template, places)
             block = Block(
                 evaluation=name,
                 place=place,

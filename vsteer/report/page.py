@@ -46,7 +46,14 @@ DRAWN = (
     "capability_cost",
     "steerability",
 )
-MORE = ("letter_bias", "system_prompt_interaction", "layer_transfer", "model_transfer", "throughput")
+MORE = (
+    "letter_bias",
+    "system_prompt_interaction",
+    "layer_transfer",
+    "model_transfer",
+    "rounding",
+    "throughput",
+)
 # what has no multiplier stands in no multiplier curve
 WITHOUT_MULTIPLIER = """\
 select e.run, e.model, e.evaluation, e.system, e.vector, e.norm, e.positions, e.operation, e.layers, e.depth,
@@ -91,7 +98,15 @@ def gathered(folders: Sequence[Path], runs: Mapping[str, Path]) -> dict[str, Any
         tables |= diagnostics(database, runs) | texts(database)
         found = facts(database, runs)
         twice = alike(database)
-    warnings = []
+    rounded = tables["rounding"].columns
+    warnings = [
+        f"{model}, {evaluation}, {vector}: {verdict}, {rounding:.3f} for an effect of one question."
+        for model, evaluation, vector, verdict, rounding, below in zip(
+            *(rounded[name] for name in ("model", "evaluation", "vector", "verdict", "rounding", "below")),
+            strict=True,
+        )
+        if below
+    ]
     if twice:
         warnings.append(
             f"{twice} places in these figures hold several configurations that differ in something that they"

@@ -151,6 +151,13 @@ select c.run, c.evaluation, c.model, c.system, c.vector, c.norm, c.positions, c.
        c.made_here, c.made_at_layer
 from means m join conditions c using (condition);
 
+-- What 16 bits do to an effect of one question, by those that were computed again in float32. A mean effect that is
+-- smaller is not told from rounding: it may be on one side in all questions.
+create or replace temp view roundings as
+select run, model, dtype, evaluation, count(*) as measured, sqrt(avg((effect - effect_float32) ** 2)) as rounding,
+       avg(effect - effect_float32) as mean_rounding
+from rounding group by all;
+
 -- A line through each question's logit differences over the multipliers, by least squares, and Spearman's
 -- correlation of the two. The unsteered model is one point more, at multiplier 0 and effect 0.
 create or replace temp view item_lines as

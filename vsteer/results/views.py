@@ -4,6 +4,7 @@ All of it is SQL (`setup`), so that DuckDB alone can do the same: `vsteer sql --
 
 rows, configs, prompts   the runs' tables, with a column `run`
 norms, scores            how long the vectors are; what scorers found in the rows as they now stand
+rounding                 effects in 16 bits beside the same ones in float32
 intervals, peaks, bands, asymmetries, doses, scaling   the tables of statistics_files.py, where a run has them
                          and they were made of its rows as they stand (`without_statistics`)
 conditions, baselines, effects, item_effects, config_effects, item_lines, control_effects, control_verdicts
@@ -27,6 +28,7 @@ from vsteer.results.statistics_files import (
     statistics_path,
 )
 from vsteer.store.database import exact, in_memory, quoted
+from vsteer.store.rounding import ROUNDING, ROUNDING_FILE
 from vsteer.store.schema import SQL_TYPES, Column
 from vsteer.store.scores import SCORES, sound_scores
 from vsteer.store.sound import faults_of_tables, require_run
@@ -76,13 +78,20 @@ def setup(folders: Sequence[Path]) -> list[str]:
         "prompts": [(run, _file(folder / PROMPTS)) for run, folder in runs.items()],
         "norms": [(run, _file(folder / NORMS)) for run, folder in runs.items() if _readable(folder, NORMS)],
     }
+    tables["rounding"] = [
+        (run, _file(folder / ROUNDING_FILE))
+        for run, folder in runs.items()
+        if _readable(folder, ROUNDING_FILE)
+    ]
     current = {run: folder for run, folder in runs.items() if statistics_are_current(folder)}
     for table in TABLES:
         tables[table] = [(run, _file(statistics_path(folder, table))) for run, folder in current.items()]
     if len(runs) > 1:
         # a run's own is of its models alone: see analysis/over_runs.py
         tables["scaling"] = []
-    empty = {"norms": NO_NORMS} | {name: _no_rows_of(columns) for name, columns in TABLES.items()}
+    empty = {"norms": NO_NORMS, "rounding": _no_rows_of(ROUNDING)} | {
+        name: _no_rows_of(columns) for name, columns in TABLES.items()
+    }
     selects = {name: _together(parts) if parts else empty[name] for name, parts in tables.items()}
     selects["scores"] = _scores(runs)
     return [

@@ -14,11 +14,12 @@ from vsteer.grid.spec import EngineSpec
 from vsteer.packages import vllm_version
 from vsteer.plan.plan import Plan
 from vsteer.plan.rates import Meter, keep
-from vsteer.protocol import Engine
+from vsteer.protocol import Engine, Vectors
 from vsteer.run.interrupt import Interrupt
 from vsteer.run.loading import Load
 from vsteer.run.loop import Counts, Provenance, ToDo, run_rows
 from vsteer.run.progress import RunProgress, duration
+from vsteer.run.rounding import measure_rounding
 from vsteer.run.stalls import STALL_SECONDS, watched
 from vsteer.run.vectors import RunVectors, StoredVectors
 from vsteer.scoring.perplexity import CoherenceFile
@@ -54,6 +55,7 @@ class ModelRun:
         self.vectors = RunVectors(plan, context.store.folder)
         self.spec = plan.grid.engine_for(plan.grid.model[plan.model])
         self._hung = False
+        self._by_vllm: Vectors | None = None  # the directions, once rows were computed with them
 
     def run(self) -> None:
         to_do = self._to_do(self.context.standing)
@@ -67,7 +69,7 @@ class ModelRun:
                 engine = self._load(spec)
                 with watched(engine, self._stalled):
                     self._with_engine(engine, to_do)
-                return
+                break
             except EngineError as error:
                 self.store.flush()
                 to_do = self._to_do(self.store.standing(self.context.planned))
@@ -88,6 +90,8 @@ class ModelRun:
             finally:
                 if engine:
                     engine.close()
+        # the reference needs the memory that the engine had
+        self._measure_rounding()
 
     def _load(self, spec: EngineSpec) -> Engine:
         name = self.plan.facts.name
@@ -135,7 +139,16 @@ class ModelRun:
         )
         if engine.info.kind == "vllm":
             keep(self.plan, meter)
+            self._by_vllm = stored.directions
         self._coherence(engine)
+
+    def _measure_rounding(self) -> None:
+        if self._by_vllm is None or self._stopping():
+            return
+        self.store.flush()
+        plan, progress = self.plan, self.progress
+        if found := measure_rounding(plan, self.store.folder, self._by_vllm, progress, self._stopping):
+            progress.say(found)
 
     def _coherence(self, engine: Engine) -> None:
         """Each text's perplexity, while the model is there. `vsteer score` can do it later."""
@@ -165,7 +178,7 @@ class ModelRun:
 
     def _coherence_file(self) -> CoherenceFile:
         facts = self.plan.facts
-        return CoherenceFile(self.store.folder, facts.name, facts.identity(), self._coherent)
+        return CoherenceFile(self.store.folder, facts.name, facts.output_identity(), self._coherent)
 
     def _texts_open(self) -> bool:
         if not self._coherent:

@@ -10,7 +10,9 @@ from vllm.model_executor.models.utils import PPMissingLayer
 
 from vsteer.engine.support import CONFIG_KEY, refuse_unproven
 from vsteer.engine.table import Capacity
+from vsteer.engine.worker.unembedding import unembed_in_float32
 from vsteer.engine.worker.worker_table import WorkerTable
+from vsteer.errors import SteeringFault
 
 
 class SteeredModel:
@@ -36,6 +38,8 @@ class SteeredModel:
             v1_runner.apply()
             if device.type == "cpu":
                 cpu_generator.apply()
+        if vllm_config.model_config.dtype != torch.float32:
+            unembed_in_float32(self)
         self.vsteer_table = WorkerTable(
             {
                 index: layer
@@ -48,6 +52,12 @@ class SteeredModel:
             vllm_config.scheduler_config.max_num_batched_tokens,
             device,
         )
+
+    def compute_logits(self, *args: Any, **kwargs: Any) -> torch.Tensor | None:
+        logits: torch.Tensor | None = super().compute_logits(*args, **kwargs)  # type: ignore[misc]
+        if self.vsteer_table is not None and logits is not None and logits.dtype != torch.float32:
+            raise SteeringFault(f"logits came as {logits.dtype}, where rows say that they are float32")
+        return logits
 
     def get_model_state_cls(self) -> Any:
         """Model Runner V2's own place for per-step inputs."""

@@ -1,0 +1,78 @@
+"""Log-probabilities that are scored come from a float32 unembedding of the 16-bit stream."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from vsteer import models
+from vsteer.datasets.builtin import data_path
+from vsteer.datasets.readers import read_questions
+from vsteer.engine.driver import VllmEngine
+from vsteer.engine.options import EngineOptions
+from vsteer.engine.proof.reference import ReferenceEngine
+from vsteer.prompts.template import render_question
+from vsteer.protocol import Prompt, Request
+
+LETTERS = ("A", "B")
+
+
+@pytest.mark.engine
+def test_a_product_of_16_bit_matrices_keeps_the_sums_as_they_come() -> None:
+    from vsteer.engine.worker.unembedding import Float32Unembedding
+
+    generator = torch.Generator().manual_seed(1)
+    for dtype in (torch.bfloat16, torch.float16):
+        x, weight = (torch.randn(n, 576, generator=generator).to(dtype) for n in (7, 1024))
+        layer = SimpleNamespace(weight=weight, float32_weight=weight.float())
+        found = Float32Unembedding().apply(layer, x)
+        exact = x.double() @ weight.double().T
+        assert found.dtype == torch.float32
+        assert float((found - exact).abs().max()) <= 1e-4
+        assert torch.backends.mkldnn.matmul.fp32_precision != "bf16"  # type: ignore[attr-defined]
+
+
+@pytest.mark.engine
+def test_scores_are_finer_than_16_bits_and_nearer_to_float32() -> None:
+    """SmolLM2's difference of two letters in bfloat16, against Hugging Face in float32 and in bfloat16."""
+    folder = models.resolve("smollm2-135m-instruct").model
+    exact, rounded = (ReferenceEngine(folder, dtype=dtype) for dtype in ("float32", "bfloat16"))
+    tokenizer = exact.tokenizer
+    letters = [tokenizer.encode(letter, add_special_tokens=False)[0] for letter in LETTERS]
+    items = read_questions(data_path("refusal", "questions")).unique()[:32]
+    prompts = [render_question(tokenizer, item.question, None, "(") for item in items]
+    expected, stock = (differences(engine, prompts, letters) for engine in (exact, rounded))
+    engine = VllmEngine(
+        folder,
+        dtype="bfloat16",
+        options=EngineOptions(max_model_len=512, kv_cache_gib=0.5, enforce_eager=True),
+    )
+    try:
+        asked = [
+            Request(str(n), prompt, None, max_tokens=1, logprob_token_ids=tuple(letters))
+            for n, prompt in enumerate(prompts)
+        ]
+        results = {int(result.id): result for result in engine.run(asked)}
+    finally:
+        engine.close()
+    logprobs = [results[n].logprobs[0] for n in range(len(prompts))]
+    found = np.array([of_row[letters[0]] - of_row[letters[1]] for of_row in logprobs])
+    ours, theirs = (np.sqrt(np.mean((values - expected) ** 2)) for values in (found, stock))
+    print(f"root mean square error {ours:.4f}, Hugging Face's bfloat16 {theirs:.4f}")
+    assert ours <= 0.75 * theirs
+    assert on_grid(stock) == 1
+    assert on_grid(found) <= 0.2
+
+
+def differences(engine: ReferenceEngine, prompts: list[Prompt], letters: list[int]) -> NDArray[np.float64]:
+    rows = [engine.score(Request("", prompt, None), letters[:1])[0, letters] for prompt in prompts]
+    return np.array([float(a - b) for a, b in rows])
+
+
+def on_grid(values: NDArray[np.float64], step: float = 1 / 16) -> float:
+    """Which part of the values are multiples of a step, to the rounding of a log-softmax in float32."""
+    return float(np.mean(np.abs(values / step - np.round(values / step)) < 1e-3))

@@ -1,0 +1,63 @@
+"""The unembedding in float32, for a model that computes in 16 bits.
+
+vLLM rounds logits as it rounds the stream. From 16 to 32 a step of bfloat16 is 0.125, which is more than
+many steerings move an answer. Here the weights stay what they are, and the sums of their products, which are
+made in float32 anyway, are kept as they come.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.nn import functional
+from vllm.model_executor.layers.linear import UnquantizedLinearMethod
+from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
+from vllm.model_executor.models.utils import PPMissingLayer
+
+from vsteer.errors import UnsupportedError
+
+
+class Float32Unembedding(UnquantizedEmbeddingMethod):
+    def process_weights_after_loading(self, layer: Any) -> None:
+        super().process_weights_after_loading(layer)
+        if not layer.weight.is_cuda:
+            # a CPU has no product of 16-bit matrices whose result is float32
+            layer.float32_weight = layer.weight.float()
+
+    def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        if x.is_cuda:
+            logits = torch.mm(x, layer.weight.t(), out_dtype=torch.float32)
+        else:
+            with _products_of(x.dtype):
+                logits = functional.linear(x.float(), layer.float32_weight)
+        return logits if bias is None else logits + bias.float()
+
+
+def unembed_in_float32(model: Any) -> None:
+    """Change a model that was built by vLLM, before its weights are loaded."""
+    # some families unembed by their embedding's own module
+    head = getattr(model, "lm_head", None) or model.model.embed_tokens
+    if isinstance(head, PPMissingLayer):
+        return  # a rank of a pipeline that has no logits
+    if not isinstance(head.quant_method, (UnquantizedEmbeddingMethod, UnquantizedLinearMethod)):
+        raise UnsupportedError(
+            "this checkpoint's unembedding is quantised, and vsteer scores by an unembedding in float32",
+            hint="use a checkpoint whose lm_head is not quantised, as most are",
+        )
+    head.quant_method = Float32Unembedding()
+
+
+@contextmanager
+def _products_of(dtype: torch.dtype) -> Iterator[None]:
+    """Let a CPU's bfloat16 units, which sum in float32, multiply numbers that were bfloat16 before."""
+    settings: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = settings.fp32_precision
+    if dtype == torch.bfloat16:
+        settings.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        settings.fp32_precision = before
