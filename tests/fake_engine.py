@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ class FakeEngine(Engine):
                 return
             if self._dies_after is not None and self.steps >= self._dies_after:
                 raise EngineError("the engine died: by order", hint="a test ordered it")
-            self._under_way.sort(key=lambda one: number("order", one.id))
+            self._under_way.sort(key=lambda one: zlib.crc32(one.id.encode()))
             now, self._under_way = self._under_way[:24], self._under_way[24:]
             if self._pace:
                 time.sleep(self._pace)
@@ -86,7 +87,8 @@ class FakeEngine(Engine):
                 (term.layer, term.multiplier, float(self._vectors[term.vector][term.layer].sum()))
                 for term in request.steering.acting_terms
             )
-        seed = (request.prompt.token_ids, added, span, request.seed)
+        # hashed once, since a prompt is long and many numbers are drawn from it
+        seed = number(request.prompt.token_ids, added, span, request.seed)
         if not request.capture and number("too long", seed) < 0.02:
             return Result(request.id, "error", error="too long: by order")
         tokens = tuple(int(500 * number(seed, n)) for n in range(request.max_tokens))
@@ -101,7 +103,8 @@ class FakeEngine(Engine):
                 for n in range(request.max_tokens)
             ),
             prompt_logprobs=tuple(
-                -5 * number(seed, "prompt", n) for n in range(request.prompt_logprobs_from, len(seed[0]))
+                -5 * number(seed, "prompt", n)
+                for n in range(request.prompt_logprobs_from, len(request.prompt.token_ids))
             )
             if request.prompt_logprobs_from is not None
             else (),

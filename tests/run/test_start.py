@@ -34,7 +34,7 @@ vectors:
   v: {data: sentiment, token: last, norm: [raw, {residual: 0.1}]}
 grid:
   - vector: v
-    layers: all
+    layers: [0, 3, 5]
     multipliers: [-1, 1]
     positions: [all, after_prompt]
 controls: {random_vectors: 2, shuffled_labels: 3, system_prompts: {positive: Be glad.}}
@@ -42,8 +42,8 @@ evaluations:
   - {kind: choice, data: sentiment, limit: 6}
   - {kind: open_ended, data: sentiment, limit: 3, max_tokens: 5, temperature: 1, samples: 2}
 """
-# 1 baseline + 2 norms x 6 layers x 2 multipliers x 2 positions, each with 5 controls
-CHOICE_CONFIGS, OPEN_CONFIGS = 1 + 48 * 6, 1 + 48
+# 1 baseline + 2 norms x 3 layers x 2 multipliers x 2 positions, each with 5 controls
+CHOICE_CONFIGS, OPEN_CONFIGS = 1 + 24 * 6, 1 + 24
 
 
 @pytest.fixture
@@ -278,7 +278,7 @@ def test_engine_settings_do_not_change_the_rows(grid: Path) -> None:
 
 
 def test_an_engine_that_dies_is_started_again_and_nothing_is_lost(grid: Path) -> None:
-    outcome = run(grid, dies_after=6000)
+    outcome = run(grid, dies_after=1500)
     whole = run(written(made_folder(grid, "whole")))
     same = "row_id, status, logit_diff, text"
     assert rows_of(outcome.folder, same) == rows_of(whole.folder, same)
@@ -399,11 +399,13 @@ def killed(grid: Path, kills: int, longest: float) -> tuple[int, Path]:
 def test_killed_at_random_every_row_stands_once_and_is_what_it_would_be(
     tmp_path: Path, kills: int, multipliers: int
 ) -> None:
-    chosen = "multipliers: " + str([1 + n / 4 for n in range(multipliers)])
-    path = written(tmp_path, "multipliers: [-1, 1]", chosen)
+    chosen = ["multipliers: [-1, 1]", "multipliers: " + str([1 + n / 4 for n in range(multipliers)])]
+    if kills > 10:
+        chosen += ["layers: [0, 3, 5]", "layers: all"]
+    path = written(tmp_path, *chosen)
     # the first seconds of each start are the plan's
     times, folder = killed(path, kills, 1.2 if kills < 10 else 6.0)
-    whole = run(written(made_folder(path, "whole"), "multipliers: [-1, 1]", chosen)).folder
+    whole = run(written(made_folder(path, "whole"), *chosen)).folder
     same = "row_id, status, error, text, token_ids, choice_logprobs, logit_diff, vector_sha256"
     print(f"{times} kills, {len(rows_of(folder, 'row_id'))} rows")
     assert rows_of(folder, same) == rows_of(whole, same)

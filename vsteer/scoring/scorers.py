@@ -124,14 +124,7 @@ PLAIN = {
             "does the text refuse, by phrases",
             1,
             refusal,
-            {
-                "head": phrases.HEAD,
-                "inabilities": phrases.INABILITIES,
-                "adverbs": phrases.ADVERBS,
-                "deeds": phrases.DEEDS,
-                "by_themselves": phrases.BY_THEMSELVES,
-                "lead_ins": phrases.LEAD_INS,
-            },
+            {"head": phrases.HEAD, **phrases.PHRASES},
         ),
         Scorer(
             "repetition",
