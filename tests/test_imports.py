@@ -56,11 +56,6 @@ def test_models_are_listed_without_torch(tmp_path: Path) -> None:
         "smollm2-135m-instruct": False,
         "gemma3-270m": False,
         "tiny-llama": False,
-        "tiny-mistral": False,
-        "tiny-qwen2": False,
-        "tiny-qwen3": False,
-        "tiny-gemma2": False,
-        "tiny-gemma3": False,
     }
 
 

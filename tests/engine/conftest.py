@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from tests.tiny_families import folder_of
 from vsteer import models
 from vsteer.engine.driver import VllmEngine
 from vsteer.engine.options import EngineOptions
@@ -57,7 +58,7 @@ class Setup:
 
     def start(self) -> VllmEngine:
         return VllmEngine(
-            models.resolve(self.model).model,
+            folder_of(self.model),
             dtype=self.dtype,
             options=EngineOptions(
                 max_model_len=MAX_MODEL_LEN,

@@ -15,7 +15,7 @@ import torch
 
 from tests.engine.conftest import KV_BLOCKS, WITHOUT_MULTIPLIER, Setup, on
 from tests.engine.test_parity import check
-from vsteer import models
+from tests.tiny_families import folder_of, tiny_model
 from vsteer.engine.driver import VllmEngine
 from vsteer.engine.proof.reference import ReferenceEngine
 from vsteer.families import FAMILIES
@@ -24,7 +24,7 @@ from vsteer.families import FAMILIES
 @functools.cache
 def reference_of(model: str) -> ReferenceEngine:
     torch.set_num_threads(1)
-    return ReferenceEngine(models.resolve(model).model)
+    return ReferenceEngine(folder_of(model))
 
 
 def check_family(engine: VllmEngine, setup: Setup) -> None:
@@ -44,7 +44,7 @@ def check_family(engine: VllmEngine, setup: Setup) -> None:
 
 def test_every_supported_family_has_its_tiny_model() -> None:
     for family in FAMILIES:
-        config = json.loads((Path(models.resolve(family.tiny_model).model) / "config.json").read_text())
+        config = json.loads((Path(folder_of(tiny_model(family))) / "config.json").read_text())
         assert config["architectures"] == [family.architecture]
 
 

@@ -11,14 +11,12 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from vsteer.errors import ModelError, UsageError
-from vsteer.families import FAMILIES
 from vsteer.files import reading_hint
-from vsteer.models import gemma3, smollm2, tiny_families, tiny_llama
+from vsteer.models import gemma3, smollm2, tiny_llama
 from vsteer.models.hugging_face import refuse_own_code
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -197,18 +195,6 @@ NAMED = {
             size_mib=5,
             recipe=1,
             make=tiny_llama.make,
-        ),
-        *(
-            NamedModel(
-                name=family.tiny_model,
-                about=f"random weights ({family.name} architecture, 6 layers), for tests",
-                license="Apache-2.0",
-                size_mib=5,
-                recipe=1,
-                make=partial(tiny_families.make, family),
-            )
-            for family in FAMILIES
-            if family.tiny
         ),
     )
 }
