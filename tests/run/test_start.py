@@ -278,7 +278,7 @@ def test_engine_settings_do_not_change_the_rows(grid: Path) -> None:
 
 
 def test_an_engine_that_dies_is_started_again_and_nothing_is_lost(grid: Path) -> None:
-    outcome = run(grid, dies_after=1500)
+    outcome = run(grid, dies_after=2500)
     whole = run(written(made_folder(grid, "whole")))
     same = "row_id, status, logit_diff, text"
     assert rows_of(outcome.folder, same) == rows_of(whole.folder, same)
