@@ -1,13 +1,19 @@
-"""Which tests one worker of pytest-xdist runs, one after another: a file's, and all that run engines.
+"""What all tests share: nothing is synced, and which tests a worker of pytest-xdist runs one after another.
 
-Starting an engine keeps one core busy, so that two workers on two cores take little more than half the time.
+Those are a file's, and all that run engines. Starting an engine keeps one core busy, so that two workers on
+two cores take little more than half the time.
 """
 
 from __future__ import annotations
 
+import functools
+import os
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+
+from vsteer.engine import vllm_compat
 
 # Each engine of theirs is started once, for all of them. Beside another engine the program of Model Runner V2
 # takes four times as long.
@@ -52,3 +58,19 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     scheduler = LoadScopeScheduling(config, log)
     scheduler._split_scope = group_of
     return scheduler
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_sync() -> Iterator[None]:
+    """Nobody pulls a plug here, and on a busy disk each sync takes its time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _seams_are_read_once() -> Iterator[None]:
+    """vLLM's files take a second to parse, and every start of an engine looks into them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vllm_compat, "forms_in", functools.cache(vllm_compat.forms_in))
+        yield

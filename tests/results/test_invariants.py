@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -96,10 +96,14 @@ def plain(value: Any) -> Any:
     return [plain(each) for each in value] if isinstance(value, list) else value
 
 
+# The same runs are asked the same again and again.
+asked = functools.cache(ask)
+
+
 def answers(name: str, *folders: Path, without: tuple[str, ...] = ()) -> list[dict[str, Any]]:
     return [
         {column: plain(value) for column, value in row.items() if column not in without}
-        for row in ask(name, *folders)
+        for row in asked(name, *folders)
     ]
 
 
@@ -121,14 +125,6 @@ def both_orders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def one_item_unpaired(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return everything(tmp_path_factory.mktemp("unpaired") / "run", items=6, unpaired=5)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _no_sync() -> Iterator[None]:
-    """Of conftest.py, for a module's fixtures."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("os.fsync", lambda handle: None)
-        yield
 
 
 @pytest.mark.parametrize("name", sorted(set(ASKED) - OF_CONTROLS))
@@ -171,7 +167,7 @@ def test_a_run_says_beside_another_what_it_says_alone(
     name: str, with_controls: Path, both_orders: Path
 ) -> None:
     """A transfer is compared with own vectors of any run; everything else stays in its run."""
-    together = ask(name, with_controls, both_orders)
+    together = asked(name, with_controls, both_orders)
     for run in (with_controls, both_orders):
         alone = answers(name, run, without=("run",))
         of_it = [row for row in together if row["run"] == str(run)]

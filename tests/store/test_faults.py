@@ -227,7 +227,6 @@ def test_whichever_call_fails_nothing_is_lost_or_doubled(
 ) -> None:
     for nth in range(1, 100):
         run = tmp_path / str(nth)
-        monkeypatch.setattr(os, "fsync", lambda handle: None)  # each undo() takes conftest's away
         calls = fail(name, nth, errno.ENOSPC)
         failures = use(run)
         used = calls()

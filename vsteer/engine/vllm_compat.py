@@ -237,27 +237,31 @@ def declared() -> Iterator[tuple[str, str]]:
 
 def forms_of(source: Path, names: Iterable[str]) -> dict[str, Form]:
     """The signatures and contents of seams, as they stand in the source text below `source`."""
-    by_file: dict[Path | None, list[tuple[str, list[str]]]] = {}
+    by_file: dict[Path | None, list[tuple[str, tuple[str, ...]]]] = {}
     for upstream in names:
         file, inside = _place(source, upstream)
         by_file.setdefault(file, []).append((upstream, inside))
     forms = {}
     for file, wanted in by_file.items():
-        # a file of vLLM's takes a while to parse, and a lot of memory to keep
-        tree = ast.parse(file.read_text(encoding="utf-8") if file else "")
-        forms.update({upstream: _form(_defined(tree, inside)) for upstream, inside in wanted})
+        forms.update(forms_in(file.read_text(encoding="utf-8") if file else "", tuple(wanted)))
     return forms
 
 
-def _place(source: Path, upstream: str) -> tuple[Path | None, list[str]]:
+def forms_in(text: str, wanted: tuple[tuple[str, tuple[str, ...]], ...]) -> dict[str, Form]:
+    """Those that stand in one file of vLLM's, which takes a while to parse, and a lot of memory to keep."""
+    tree = ast.parse(text)
+    return {upstream: _form(_defined(tree, inside)) for upstream, inside in wanted}
+
+
+def _place(source: Path, upstream: str) -> tuple[Path | None, tuple[str, ...]]:
     """The file that a dotted name leads to, and the names within it."""
-    parts = upstream.split(".")
+    parts = tuple(upstream.split("."))
     for length in range(len(parts) - 1, 0, -1):
         module = source.joinpath(*parts[:length])
         for file in (module.with_suffix(".py"), module / "__init__.py"):
             if file.is_file():
                 return file, parts[length:]
-    return None, []
+    return None, ()
 
 
 def _defined(tree: ast.Module, names: Sequence[str]) -> list[ast.stmt]:
