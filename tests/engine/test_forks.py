@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.engine.conftest import BATCHED_TOKENS, CAPTURING, WITHOUT_MULTIPLIER, on
+from tests.engine.test_families import named, reference_of, setup_of
 from vsteer.engine.driver import VllmEngine
 from vsteer.engine.proof.parity import (
     TOLERANCE,
@@ -18,13 +19,22 @@ from vsteer.engine.proof.parity import (
     make_vectors,
 )
 from vsteer.engine.proof.reference import ReferenceEngine
+from vsteer.families import FAMILIES
 from vsteer.protocol import OPEN_END, Engine, Prompt, Request
 
 PROMPTS = 12
 ROWS = 240
+# A pass takes prompts that are longer than any window (64 tokens).
+FAMILY_SETUPS = [
+    dataclasses.replace(setup_of(family.name.lower(), True, 1, True), batched_tokens=192, max_num_seqs=32)
+    for family in FAMILIES
+    if family.name != "Llama"
+]
 
 
-def blocks(engine: Engine, seed: int, operations: list[str]) -> list[Request]:
+def blocks(
+    engine: Engine, seed: int, operations: list[str], longest: int = BATCHED_TOKENS - 4
+) -> list[Request]:
     """Rows of a few prompts, each with an answer of up to three tokens, of which others are the beginning.
 
     Their steerings are the parity suite's, over every kind of positions.
@@ -34,7 +44,7 @@ def blocks(engine: Engine, seed: int, operations: list[str]) -> list[Request]:
     made = make_requests(ROWS, layers, vocab, seed=seed, max_tokens=(1, 2), operations=operations)
     rows = []
     for number in range(PROMPTS):
-        length = int(rng.integers(6, BATCHED_TOKENS - 3))
+        length = int(rng.integers(6, longest + 1))
         tokens = tuple(int(token) for token in rng.integers(0, vocab, length))
         base = Prompt(tokens, length - 1, length - 3)
         a, b, c, d = (int(token) for token in rng.integers(0, vocab, 4))
@@ -69,6 +79,19 @@ def test_forks_do_what_hugging_face_does(engine: VllmEngine, reference: Referenc
     assert not found.failures
     assert found.rows == ROWS
     assert found.steered_rows >= 0.85 * ROWS
+    assert found.largest_difference <= TOLERANCE
+
+
+@on(*FAMILY_SETUPS, ids=named)
+def test_forks_of_other_families(engine: VllmEngine, request: pytest.FixtureRequest) -> None:
+    """Prompts reach beyond the windows of Mistral and Gemma; Gemma 2 caps attention and logits."""
+    reference = reference_of(request.node.callspec.params["engine"].model)
+    rows = blocks(engine, 3, WITHOUT_MULTIPLIER, longest=150)
+    before = engine.forked
+    found = compare(engine, reference, rows, make_vectors(reference), slips=False)
+    print(f"largest difference {found.largest_difference:.2e}")
+    assert engine.forked - before == ROWS
+    assert not found.failures
     assert found.largest_difference <= TOLERANCE
 
 
