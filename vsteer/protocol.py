@@ -174,6 +174,8 @@ class Result:
     steered_tokens: int = 0
     # the stream at the captured positions, [position, layer, hidden]; steering included
     captured: NDArray[np.float32] | None = None
+    # computed as a fork of an unsteered pass, and not through the scheduler
+    forked: bool = False
 
 
 @dataclass(frozen=True)

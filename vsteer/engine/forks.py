@@ -152,6 +152,7 @@ class OpenBlock:
             # what the unsteered pass computed for all forks
             cached_tokens=self._owns(span[0]) if cell else 0,
             steered_tokens=steered,
+            forked=True,
         )
 
 

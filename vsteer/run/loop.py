@@ -6,7 +6,7 @@ already are left out, so that the same call goes on where a killed one stopped.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -20,6 +20,7 @@ from vsteer.plan.rows import PromptRows, Row, row_of
 from vsteer.protocol import Engine, Request, Result
 from vsteer.run.vectors import StoredVectors
 from vsteer.store.planned import Standing
+from vsteer.store.schema import FORKS
 from vsteer.store.store import Store
 
 # How many places are looked at together for what is to do.
@@ -53,12 +54,12 @@ class Provenance:
     session: int
     vectors: StoredVectors
 
-    def of(self, row: Row) -> dict[str, Any]:
+    def of(self, row: Row, results: Sequence[Result]) -> dict[str, Any]:
         key = row.config.vector.key if row.config.vector else None
         return {
             "vector_sha256": self.vectors.content_sha256[key] if key else "",
             "vector_file_sha256": self.vectors.file_sha256[key] if key else "",
-            "engine": self.engine,
+            "engine": self.engine + (FORKS if all(result.forked for result in results) else ""),
             "vllm_version": self.vllm_version,
             "run_session": self.session,
         }
@@ -145,7 +146,7 @@ def run_rows(
         del waiting[name]
         record = {
             **under_way.row.record(results),
-            **provenance.of(under_way.row),
+            **provenance.of(under_way.row, results),
             "started_at": under_way.started,
             "finished_at": datetime.now(UTC),
             "attempt": under_way.attempt,

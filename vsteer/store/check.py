@@ -14,9 +14,10 @@ import pyarrow.parquet as pq
 from vsteer.files import TEMPORARY
 from vsteer.store import schema as s
 from vsteer.store import shards as sh
-from vsteer.store.database import file_list
+from vsteer.store.database import file_list, quoted
 from vsteer.store.manifest import Manifest, read_manifest
 from vsteer.store.planned import Planned, Standing, read_standing
+from vsteer.store.schema import FORKS
 from vsteer.store.sound import require_run, steadily
 from vsteer.store.views import CONFIGS, PROMPTS
 
@@ -138,8 +139,10 @@ def _related(shards: Sequence[Path], tables: Sequence[Path]) -> list[Finding]:
 def _mixed(database: duckdb.DuckDBPyConnection, rows: str) -> list[Finding]:
     """Findings of rows that were made differently, as after an upgrade between two starts."""
     findings = []
+    # what computes rows in two ways is one engine
+    engine = f"replace(engine, {quoted(FORKS)}, '')"
     engines = _column(
-        database, f"select distinct trim(engine || ' ' || vllm_version) as e from {rows} order by e"
+        database, f"select distinct trim({engine} || ' ' || vllm_version) as e from {rows} order by e"
     )
     if len(engines) > 1:
         findings.append(_named("mixed_engines", engines, "engines computed the rows"))

@@ -24,6 +24,8 @@ STRINGS, INTS, FLOATS = pa.list_(STRING), pa.list_(INT), pa.list_(FLOAT)
 
 KINDS = ("choice", "open_ended")
 LETTER_ORDERS = ("original", "swapped")
+# What follows the engine's name where it computed a row as a fork.
+FORKS = " forks"
 CONTROLS = ("", "random", "shuffled", "system")
 
 
@@ -111,7 +113,9 @@ ROWS = (
     Column("started_at", TIME, "when the row was handed to the engine, UTC"),
     Column("finished_at", TIME, "when its result came back, UTC"),
     Column("attempt", INT, "how many times this row was tried, this one included"),
-    Column("engine", STRING, "what computed it: vllm"),
+    Column(
+        "engine", STRING, f"what computed it: vllm, or vllm{FORKS} where it is a fork of an unsteered pass"
+    ),
     Column("vllm_version", STRING, "vLLM's version; empty for another engine"),
     Column("vector_file_sha256", STRING, "the vector's file's hash; empty for a baseline"),
     Column("run_session", INT, "which start of the run wrote it, from 1; see events.jsonl"),
