@@ -77,6 +77,42 @@ def test_time_from_measured_rates(plan: Callable[..., Plan]) -> None:
     assert fast == pytest.approx(slow / 2)
 
 
+def test_it_says_which_way_each_evaluation_is_computed(tmp_path: Path) -> None:
+    resolve("tiny-llama")
+    path = tmp_path / "grid.yaml"
+
+    def ways(engine: str) -> dict[str, str]:
+        path.write_text(
+            "version: 1\nname: try\nmodel: {id: tiny-llama, dtype: float32}\n"
+            f"engine: {{{engine}}}\n"
+            "vectors: {v: {data: sentiment, token: last}}\n"
+            "grid: [{vector: v, layers: [1], multipliers: [1]}]\n"
+            "evaluations:\n"
+            "  - {kind: choice, name: asked, data: sentiment, limit: 4}\n"
+            "  - {kind: open_ended, name: open, data: sentiment, limit: 2, max_tokens: 3}\n"
+        )
+        (one,) = make_plans(read_grid(path))
+        return {block.evaluation: block.computed_as for block in budget.budget(one).blocks}
+
+    assert ways("forks: true") == {
+        "asked": "forks of one unsteered pass a prompt",
+        "open": "requests, since it generates texts",
+    }
+    assert ways("forks: false")["asked"].startswith("requests, since forks are off")
+    assert "pipeline_parallel_size" in ways("forks: true, pipeline_parallel_size: 2")["asked"]
+    (one,) = make_plans(read_grid(path))
+    longest = {
+        row.rendered.prompt_id: max(len(request.prompt.token_ids) for request in row.requests())
+        for row in one.rows()
+        if row.evaluation == "asked"
+    }
+    room = sorted(longest.values())[1]
+    long = sum(length > room for length in longest.values())
+    found = ways(f"forks: true, max_num_batched_tokens: {room}")["asked"]
+    assert 0 < long < 4
+    assert found.startswith(f"forks, and {long} of 4 prompts as requests")
+
+
 def test_no_perplexities_cost_nothing(plan: Callable[..., Plan]) -> None:
     assert budget.budget(plan("max_tokens: 7", "max_tokens: 7, coherence: false")).coherence_tokens == 0
 

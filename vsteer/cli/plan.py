@@ -126,6 +126,11 @@ def _model(one: Budget, seconds: Seconds | None, memory: Memory | None) -> list[
         short = textwrap.shorten(name, 39, placeholder="...") if " " in name else name[:39]
         counts = f"{block.configurations:>10,}{block.prompts:>10,}{block.samples:>8,}{block.rows:>12,}"
         lines.append(f"{short:<40}{counts}")
+    evaluations: dict[str, dict[str, None]] = {}
+    for block in one.blocks:
+        evaluations.setdefault(block.computed_as, {})[block.evaluation] = None
+    for computed_as, names in evaluations.items():
+        lines += _wrapped(f"{', '.join(names)}: computed as {computed_as}", "  ")
     for line in described(one.left_out):
         lines += _wrapped(line, "  ")
     for note in one.notes:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from vsteer.engine.captures import CaptureAdmission, joined_streams
 from vsteer.engine.death_watch import DeathWatch
 from vsteer.engine.forks import ForkCollector, ForkScores, packed, unpacked
-from vsteer.engine.options import EngineOptions
+from vsteer.engine.options import EngineOptions, why_no_forks
 from vsteer.engine.proof.canary import prove_steering
 from vsteer.engine.start import check_plugin_is_allowed, engine_args, engine_environment
 from vsteer.engine.support import check_family, refuse_unproven
@@ -118,8 +118,7 @@ class VllmEngine(Engine):
             vocab_size=config.model_config.get_vocab_size(),
             max_model_len=config.model_config.max_model_len,
             cache_block=config.cache_config.block_size if config.cache_config.enable_prefix_caching else 0,
-            # a pass needs all layers on each rank, and reads keys and values as they are computed
-            forks=options.forks and options.pipeline_parallel_size == 1 and kv_cache_dtype == "auto",
+            forks=why_no_forks(options, kv_cache_dtype) is None,
         )
         self._max_in_flight = 2 * options.max_num_seqs + 64
         self._table: SteeringTable | None = None

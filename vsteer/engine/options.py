@@ -51,3 +51,14 @@ class EngineOptions(Strict):
     def ranks(self) -> int:
         """The processes that share one model."""
         return self.tensor_parallel_size * self.pipeline_parallel_size
+
+
+def why_no_forks(options: EngineOptions, kv_cache_dtype: str) -> str | None:
+    """Why no question is computed as a fork; None where forks are used."""
+    if not options.forks:
+        return "forks are off (`engine: {forks: true}`)"
+    if options.pipeline_parallel_size > 1:
+        return "a forked pass needs all layers in one process, and pipeline_parallel_size is above 1"
+    if kv_cache_dtype != "auto":
+        return f"a forked pass keeps keys and values unquantised, and kv_cache_dtype is {kv_cache_dtype}"
+    return None

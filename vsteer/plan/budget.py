@@ -14,6 +14,7 @@ from typing import Any
 from vsteer.operations import graph_modules
 from vsteer.plan.left_out import LeftOut
 from vsteer.plan.plan import Block, Plan
+from vsteer.plan.ways import way
 from vsteer.protocol import OPEN_END, Positions, Prompt
 
 # Compressed bytes of a row, and of a token's id and text: somewhat more than tests/bench/store.py measures on
@@ -56,6 +57,7 @@ class BlockBudget:
     computed_tokens: int  # with every shared prefix computed once
     output_tokens: int  # at most
     coherence_tokens: int  # at most; computed afterwards, for the perplexity of each text
+    computed_as: str  # forks or requests, and why
     first_prompt: str
 
 
@@ -174,6 +176,7 @@ def _block(plan: Plan, block: Block) -> BlockBudget:
         ),
         output_tokens=requests * most,
         coherence_tokens=texts * each if evaluation.wants_perplexity else 0,
+        computed_as=way(plan, block, list(map(max, lengths))),
         first_prompt=plan.text(block.prompts[0]),
     )
 

@@ -106,7 +106,11 @@ class ModelRun:
         seconds = time.monotonic() - began
         self.progress.phase(f"{name} is ready after {duration(seconds)}")
         self.store.event(
-            "engine_start", model=name, seconds=round(seconds, 1), max_num_seqs=spec.max_num_seqs
+            "engine_start",
+            model=name,
+            seconds=round(seconds, 1),
+            max_num_seqs=spec.max_num_seqs,
+            forks=engine.info.forks,
         )
         return engine
 
