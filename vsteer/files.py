@@ -14,8 +14,9 @@ import secrets
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 TEMPORARY = ".tmp"
 _KINDS = {
@@ -28,7 +29,7 @@ UNREADABLE = "you may not read it: make it readable, or run this as its owner"
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """Open a file for reading. A pipe, device or folder is an OSError at once, in words for the user."""
     file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115  (the caller closes it)
     kind = stat.S_IFMT(os.fstat(file.fileno()).st_mode)

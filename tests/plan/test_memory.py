@@ -19,6 +19,10 @@ def test_keys_and_values_of_llama_2() -> None:
     assert kv_bytes_per_token(big, "auto", "bfloat16") == 320 * 1024
     assert kv_bytes_per_token(big, "fp8", "bfloat16") == 160 * 1024
     assert kv_bytes_per_token({}, "auto", "bfloat16") == 0
+    for odd in ("32", [32], -1, 0, True, 1.5):
+        assert kv_bytes_per_token(llama | {"num_hidden_layers": odd}, "auto", "bfloat16") == 0
+        # what is unknown is worked out of what is known
+        assert kv_bytes_per_token(llama | {"head_dim": odd}, "auto", "bfloat16") == 512 * 1024
 
 
 def test_a_plan_knows_its_models_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from vsteer.errors import ModelError, UsageError
 from vsteer.files import reading_hint
 from vsteer.models import gemma3, smollm2, tiny_llama
 from vsteer.models.hugging_face import refuse_own_code
+from vsteer.models.weights import check_weights
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json", "tokenizer_config.json")
@@ -93,7 +94,7 @@ def _looking_for(name: str) -> Iterator[None]:
 
 
 def check_folder(path: Path) -> None:
-    """Refuse a folder that isn't a model, naming what is missing, or whose model is Python of its own."""
+    """Refuse a folder that isn't a model, whose model is Python of its own, or whose weights aren't whole."""
     wanted = "a model folder in Hugging Face's layout holds config.json, *.safetensors and a tokenizer"
     if not path.is_dir():
         raise ModelError(f"{path} is a file, not a model folder", wanted)
@@ -108,6 +109,7 @@ def check_folder(path: Path) -> None:
     if missing:
         raise ModelError(f"{path} is not a model folder: it has no {', no '.join(missing)}", wanted)
     refuse_own_code(path)
+    check_weights(path)
 
 
 def named(name: str) -> NamedModel:

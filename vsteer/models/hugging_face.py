@@ -7,16 +7,17 @@ code is refused by name before anything is loaded.
 
 from __future__ import annotations
 
-import json
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from vsteer.errors import ModelError
-from vsteer.files import reading_hint
+from vsteer.files import parse_json, read_regular, reading_hint
 
 # What of an error of transformers is shown.
 SHOWN = 200
+# A tokenizer's configuration may list some 100,000 special tokens.
+_MOST_BYTES = 2**26
 
 
 def load_config(model: str | Path, revision: str | None = None) -> Any:
@@ -81,8 +82,8 @@ def shown(kind: object) -> str:
 def _json(path: Path) -> dict[str, Any]:
     """The file's object; empty where there is none, since whoever needs the file says so."""
     try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError):
+        found = parse_json(read_regular(path, _MOST_BYTES))
+    except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from vsteer.errors import ModelError
-from vsteer.files import reading_hint, written_whole
+from vsteer.files import open_regular, reading_hint, written_whole
 from vsteer.models import home
 from vsteer.terminal import echo
 
@@ -62,7 +62,7 @@ def _known(path: Path) -> str | None:
 
 def _read(path: Path) -> str:
     before, kept = path.stat(), _kept(path)
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if before.st_size > SMALL and kept == _kept(path) and time.time() - before.st_ctime > RACY_SECONDS:
         with suppress(OSError):  # it is read again the next time

@@ -6,17 +6,15 @@ which also counts activations and CUDA graphs, is somewhat less.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
-from pathlib import Path
 from typing import Any
 
 from vsteer.engine.memory_share import memory_share
 from vsteer.engine.options import EngineOptions
 from vsteer.host.machine import gpus
+from vsteer.models.weights import parameters, read_config
 from vsteer.plan.plan import Plan
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1}
@@ -41,19 +39,16 @@ def memory_of(plan: Plan) -> Memory | None:
     facts = plan.facts
     if facts.folder is None or plan.pending:
         return None
-    config = json.loads((facts.folder / "config.json").read_text())
-    config = {**config, **(config.get("text_config") or {})}
+    config = read_config(facts.folder)
     spec = plan.grid.engine_for(plan.grid.model[plan.model])
     ranks = spec.ranks
-    parameters = sum(map(_parameters, facts.folder.glob("*.safetensors")))
+    count = sum(map(parameters, facts.folder.glob("*.safetensors")))
     per_token = kv_bytes_per_token(config, facts.kv_cache_dtype, facts.dtype)
-    if not parameters or not per_token:
+    if not count or not per_token:
         return None
     stored = sum(path.stat().st_size for path in facts.folder.glob("*.safetensors"))
     # A quantised checkpoint is held as it is stored.
-    weights = (
-        stored if facts.quantization or "quantization_config" in config else parameters * BYTES[facts.dtype]
-    )
+    weights = stored if facts.quantization or "quantization_config" in config else count * BYTES[facts.dtype]
     weights //= ranks
     device, room = _room(spec, weights)
     return Memory(weights, room, max(1, per_token // ranks), device)
@@ -61,12 +56,15 @@ def memory_of(plan: Plan) -> Memory | None:
 
 def kv_bytes_per_token(config: Mapping[str, Any], kv_dtype: str, dtype: str) -> int:
     """Keys and values of all layers; 0 where the configuration doesn't say."""
-    heads = config.get("num_key_value_heads") or config.get("num_attention_heads")
-    size = config.get("head_dim") or (
-        config.get("hidden_size", 0) // (config.get("num_attention_heads") or 1)
-    )
+
+    def count(name: str) -> int:
+        value = config.get(name)
+        return value if type(value) is int and 0 < value < 2**31 else 0
+
+    heads = count("num_key_value_heads") or count("num_attention_heads")
+    size = count("head_dim") or count("hidden_size") // max(1, count("num_attention_heads"))
     width = BYTES.get(dtype if kv_dtype == "auto" else kv_dtype, 2)
-    return 2 * int(config.get("num_hidden_layers") or 0) * int(heads or 0) * int(size or 0) * width
+    return 2 * count("num_hidden_layers") * heads * size * width
 
 
 def _room(options: EngineOptions, weights: int) -> tuple[str, int | None]:
@@ -79,10 +77,3 @@ def _room(options: EngineOptions, weights: int) -> tuple[str, int | None]:
     if wanted is None and (space := os.environ.get("VLLM_CPU_KVCACHE_SPACE")):
         wanted = int(float(space) * 2**30)
     return "CPU", wanted
-
-
-def _parameters(path: Path) -> int:
-    """How many numbers a safetensors file holds, by its header."""
-    with path.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    return sum(prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")

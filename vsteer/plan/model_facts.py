@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vsteer import models
-from vsteer.errors import ModelError, VsteerError
+from vsteer.errors import VsteerError
 from vsteer.files import reading_hint
 from vsteer.grid.spec import Grid, Model
 from vsteer.models.hugging_face import load_tokenizer, refuse_own_code
 from vsteer.models.identity import cached_snapshot, model_sha256
+from vsteer.models.weights import check_weights, read_config
 
 # What vLLM uses by itself. Small blocks share more of a prefix; a CPU's smallest are of 32 tokens.
 GPU_BLOCK, CPU_BLOCK = 16, 32
@@ -68,14 +68,15 @@ def find_model(grid: Grid, n: int) -> tuple[ModelFacts, Any | None]:
         config: dict[str, Any] = {}
         if found is not None:
             folder, weights = found
-            config = _config(folder)
+            config = read_config(folder)
             tokenizer = _tokenizer(folder)
     except VsteerError as error:
         raise grid.error(("model", n, "id"), error.message, error.hint) from None
     except (OSError, RuntimeError, ValueError) as error:  # a path that no system could have
+        why = getattr(error, "strerror", None) or str(error)[:200]
         raise grid.error(
             ("model", n, "id"),
-            f"can't look for the model {model.id[:60]!r}: {error}",
+            f"can't look for the model {model.id[:60]!r}: {why}",
             reading_hint(error, "name a model"),
         ) from None
     if tokenizer is None:
@@ -119,19 +120,8 @@ def _locate(grid: Grid, model: Model) -> tuple[Path, dict[str, str]] | None:
     if snapshot is None:
         return None
     refuse_own_code(snapshot)
+    check_weights(snapshot)
     return snapshot, {"hub": source.model, "commit": snapshot.name}
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    try:
-        config = json.loads((folder / "config.json").read_text())
-        assert isinstance(config, dict)
-    except (OSError, ValueError, AssertionError) as error:
-        raise ModelError(
-            f"{folder / 'config.json'} can't be read: {error}", reading_hint(error, "fetch the model again")
-        ) from None
-    text = config.get("text_config")
-    return {**config, **text} if isinstance(text, dict) else config
 
 
 def _tokenizer(folder: Path) -> Any | None:
