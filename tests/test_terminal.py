@@ -6,6 +6,7 @@ import ast
 import csv
 import io
 import json
+import logging
 import sys
 import unicodedata
 from collections.abc import Iterator
@@ -217,6 +218,15 @@ def test_csv_in_a_pipe_is_exact(evil: Path) -> None:
     with (evil / "rows.csv").open(newline="") as file:
         assert dict(printed).items() <= {row["row_id"]: row["text"] for row in csv.DictReader(file)}.items()
     assert EVIL in printed[0][1]
+
+
+def test_log_messages_are_harmless_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert vsteer("models", "list").exit_code == 0
+    assert logging.lastResort is not None
+    logging.lastResort.handle(
+        logging.makeLogRecord({"msg": "%s is set aside", "args": (EVIL,), "levelno": 30})
+    )
+    assert capsys.readouterr().err == f"{terminal.harmless(EVIL)} is set aside\n"
 
 
 def test_everything_that_is_printed_goes_through_one_place() -> None:

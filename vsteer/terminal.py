@@ -7,6 +7,7 @@ as escapes, such as `\\x1b`. Line breaks and tabs stay. What a program reads is 
 from __future__ import annotations
 
 import json
+import logging
 import re
 import sys
 
@@ -40,6 +41,13 @@ def echo(text: object = "", *, err: bool = False) -> None:
 def echo_data(text: str) -> None:
     """Print what programs read too, such as CSV or a path: a pipe or a file gets it as it is."""
     click.echo(harmless(text) if sys.stdout.isatty() else text, color=True)
+
+
+class LogFormatter(logging.Formatter):
+    """For log messages, which Python prints on stderr where nobody set up anything else."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return harmless(super().format(record))
 
 
 def _escape(found: re.Match[str]) -> str:

@@ -21,6 +21,7 @@ from vsteer.cli import main
 from vsteer.engine.driver import VllmEngine
 from vsteer.engine.options import EngineOptions
 from vsteer.engine.proof.reference import ReferenceEngine
+from vsteer.engine.start import engine_environment
 from vsteer.errors import ModelError, UsageError, VsteerError
 from vsteer.grid.spec import EngineSpec, read_grid
 from vsteer.models import resolve
@@ -178,6 +179,17 @@ def test_vllm_is_started_without_code_whatever_its_options_say() -> None:
 
     options = EngineOptions.model_construct(**{**dict(EngineOptions()), "vllm": {"trust_remote_code": True}})
     assert engine_args(options, Capacity())["trust_remote_code"] is False
+
+
+def test_python_does_not_take_modules_from_the_working_directory(tmp_path: Path) -> None:
+    """vLLM starts processes of its own, and whoever verifies a model may stand in its folder."""
+    (tmp_path / "random.py").write_text(f"open({str(tmp_path / 'marker')!r}, 'w')")
+    command = [sys.executable, "-c", "import random"]
+    with engine_environment(EngineOptions()):
+        subprocess.run(command, cwd=tmp_path, check=True)
+    assert not (tmp_path / "marker").exists()
+    subprocess.run(command, cwd=tmp_path, check=True)
+    assert (tmp_path / "marker").exists()
 
 
 class Touch:

@@ -4,6 +4,7 @@
 """
 
 import importlib
+import logging
 import signal
 import sys
 import threading
@@ -13,7 +14,7 @@ import click
 
 from vsteer.errors import VsteerError
 from vsteer.packages import __version__
-from vsteer.terminal import echo
+from vsteer.terminal import LogFormatter, echo
 
 VERBS = {
     "run": ("vsteer.cli.run:run", "Run a grid into Parquet, or go on with it."),
@@ -69,6 +70,8 @@ class VerbGroup(click.Group):
             formatter.write_dl([(verb, line) for verb, (_, line) in VERBS.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
+        if logging.lastResort is not None:
+            logging.lastResort.setFormatter(LogFormatter())
         if threading.current_thread() is threading.main_thread():
             # SIGTERM becomes an exit, so that whoever started an engine closes it; a run has its own handler.
             signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
