@@ -1,11 +1,15 @@
-"""`vsteer status RUN` and `vsteer check RUN`: where a run stands, and whether it is whole."""
+"""`vsteer status` and `vsteer check`: where a run stands, and whether it is whole."""
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from vsteer.terminal import echo
+
+if TYPE_CHECKING:
+    from vsteer.store.planned import Planned
 
 RUN = click.Path(path_type=Path)
 
@@ -14,15 +18,16 @@ RUN = click.Path(path_type=Path)
 @click.argument("run", type=RUN)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 def status(run: Path, as_json: bool) -> None:
-    """Show where the run in the folder RUN stands, also while it goes on.
+    """Show where RUN stands, a run's folder or the file of its grid, also while it goes on.
 
     \b
     Example:
       vsteer status runs/quickstart
     """
+    from vsteer.run.folder import find_run
     from vsteer.store.status import status as status_of
 
-    found = status_of(run)
+    found = status_of(find_run(run))
     event = found.last_event or {}
     if as_json:
         entry = {
@@ -34,6 +39,7 @@ def status(run: Path, as_json: bool) -> None:
             "compacted": found.compacted,
             "unreadable": list(found.unreadable),
             "set_aside": found.set_aside,
+            "unplanned": found.unplanned,
             "live": found.live,
             "last_event": event,
         }
@@ -50,32 +56,40 @@ def status(run: Path, as_json: bool) -> None:
     who = found.holder
     echo(f"running    {f'yes, process {who.pid} on {who.host}' if who else 'no'}")
     echo(f"last event {event.get('event', 'none')} {event.get('at', '')}".rstrip())
-    if found.unreadable or found.set_aside:
-        echo(f"unreadable {len(found.unreadable)} files in rows/, {found.set_aside} in set-aside/")
+    if found.unreadable:
+        echo(f"unreadable {len(found.unreadable)} files in rows/, which the next start sets aside")
+    if found.set_aside or found.unplanned:
+        aside = [
+            f"{count} with {what}"
+            for count, what in (
+                (found.unplanned, "rows that the grid no longer planned"),
+                (found.set_aside, "what can't be read or isn't the run's"),
+            )
+            if count
+        ]
+        echo(f"set aside  files in set-aside/: {', '.join(aside)}")
 
 
 @click.command()
-@click.argument("grid", type=RUN)
+@click.argument("run", type=RUN)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
-def check(grid: Path, as_json: bool) -> None:
-    """Hold the run of the file GRID against its plan: every planned row once, no other, all readable.
+def check(run: Path, as_json: bool) -> None:
+    """Hold RUN against its plan: every planned row once, no other, all readable.
 
-    Exits 1 when something is wrong.
+    RUN is the file of a grid, which is planned as it is now, or a run's folder, whose plan is that of its
+    last start. Exits 1 when something is wrong.
 
     \b
     Example:
       vsteer check runs/quickstart.yaml
     """
-    from vsteer.grid.spec import read_grid
-    from vsteer.plan.plan import make_plans
-    from vsteer.run.folder import run_day, run_folder
+    from vsteer.run.folder import find_run
     from vsteer.store.check import check as check_run
-    from vsteer.store.planned import Planned
+    from vsteer.store.stored_plan import stored_plan
 
-    read = read_grid(grid)
-    folder = run_folder(read)
-    plans = make_plans(read, run_day(folder))
-    findings = check_run(folder, Planned(part for plan in plans for part in plan.parts()))
+    folder = find_run(run)
+    planned = _plan_of_grid(run) if run.is_file() else stored_plan(folder)
+    findings = check_run(folder, planned)
     faults = [finding for finding in findings if finding.fault]
     if as_json:
         entries = [{**vars(finding), "examples": list(finding.examples)} for finding in findings]
@@ -85,7 +99,17 @@ def check(grid: Path, as_json: bool) -> None:
             echo(f"{'WRONG' if finding.fault else 'note '}  {finding.message}")
             for example in finding.examples:
                 echo(f"       {example}")
-        rows = sum(plan.row_count for plan in plans)
-        echo("NOT whole" if faults else f"whole: each of {rows:,} planned rows stands once")
+        echo("NOT whole" if faults else f"whole: each of {len(planned):,} planned rows stands once")
     if faults:
         raise click.exceptions.Exit(1)
+
+
+def _plan_of_grid(path: Path) -> Planned:
+    from vsteer.grid.spec import read_grid
+    from vsteer.plan.plan import make_plans
+    from vsteer.run.folder import run_day, run_folder
+    from vsteer.store.planned import Planned
+
+    grid = read_grid(path)
+    plans = make_plans(grid, run_day(run_folder(grid)))
+    return Planned(part for plan in plans for part in plan.parts())

@@ -19,6 +19,7 @@ from vsteer.evaluations.rendered_prompt import RenderedPrompt
 from vsteer.grid.problems import Loc
 from vsteer.grid.spec import Grid
 from vsteer.identity import canonical, identify
+from vsteer.plan.answer_starts import notes_on_starts
 from vsteer.plan.configurations import Config, ConfigExpander, VectorUse, with_id
 from vsteer.plan.left_out import BESIDE_TEXTS, SAME_SYSTEM, SHARED, TWICE, LeftOut, counted, notes_on_grid
 from vsteer.plan.model_facts import ModelFacts, find_model
@@ -238,6 +239,8 @@ def make_plan(grid: Grid, model: int, facts: ModelFacts, tokenizer: Any, today: 
                 template=" ".join(template.values()),
             )
             notes += check_positions(grid, block.evaluation, place, block.prompts, spec.evaluation, places)
+            used = {config.vector.source.name: config.vector.source for config in configs if config.vector}
+            notes += notes_on_starts(tokenizer, name, block.prompts, used.values())
             blocks.append(block)
     _check_rows(grid, blocks)
     _check_questions_differ(grid, blocks)

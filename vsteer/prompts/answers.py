@@ -31,6 +31,12 @@ def decoded(tokenizer: Any, tokens: Sequence[int]) -> str:
     return text
 
 
+def forced_start(tokenizer: Any, prompt: Prompt, end: int | None = None) -> str:
+    """The text of the answer that stands behind the header, up to a token."""
+    header = decoded(tokenizer, prompt.token_ids[: prompt.template_length])
+    return decoded(tokenizer, prompt.token_ids[:end])[len(header) :]
+
+
 def cut_letters(renderings: Sequence[Tokens]) -> tuple[int, tuple[Tokens, ...]]:
     """Where lettered answers begin to differ, and the tokens of each that are scored from there on.
 

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vsteer.grid.spec import Grid
+from vsteer.grid.spec import Grid, read_grid
 from vsteer.packages import __version__, installed
 from vsteer.plan.plan import Plan
 from vsteer.run.loading import as_stored
@@ -30,6 +30,11 @@ def run_folder(grid: Grid) -> Path:
     """`runs/<name>` beside the grid; a grid that lies in `runs` already has it beside itself."""
     beside = grid.folder.absolute()
     return (beside if beside.name == "runs" else beside / "runs") / grid.name
+
+
+def find_run(path: Path) -> Path:
+    """The folder of a run that is named by itself, or by the file of its grid."""
+    return run_folder(read_grid(path)) if path.is_file() else path
 
 
 def run_day(folder: Path) -> date:

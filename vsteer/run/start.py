@@ -23,7 +23,7 @@ from vsteer.run.model_run import ModelRun, RunContext
 from vsteer.run.progress import RunProgress
 from vsteer.run.vectors import StoredVectors
 from vsteer.store.planned import Planned, Standing
-from vsteer.store.shards import ROWS_FOLDER
+from vsteer.store.shards import ROWS_FOLDER, SET_ASIDE, unplanned_name
 from vsteer.store.store import Store, open_store
 from vsteer.vectors import run_norms
 
@@ -86,7 +86,7 @@ def run_grid(
             if unplanned:
                 progress.say(
                     f"{unplanned:,} earlier rows are no longer in the plan; they were moved to "
-                    f"{folder}/set-aside/unplanned-{store.session}.parquet"
+                    f"{folder / SET_ASIDE / unplanned_name(store.session)}"
                 )
             if taken_back:
                 progress.say(f"{taken_back:,} rows are planned again and were taken back from set-aside/")

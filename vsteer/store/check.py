@@ -57,8 +57,12 @@ def check(folder: Path, planned: Planned) -> list[Finding]:
     aside = folder / sh.SET_ASIDE
     if aside.is_dir():
         names = sorted(path.name for path in aside.iterdir())
-        message = f"files were set aside in {aside}; rows that only they had are missing or computed anew"
-        findings.append(replace(_named("set_aside", names, message), fault=False))
+        for what, found, message in (
+            ("set_aside", False, "were set aside; rows that only they had are missing or computed anew"),
+            ("no_longer_planned", True, "hold rows that a changed grid no longer plans"),
+        ):
+            if some := [name for name in names if sh.is_unplanned(name) == found]:
+                findings.append(replace(_named(what, some, f"files in {aside} {message}"), fault=False))
     return findings
 
 

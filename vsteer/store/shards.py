@@ -30,6 +30,7 @@ ROWS_FOLDER = "rows"
 NEW_ROWS_FOLDER = "rows.new"  # a compaction that isn't finished
 OLD_ROWS_FOLDER = "rows.old"  # what a finished one replaced
 SET_ASIDE = "set-aside"
+UNPLANNED = "unplanned-"  # begins the name of a file in it
 NAME = re.compile(r"(part|compact)-(\d{8})-([0-9a-f]{8})\.parquet")
 BATCH = 16384
 
@@ -97,6 +98,15 @@ class SetAside:
     name: str
     to: str  # where it is now, within the run folder
     why: str
+
+
+def unplanned_name(session: int) -> str:
+    """The file in set-aside/ for rows that the grid no longer plans, as one start of a run found it."""
+    return f"{UNPLANNED}{session}.parquet"
+
+
+def is_unplanned(name: str) -> bool:
+    return name.startswith(UNPLANNED)
 
 
 def set_aside(folder: Path, path: Path, why: str) -> SetAside:

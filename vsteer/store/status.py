@@ -21,7 +21,8 @@ class Status:
     shards: int
     compacted: bool
     unreadable: tuple[str, ...]  # files in rows/ that no row was read from
-    set_aside: int  # files that were moved out of rows/
+    set_aside: int  # files that were moved out of the run since they can't be read, or aren't its own
+    unplanned: int  # files in set-aside/ with rows that a changed grid no longer planned
     last_event: Event | None
     holder: Holder | None  # who runs it now
 
@@ -40,6 +41,8 @@ def status(folder: Path) -> Status:
     events = read_events(folder)
     shards, damaged, done = steadily(folder, lambda rows: _read(folder, rows))
     aside = folder / sh.SET_ASIDE
+    moved = [path.name for path in aside.iterdir()] if aside.is_dir() else []
+    unplanned = sum(sh.is_unplanned(name) for name in moved)
     return Status(
         planned=None if manifest is None else manifest["rows"],
         done=len(done.good),
@@ -48,7 +51,8 @@ def status(folder: Path) -> Status:
         shards=len(shards),
         compacted=sh.is_compact(shards),
         unreadable=damaged,
-        set_aside=len(list(aside.iterdir())) if aside.is_dir() else 0,
+        set_aside=len(moved) - unplanned,
+        unplanned=unplanned,
         last_event=events[-1] if events else None,
         holder=holder(folder),
     )

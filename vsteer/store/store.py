@@ -205,7 +205,7 @@ class Store:
             if not len(unplanned):
                 return 0
             shards = sh.list_shards(self._rows_folder)
-            aside = self.folder / sh.SET_ASIDE / f"unplanned-{self.session}.parquet"
+            aside = self.folder / sh.SET_ASIDE / sh.unplanned_name(self.session)
             with disk_errors(f"writing {aside}"):
                 aside.parent.mkdir(exist_ok=True)
             write_file(aside, as_parquet(compaction.rows_of(shards, unplanned)))
@@ -222,7 +222,7 @@ class Store:
         """
         with self._mutex:
             self.flush()
-            asides = sorted((self.folder / sh.SET_ASIDE).glob("unplanned-*.parquet"))
+            asides = sorted((self.folder / sh.SET_ASIDE).glob(f"{sh.UNPLANNED}*.parquet"))
             if not asides:
                 return 0
             stands = self.standing(planned).good.copy()

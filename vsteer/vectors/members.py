@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from vsteer.datasets.items import Item, ItemSet, UnpairedSets
 from vsteer.errors import DataError, UsageError
+from vsteer.prompts.answers import forced_start
 from vsteer.prompts.template import render_question, with_gap
 from vsteer.protocol import Prompt
 
@@ -72,6 +73,16 @@ def members(
             where = f"{prompts.source.path}, line {prompt.line}"
             position = _from_end(rendered, token, where)
             yield Member(prompt.item_id, positive, "", rendered, position)
+
+
+def letter_start(
+    tokenizer: Any, data: ItemSet | UnpairedSets, token: Token, system: str | None = None
+) -> str | None:
+    """What stands between header and letter where letters are read, such as ` (`; None where none are."""
+    if token != "answer" or not isinstance(data, ItemSet) or not data.items[0].lettered:
+        return None
+    first = next(members(tokenizer, data, token, system))
+    return forced_start(tokenizer, first.prompt, first.position)
 
 
 def pair_members(

@@ -27,7 +27,14 @@ from vsteer.models.identity import commit_of, sha256_of
 from vsteer.prompts.template import template_name
 from vsteer.protocol import Engine
 from vsteer.vectors.extract import Extraction, extract
-from vsteer.vectors.members import Token, check_token, member_count, members, parse_token
+from vsteer.vectors.members import (
+    Token,
+    check_token,
+    letter_start,
+    member_count,
+    members,
+    parse_token,
+)
 from vsteer.vectors.methods import MethodName, check_method
 from vsteer.vectors.norms import parse_norm, with_norm
 from vsteer.vectors.vector import Origin, SteeringVector
@@ -100,6 +107,7 @@ class Recipe:
             data_sha256="+".join(self.sha256),
             method=self.method,
             token=str(self.token),
+            answer_start=letter_start(tokenizer, self.data, self.token, self.system) or "",
             template=template_name(tokenizer),
             system=self.system or "",
             dtype=engine.info.dtype,

@@ -26,6 +26,7 @@ class Origin:
     data_sha256: str = ""  # the file's; where there are two, both, joined by "+"
     method: str = ""  # mean_diff, dim, pca, or what derived it: random, shuffled, sum, ...
     token: str = ""  # answer, last, or an offset such as -2
+    answer_start: str = ""  # what stands before the letter that was read, such as "(", where one was
     template: str = ""  # chat or plain
     system: str = ""
     dtype: str = ""
