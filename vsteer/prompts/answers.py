@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import Any
 
 from vsteer.prompts.template import with_gap
+from vsteer.protocol import Prompt
 
 Tokens = tuple[int, ...]
 
