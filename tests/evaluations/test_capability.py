@@ -61,8 +61,8 @@ def test_both_forms_are_asked_with_all_their_letters(tmp_path: Path) -> None:
     (plan,) = make_plans(read_grid(written(tmp_path, "both")))
     by_name = {block.evaluation: block for block in plan.blocks}
     for name, labels, right in (
-        ("mmlu:caa.json", "AB", ["A", "B"]),
-        ("mmlu:usual.jsonl", "ABCD", ["C", "B"]),
+        ("mmlu:caa", "AB", ["A", "B"]),
+        ("mmlu:usual", "ABCD", ["C", "B"]),
     ):
         block = by_name[name]
         evaluation, prompts = block.spec.evaluation, block.prompts
@@ -72,7 +72,7 @@ def test_both_forms_are_asked_with_all_their_letters(tmp_path: Path) -> None:
         assert {one.item.category for one in prompts} == {"arithmetic"}
         # as it stands, and with its choices in the other order
         assert [labels[evaluation.matching(one)] for one in prompts[:2]] == right
-    first = by_name["mmlu:usual.jsonl"].prompts[0]
+    first = by_name["mmlu:usual"].prompts[0]
     assert first.question == "What is 0 - 1?\n\nChoices:\n(A) -3\n(B) -2\n(C) -1\n(D) 0"
 
 

@@ -185,7 +185,7 @@ def test_positions_after_the_prompt_can_t_move_the_first_token(folder: Path) -> 
         f"- {{kind: choice, data: items.json}}\n  - {OPEN}",
         f"- {TOKENS}",
     )
-    assert "positions generated (line 11) cannot act on what refusal_tokens:open.json scores" in refusal
+    assert "positions generated (line 11) cannot act on what refusal_tokens:open scores" in refusal
 
 
 def test_a_plan_has_them_beside_what_it_had(folder: Path) -> None:

@@ -36,7 +36,7 @@ PROBLEMS: list[tuple[tuple[str | int, ...], object, str, str]] = [
         ("evaluations", 1),
         {"kind": "choice", "data": "items.json"},
         "evaluations[1]",
-        "two evaluations are called 'choice:items.json', the first at evaluations[0]",
+        "two evaluations are called 'choice:items', the first at evaluations[0]",
     ),
     (
         ("exclude",),
@@ -68,7 +68,7 @@ PROBLEMS: list[tuple[tuple[str | int, ...], object, str, str]] = [
         ("grid", 0, "positions"),
         ["generated"],
         "evaluations[0]",
-        "positions generated (grid[0].positions[0]) cannot act on what choice:items.json",
+        "positions generated (grid[0].positions[0]) cannot act on what choice:items",
     ),
     (
         ("evaluations", 0, "caa_compat"),
@@ -80,7 +80,7 @@ PROBLEMS: list[tuple[tuple[str | int, ...], object, str, str]] = [
         ("evaluations", 1),
         {"kind": "choice", "name": "b", "data": "items.json"},
         "evaluations[1]",
-        "b asks what choice:items.json (evaluations[0]) asks in the same way",
+        "b asks what choice:items (evaluations[0]) asks in the same way",
     ),
     (("exclude",), [{"multipliers": 9}], "exclude[0]", "this exclusion matches no configuration"),
 ]

@@ -164,8 +164,8 @@ def test_the_positions_that_caa_leaves_out_are_said(folder: Path, plan: Callable
     )
     assert len(one.configs) == 9
     lines = [
-        "12 left out: caa_compat steers after_user_turn alone (choice:items.json)",
-        "4 merged: multiplier 0 is the unsteered baseline (choice:items.json)",
+        "12 left out: caa_compat steers after_user_turn alone (choice:items)",
+        "4 merged: multiplier 0 is the unsteered baseline (choice:items)",
     ]
     assert list(described(one.left_out)) == lines
     shown = CliRunner().invoke(main, ["plan", str(folder / "grid.yaml")]).output
@@ -181,7 +181,7 @@ def test_a_run_says_it_at_its_start(folder: Path, plan: Callable[..., Plan]) -> 
     console = Console(file=(folder / "said").open("w"), width=200)
     run_grid(folder / "grid.yaml", load=fake.load(), console=console)
     said = (folder / "said").read_text()
-    assert "16 merged: multiplier 0 is the unsteered baseline (choice:items.json and 1 more)" in said
+    assert "16 merged: multiplier 0 is the unsteered baseline (choice:items and 1 more)" in said
     assert "not asked: 1 of 3 questions, which stand in the data again and are asked once" in said
 
 
@@ -203,9 +203,7 @@ def test_positions_that_are_the_same_tokens_are_said(plan: Callable[..., Plan]) 
         "{kind: refusal_tokens, data: open.json, tokens: [I, N]}",
     )
     (alike_note,) = [note for note in one.notes if "same tokens" in note]
-    assert alike_note.startswith(
-        "refusal_tokens:open.json: positions after_prompt and last_prompt_token steer"
-    )
+    assert alike_note.startswith("refusal_tokens:open: positions after_prompt and last_prompt_token steer")
 
 
 def test_a_value_that_stands_twice_and_a_vector_that_nothing_uses_are_said(folder: Path) -> None:

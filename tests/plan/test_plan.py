@@ -40,8 +40,8 @@ def test_rows_are_configurations_times_questions_times_samples(plan: Callable[..
     assert len(one.configs) == 34
     swapped = "which have swapped letters, and their wording refers to the order"
     assert one.notes == (
-        f"choice:items.json: not asked: 1 of 8 questions, {swapped}",
-        "open_ended:open.json: not asked: 1 of 3 questions, which stand in the data again and are asked once",
+        f"choice:items: not asked: 1 of 8 questions, {swapped}",
+        "open_ended:open: not asked: 1 of 3 questions, which stand in the data again and are asked once",
     )
 
 
@@ -71,12 +71,12 @@ def test_the_controls_stand_beside_choices_alone(plan: Callable[..., Plan]) -> N
     sizes = Counter({(b.evaluation, b.system): len(b.configs) for b in one.blocks})
     # 16 steered, 3 + 2 controls beside each, one baseline; a system prompt as a control is one configuration
     assert sizes == {
-        ("choice:items.json", ""): 16 * 6 + 1,
-        ("choice:items.json", "positive"): 1,
-        ("choice:items.json", "negative"): 1,
-        ("open_ended:open.json", ""): 17,
-        ("open_ended:open.json", "positive"): 1,
-        ("open_ended:open.json", "negative"): 1,
+        ("choice:items", ""): 16 * 6 + 1,
+        ("choice:items", "positive"): 1,
+        ("choice:items", "negative"): 1,
+        ("open_ended:open", ""): 17,
+        ("open_ended:open", "positive"): 1,
+        ("open_ended:open", "negative"): 1,
     }
     kinds = Counter(config.control for config in one.blocks[0].configs)
     assert kinds == {"": 17, "random": 48, "shuffled": 32}

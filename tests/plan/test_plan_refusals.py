@@ -55,7 +55,7 @@ REFUSED = [
     (
         ("choice, data: items.json}", TWICE),
         14,
-        "b asks what choice:items.json (line 13) asks in the same way",
+        "b asks what choice:items (line 13) asks in the same way",
     ),
     (("id: tiny-llama", "id: tiny-lama"), 4, "no model 'tiny-lama'"),
     (("id: tiny-llama", "revision: main, id: tiny-llama"), 4, "has no revision"),
@@ -139,7 +139,7 @@ def test_generated_acts_on_what_follows_the_first_token(plan: Callable[..., Plan
     keep = "exclude:\n  - {kind: choice}\nevaluations:"
     assert len(plan(*places, "evaluations:", keep).blocks[1].configs) == 9
     one_token = refused(folder, *places, "evaluations:", keep, "max_tokens: 7", "max_tokens: 1")
-    assert "positions generated (line 11) cannot act on what open_ended:open.json scores" in one_token
+    assert "positions generated (line 11) cannot act on what open_ended:open scores" in one_token
 
 
 def test_caa_is_asked_after_the_user_s_turn(plan: Callable[..., Plan]) -> None:
@@ -197,7 +197,7 @@ SCRAPS = [
 MORE = """\
 controls: {random_vectors: 1, shuffled_labels: 1, system_prompts: {positive: Yes.}}
 exclude:
-  - {vector: v, layers: [1], norm: unit, evaluation: [choice:items.json]}
+  - {vector: v, layers: [1], norm: unit, evaluation: [choice:items]}
 """
 
 

@@ -52,7 +52,7 @@ def set_clock(monkeypatch: pytest.MonkeyPatch, day: str) -> None:
             return date.fromisoformat(day)
 
     monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", Then)
-    for module in ("run.start", "run.folder", "plan.plan"):
+    for module in ("run.folder", "plan.plan"):
         monkeypatch.setattr(import_module(f"vsteer.{module}"), "date", Day)
 
 

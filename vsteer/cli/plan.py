@@ -47,11 +47,10 @@ def show(path: Path, as_json: bool, rates: Callable[[Plan], Rates | None] | None
     from vsteer.grid.spec import read_grid
     from vsteer.plan import budget
     from vsteer.plan.memory import memory_of
-    from vsteer.plan.plan import make_plans
-    from vsteer.run.folder import run_day, run_folder
+    from vsteer.run.folder import run_plans
 
     grid = read_grid(path)
-    plans = make_plans(grid, run_day(run_folder(grid)))
+    plans = run_plans(grid)
     budgets = [budget.budget(one) for one in plans]
     measured = [rates(one) if rates else None for one in plans]
     memories = [memory_of(one) for one in plans]

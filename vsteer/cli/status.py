@@ -106,10 +106,7 @@ def check(run: Path, as_json: bool) -> None:
 
 def _plan_of_grid(path: Path) -> Planned:
     from vsteer.grid.spec import read_grid
-    from vsteer.plan.plan import make_plans
-    from vsteer.run.folder import run_day, run_folder
+    from vsteer.run.folder import run_plans
     from vsteer.store.planned import Planned
 
-    grid = read_grid(path)
-    plans = make_plans(grid, run_day(run_folder(grid)))
-    return Planned(part for plan in plans for part in plan.parts())
+    return Planned(part for plan in run_plans(read_grid(path)) for part in plan.parts())

@@ -32,13 +32,19 @@ def data_path(behaviour: str, part: str) -> Path:
     return next((_FOLDER / behaviour).glob(f"{part}.json*"))
 
 
+def is_builtin(name: str) -> bool:
+    """Whether a grid's data is a built-in behaviour, or one part of it such as `refusal/instructions`."""
+    behaviour, _, part = name.partition("/")
+    return behaviour in behaviours() and (not part or part in parts(behaviour))
+
+
 def find_data(name: str, part: str, beside: Path) -> Path:
     """A built-in behaviour (`refusal`, or one part of it, `refusal/instructions`), or a file beside a folder.
 
     A behaviour wins over a file of the same name, which is written `./refusal`.
     """
-    behaviour, _, named = name.partition("/")
-    if behaviour in behaviours() and (not named or named in parts(behaviour)):
+    if is_builtin(name):
+        behaviour, _, named = name.partition("/")
         return data_path(behaviour, named or part)
     path = find_file(name, beside)
     if path is None:

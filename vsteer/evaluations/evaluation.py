@@ -85,11 +85,6 @@ class Evaluation(Strict, ABC):
     answer_prefix: Annotated[str, Field(min_length=1)] | None = None  # forced, as it is written
     vectors: Names | None = None  # only these; by default all of the grid
 
-    def named(self, data: str) -> str:
-        """What results call it: its kind and its data, or its own name."""
-        own = self.name or self.kind
-        return own if self.name and len(self.data) == 1 else f"{own}:{data}"
-
     @property
     def sampling(self) -> Sampling:
         return Sampling()

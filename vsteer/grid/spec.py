@@ -6,7 +6,7 @@ model are looked at only when the grid is planned (`vsteer/plan/plan.py`).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -26,6 +26,7 @@ from pydantic import (
 from vsteer.engine.options import EngineOptions
 from vsteer.evaluations.kinds import AnyKind, KindName
 from vsteer.grid.axes import Layers, parse_layers, parse_multipliers, parse_norm, parse_positions
+from vsteer.grid.names import Named, named_evaluations
 from vsteer.grid.problems import GridError, Loc, Source
 from vsteer.grid.values import OutOfBounds, plain
 from vsteer.grid.yaml_lines import read_yaml
@@ -233,6 +234,7 @@ class Grid(Strict):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
     _source: Source = PrivateAttr()
+    _first_names: dict[str, str] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="after")
     def _references_hold(self, info: ValidationInfo) -> Grid:
@@ -270,11 +272,15 @@ class Grid(Strict):
         differs = {name: getattr(model.engine, name) for name in model.engine.model_fields_set}
         return self.engine.model_copy(update=differs)
 
-    def named_evaluations(self) -> Iterator[tuple[str, str, int]]:
+    def named_evaluations(self) -> list[Named]:
         """Every evaluation of every data set: its name, its data, and its place in the list."""
-        for n, evaluation in enumerate(self.evaluations):
-            for data in evaluation.data:
-                yield evaluation.named(data), data, n
+        return named_evaluations(self.evaluations, self._first_names)
+
+    def with_names(self, first: Mapping[str, str]) -> Grid:
+        """The grid with the names that its run's first start gave to the evaluations."""
+        grid = self.model_copy()
+        grid._first_names = dict(first)
+        return grid
 
 
 def read_grid(path: str | Path) -> Grid:

@@ -13,9 +13,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vsteer.grid.names import full_name
 from vsteer.grid.spec import Grid, read_grid
 from vsteer.packages import __version__, installed
-from vsteer.plan.plan import Plan
+from vsteer.plan.plan import Plan, make_plans
 from vsteer.run.loading import as_stored
 from vsteer.store.lock import FolderLock
 from vsteer.store.manifest import read_manifest
@@ -37,10 +38,24 @@ def find_run(path: Path) -> Path:
     return run_folder(read_grid(path)) if path.is_file() else path
 
 
-def run_day(folder: Path) -> date:
-    """The day that chat templates get: that of the run's first start, so that going on asks the same."""
-    first = (read_manifest(folder) or {}).get("day")
-    return date.fromisoformat(first) if first else date.today()
+def run_plans(grid: Grid, fresh: bool = False) -> tuple[Plan, ...]:
+    """The plans of a grid as its run has them, so that going on asks the same under the same names.
+
+    The day that chat templates get and what evaluations are called are those of the run's first start.
+    """
+    first = {} if fresh else read_manifest(run_folder(grid)) or {}
+    day = date.fromisoformat(first["day"]) if "day" in first else date.today()
+    return make_plans(grid.with_names(_first_names(first)), day)
+
+
+def _first_names(manifest: Mapping[str, Any]) -> Mapping[str, str]:
+    """What a run's first start called evaluations without names."""
+    if "evaluations" in manifest or "grid" not in manifest:
+        return dict(manifest.get("evaluations", {}))
+    # Older runs called them by kind and data, as the grid has these.
+    unnamed = (one for one in manifest["grid"]["evaluations"] if one["name"] is None or len(one["data"]) > 1)
+    names = [f"{one['name'] or one['kind']}:{data}" for one in unnamed for data in one["data"]]
+    return dict(zip(names, names, strict=True))
 
 
 def put_aside(folder: Path) -> None:
@@ -132,8 +147,11 @@ def manifest(grid: Grid, plans: Sequence[Plan]) -> dict[str, Any]:
             for name, source in plan.sources.items()
         },
         "grid": grid.model_dump(mode="json"),
-        # `run_day` reads it.
+        # `run_plans` reads these two.
         "day": plans[0].today.isoformat(),
+        "evaluations": {
+            full_name(grid.evaluations[n], data): name for name, data, n in grid.named_evaluations()
+        },
         "planned_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,8 @@ from rich.console import Console
 from vsteer.errors import EngineError, VsteerError
 from vsteer.grid.spec import Grid, as_grid
 from vsteer.plan.left_out import described
-from vsteer.plan.plan import Plan, make_plans
-from vsteer.run.folder import changes, put_aside, run_day, run_folder, vector_hashes, write_plan
+from vsteer.plan.plan import Plan
+from vsteer.run.folder import changes, put_aside, run_folder, run_plans, vector_hashes, write_plan
 from vsteer.run.interrupt import Interrupt
 from vsteer.run.loading import Load, fetch_models, load_vllm
 from vsteer.run.loop import Counts
@@ -61,8 +60,7 @@ def run_grid(
     grid = as_grid(grid)
     fetch_models(grid)
     folder = run_folder(grid)
-    today = date.today() if fresh else run_day(folder)
-    plans = make_plans(grid, today)
+    plans = run_plans(grid, fresh)
     if fresh and folder.exists():
         put_aside(folder)
     planned = Planned(part for plan in plans for part in plan.parts())
