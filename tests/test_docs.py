@@ -17,6 +17,7 @@ import yaml
 from click.testing import CliRunner
 
 import vsteer
+from tests import grid_reference
 from tests.cli.test_cli import every_command
 from tests.test_architecture import LAYERS
 from vsteer import cli
@@ -116,6 +117,8 @@ PARTS: dict[str, tuple[str, Callable[[], str]]] = {
     "commands": ("cli.md", commands),
     "columns": ("results.md", columns),
     "queries": ("results.md", questions),
+    "settings": ("grid.md", grid_reference.settings),
+    "covered": ("grid.md", grid_reference.positions),
     "tree": ("architecture.md", tree),
     "layers": ("architecture.md", layers),
 }

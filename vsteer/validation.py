@@ -99,7 +99,10 @@ Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 class Strict(BaseModel):
     """Settings that refuse every key and every type that they do not name."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+    # The text behind a setting is its description, from which docs/grid.md is made.
+    model_config = ConfigDict(
+        strict=True, extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -17,20 +17,33 @@ _PICKLED = ("pt", "npcache")
 
 class EngineOptions(Strict):
     tensor_parallel_size: Count = 1
+    """How many devices share each layer."""
     pipeline_parallel_size: Count = 1
+    """How many devices share the layers among them."""
     max_model_len: Count | None = None
+    """The longest prompt with its answer, in tokens; by default the model's own."""
     max_num_seqs: Count = 256
+    """How many requests are under way at once."""
     max_num_batched_tokens: Count | None = None
+    """How many tokens a step computes; by default vLLM's choice."""
     enforce_eager: bool = False
+    """Skip compilation: a quicker start, and slower steps."""
     prefix_caching: bool = True
+    """Compute what prompts begin with in common once."""
     block_size: Count | None = None
+    """Tokens in a block of the prefix cache; by default vLLM's choice."""
     kv_cache_gib: Annotated[float, Field(gt=0, le=2**20)] | None = None
+    """Memory for keys and values, in GiB. Give it on a CPU."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None
-    # whether questions with given answers may be computed as forks of an unsteered pass
+    """The share of a GPU's memory that vLLM may use; by default nearly all that is free."""
     forks: bool = False
+    """Compute a question with given answers once unsteered, and each configuration only from its span's start
+    and its first steered layer on. Values agree up to rounding. Pipeline parallelism, a quantised KV cache
+    and prompts longer than `max_num_batched_tokens` take requests instead."""
     load_format: Name = "auto"
-    # any further option of vLLM's EngineArgs, by its own name
+    """As in vLLM; random weights (`dummy`) are refused."""
     vllm: dict[str, Any] = Field(default_factory=dict)
+    """Further options of vLLM by their own names. Those that might change outputs are refused."""
 
     @field_validator("load_format")
     @classmethod

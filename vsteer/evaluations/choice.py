@@ -46,7 +46,10 @@ class ChoiceEvaluation(Evaluation):
 
     kind: Literal["choice"]
     letter_orders: Literal["both", "original"] | None = None
+    """Whether a lettered item is asked in both orders of its choices. By default `both`, and `original` under
+    `caa_compat`."""
     caa_compat: bool = False
+    """Follow CAA's recipe: force ` (`, score the two letters that an item names, steer `after_user_turn`."""
 
     @model_validator(mode="after")
     def _one_prefix(self) -> ChoiceEvaluation:

@@ -78,12 +78,20 @@ class Evaluation(Strict, ABC):
     has_controls: ClassVar[bool]
 
     kind: str
+    """Which kind of evaluation it is."""
     name: Text | None = None
+    """What results call it. By default its kind and the stem of its file, behind as many folders as make it
+    unique; with several data sets the name is followed by each one's."""
     data: Texts
-    limit: Count | None = None  # only the first items, this many
+    """A built-in behaviour, a file, or a list of them."""
+    limit: Count | None = None
+    """Ask only the first so many items."""
     system: Systems = (None,)
-    answer_prefix: Annotated[str, Field(min_length=1)] | None = None  # forced, as it is written
-    vectors: Names | None = None  # only these; by default all of the grid
+    """The system prompt, or several; `null` is none."""
+    answer_prefix: Annotated[str, Field(min_length=1)] | None = None
+    """Text with which every answer is forced to begin, as it is written."""
+    vectors: Names | None = None
+    """Ask only about these vectors of the grid; by default about all."""
 
     @property
     def sampling(self) -> Sampling:

@@ -35,11 +35,17 @@ class OpenEndedEvaluation(Evaluation):
 
     kind: Literal["open_ended"]
     max_tokens: Count = 100
+    """The longest text, in tokens."""
     temperature: Annotated[float, Field(ge=0, le=100)] = 0.0
+    """0 is greedy."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Draw from the likeliest tokens that have this much probability together; unused at temperature 0."""
     samples: Annotated[int, Field(ge=1, le=1_000_000)] = 1
+    """How many texts a question gets; more than one needs a temperature."""
     stop: Texts | tuple[()] = ()
-    coherence: bool = True  # each text's perplexity under the unsteered model; changes no row
+    """Texts at which an answer ends."""
+    coherence: bool = True
+    """Work out each text's perplexity under the unsteered model at the run's end. It changes no row."""
 
     @model_validator(mode="after")
     def _samples_differ(self) -> OpenEndedEvaluation:

@@ -43,6 +43,7 @@ class RefusalTokensEvaluation(Evaluation):
 
     kind: Literal["refusal_tokens"]
     tokens: Texts
+    """Single tokens with which this model begins refusals."""
 
     @model_validator(mode="after")
     def _questions_of_one_kind(self) -> RefusalTokensEvaluation:

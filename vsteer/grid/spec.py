@@ -77,6 +77,7 @@ class EngineSpec(EngineOptions):
     """The engine's options as a grid may set them: none that changes an output; and how many engines."""
 
     replicas: Count = 1
+    """How many engines share the work, each on devices of its own."""
 
     @model_validator(mode="after")
     def _leaves_outputs_alone(self) -> EngineSpec:
@@ -91,40 +92,61 @@ class EngineSpec(EngineOptions):
 
 class Model(Strict):
     id: Text
+    """A named model that needs no hub (`vsteer models list`), a folder, or a hub id."""
     revision: Text | None = None
+    """The hub's branch, tag or commit; by default the newest."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    """The type of the weights and of the stream."""
     quantization: Text | None = None
+    """As vLLM names it."""
     kv_cache_dtype: Text = "auto"
-    layers: Annotated[int, Field(ge=1, le=10_000)] | None = None  # for planning without the model
-    engine: EngineSpec | None = None  # what differs from the grid's for this model
+    """The type of keys and values, as vLLM names it."""
+    layers: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    """The number of decoder blocks, for planning where the model isn't here."""
+    engine: EngineSpec | None = None
+    """What differs for this model from the grid's `engine`."""
 
 
 class DataVector(Strict):
     """A vector to be made from contrast data, once for each norm."""
 
     data: Text
+    """A built-in behaviour, or a file of contrast data."""
     negative: Text | None = None
+    """A second file, where `data` is the positive one of two unpaired sets."""
     method: MethodName | None = None
+    """How a direction is made of the data. By default `mean_diff` for pairs, `dim` for two unpaired sets."""
     norm: Norms = ("raw",)
+    """How long the stored vector is, or several such lengths, each a vector."""
     token: Literal["answer", "last"] | Annotated[int, Field(ge=-1000, le=-1)] | None = None
+    """Which token is read: the answer's letter, the last one, or one counted from the end. By default
+    `answer` where all answers are letters, and `last` elsewhere."""
     system: Text | None = None
+    """A system prompt in front of every text."""
 
 
 class FileVector(Strict):
     """A vector that lies in a file, taken as it is stored there."""
 
     file: Text
+    """The vector's file, taken as it is stored."""
 
 
 class Axis(Strict):
     """One block of the grid: every combination of what it lists."""
 
     vector: Names | None = None
+    """One of `vector` and `vectors`: what to steer with."""
     vectors: Names | None = None
+    """One of `vector` and `vectors`: what to steer with."""
     layers: LayerChoice
-    multipliers: Multipliers | None = None  # of what is added; other operations have none
+    """Where the vector acts."""
+    multipliers: Multipliers | None = None
+    """What the stored vector is multiplied by. `add` needs them, and the other operations have none."""
     positions: PositionList = ("all",)
+    """Which tokens are steered."""
     operation: OperationName = "add"
+    """What is done with the vector."""
 
     @model_validator(mode="after")
     def _one_of_two(self) -> Axis:
@@ -153,13 +175,18 @@ class Axis(Strict):
 
 class SystemPrompts(Strict):
     positive: Text | None = None
+    """A system prompt that asks for the behaviour."""
     negative: Text | None = None
+    """A system prompt that asks for its opposite."""
 
 
 class Controls(Strict):
     random_vectors: Some = 0
+    """How many random vectors of the vector's length stand beside it at each layer."""
     shuffled_labels: Some = 0
+    """How many vectors of the same data with shuffled labels stand beside it."""
     system_prompts: SystemPrompts = SystemPrompts()
+    """What a system prompt does by itself, unsteered."""
 
     @property
     def vectors(self) -> int:
@@ -180,15 +207,25 @@ class Exclude(Strict):
     """The configurations to leave out: those that agree with everything named here."""
 
     model: Texts | None = None
+    """Ids of models."""
     vector: Names | None = None
+    """Names of vectors."""
     norm: Norms | None = None
+    """Norms, written as those of a vector."""
     layers: LayerChoice | None = None
+    """Layers; several that are steered at once are named together."""
     multipliers: Multipliers | None = None
+    """Multipliers."""
     positions: PositionList | None = None
+    """Positions."""
     evaluation: Texts | None = None
-    kind: KindName | None = None  # choice takes every kind with it whose rows are stored as choices
-    # These controls alone, and not the vectors that they stand beside, whose exclusion takes them with it.
+    """Names of evaluations, as `vsteer plan` lists them."""
+    kind: KindName | None = None
+    """A kind of evaluation. `choice` takes `refusal_tokens` along, whose rows are stored as choices;
+    `refusal_tokens` leaves `choice` alone."""
     control: ControlNames | None = None
+    """These controls alone, and not the vectors beside which they stand. Without it an exclusion of a vector
+    takes its controls along."""
 
     @model_validator(mode="after")
     def _says_something(self) -> Exclude:
@@ -223,15 +260,25 @@ VectorSpec = Annotated[
 
 class Grid(Strict):
     version: Literal[1]
+    """The version of this form."""
     name: Name
+    """The run's folder is `runs/<name>` beside the grid."""
     model: Annotated[tuple[Model, ...], BeforeValidator(_as_models), Field(min_length=1)]
+    """One model or several, run one after another. A plain text is its id."""
     engine: EngineSpec = EngineSpec()
+    """How the engine runs. Nothing in it changes a row's identity."""
     vectors: dict[Name, VectorSpec] = Field(default_factory=dict)
+    """The vectors, by names of your own."""
     grid: Annotated[tuple[Axis, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
+    """The blocks: each is the product of everything that it lists."""
     controls: Controls = Controls()
+    """What the vectors are compared with."""
     evaluations: Annotated[tuple[AnyKind, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
+    """What the models are asked."""
     exclude: Annotated[tuple[Exclude, ...], BeforeValidator(_as_tuple)] = ()
+    """Configurations to leave out."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """What random vectors, shuffled labels and samples are drawn from."""
 
     _source: Source = PrivateAttr()
     _first_names: dict[str, str] = PrivateAttr(default_factory=dict)
