@@ -14,7 +14,7 @@ from vsteer.grid.spec import read_grid
 from vsteer.models import resolve
 from vsteer.plan.plan import make_plans
 from vsteer.run.start import run_grid
-from vsteer.store.planned import planned_rows
+from vsteer.store.stored_plan import stored_plan
 
 # one layer, one multiplier, one norm, two positions
 SMALL = ("layers: [1, 4]", "layers: 1", "[-1, 0, 1]", "1", "[raw, unit]", "raw")
@@ -38,7 +38,9 @@ def test_the_rows_of_a_folder_are_those_that_its_grid_planned(tmp_path: Path) ->
     resolve("tiny-llama")
     path = Path(shutil.copytree(MADE_BEFORE, tmp_path / "before")) / "grid.yaml"
     folder = run_grid(path, load=fake.load()).folder
-    assert sorted(planned_rows(folder)) == (MADE_BEFORE / "row_ids.txt").read_text().split()
+    planned = stored_plan(folder)
+    ids = sorted(planned.row_id(place) for place in range(len(planned)))
+    assert ids == (MADE_BEFORE / "row_ids.txt").read_text().split()
 
 
 def test_a_grid_and_its_run_are_one_to_both_commands(grid: Path) -> None:
@@ -68,7 +70,7 @@ def test_a_row_that_is_lost_is_missing_by_the_folder_too(grid: Path) -> None:
     assert {finding["what"]: finding["count"] for finding in found["findings"]}["missing"] == 3 * 9
     (folder / "prompts.parquet").write_bytes(b"PAR1")
     torn = call("check", folder)
-    assert (torn.exit_code, "check it by its grid" in torn.output) == (1, True)
+    assert (torn.exit_code, "check the run by its grid" in torn.output) == (1, True)
 
 
 def test_rows_of_a_changed_grid_are_set_aside_and_not_unreadable(grid: Path) -> None:
@@ -79,6 +81,7 @@ def test_rows_of_a_changed_grid_are_set_aside_and_not_unreadable(grid: Path) -> 
     assert "unreadable" not in output
     assert "set aside  files in set-aside/: 1 with rows that the grid no longer planned\n" in output
     assert json.loads(call("status", folder, "--json").output)["set_aside"] == 0
+    assert call("check", folder).output == call("check", grid).output
     findings = {f["what"]: f for f in json.loads(call("check", grid, "--json").output)["findings"]}
     assert findings.keys() <= {"no_longer_planned", "errors"}
     assert findings["no_longer_planned"]["fault"] is False

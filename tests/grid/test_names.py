@@ -15,6 +15,7 @@ from vsteer.models import resolve
 from vsteer.run.folder import run_plans
 from vsteer.run.start import run_grid
 from vsteer.store.check import check
+from vsteer.store.planned import Planned
 
 
 def names(*evaluations: dict[str, Any]) -> list[str]:
@@ -97,5 +98,5 @@ def test_a_run_keeps_the_names_of_its_first_start(tmp_path: Path, older: bool) -
     assert [block.evaluation for block in plan.blocks] == [new, *old]
     if not older:
         run_grid(path, load=fake.load())
-        faults = {one.what for one in check(folder, [row.row_id for row in plan.rows()]) if one.fault}
+        faults = {one.what for one in check(folder, Planned(plan.parts())) if one.fault}
         assert faults <= {"errors"}

@@ -64,7 +64,7 @@ def test_samples_are_counted_not_made(plan: Callable[..., Plan]) -> None:
         (
             (AXES, f"layers: all\n    {FINE}", "[raw, unit]", "[raw, unit, {residual: 0.1}]"),
             7,
-            "360,000 configurations of choice:items.json, and at most 200,000 are planned",
+            "360,000 configurations of choice:items, and at most 200,000 are planned",
         ),
         (
             (
@@ -81,7 +81,7 @@ def test_samples_are_counted_not_made(plan: Callable[..., Plan]) -> None:
             ("evaluations:", "controls: {random_vectors: 1000, shuffled_labels: 1000}\nevaluations:", AXES,
              "layers: all\n    multipliers: {from: 1, to: 9}"),
             7,
-            "432,216 configurations of choice:items.json",
+            "432,216 configurations of choice:items",
         ),
         (
             (
@@ -90,7 +90,7 @@ def test_samples_are_counted_not_made(plan: Callable[..., Plan]) -> None:
             ),
             14,
             # 2 norms x 6 layers x 50 multipliers x 2 positions beside the baseline
-            "and at most 1,000,000,000 are planned; open_ended:open.json has 1,201 configurations, 2 prompts",
+            "and at most 1,000,000,000 are planned; open_ended:open has 1,201 configurations, 2 prompts",
         ),
     ],
     ids=range(4),
@@ -126,7 +126,7 @@ def test_exclusions_leave_what_plain_loops_leave(plan: Callable[..., Plan]) -> N
         *excluding(
             "{norm: unit, layers: [1, 2], positions: all}",
             "{multipliers: [-2, 3], positions: [[0, 2], all], kind: choice}",
-            "{evaluation: 'open_ended:open.json', layers: {depth: [0.5, 1]}}",
+            "{evaluation: 'open_ended:open', layers: {depth: [0.5, 1]}}",
             "{multipliers: 0.5, layers: 0, norm: raw}",
         ),
     )
@@ -163,7 +163,7 @@ def test_thousands_of_positions_are_compared_once_each(plan: Callable[..., Plan]
     # a question's tokens end somewhere, and spans that end behind the longest are one
     longest = max(len(rendered.prompt.token_ids) for rendered in made.blocks[0].prompts)
     assert shortest <= longest < 500
-    alike = [note for note in made.notes if note.startswith("choice:items.json: positions")]
+    alike = [note for note in made.notes if note.startswith("choice:items: positions")]
     assert len(alike) == 500 - longest
     assert f"positions (0, {longest}) and (0, {longest + 1}) steer the same tokens" in alike[0]
 
@@ -179,7 +179,7 @@ def test_an_answer_of_a_hundred_kilobytes_is_refused(folder: Path, plan: Callabl
 
     def attempt() -> None:
         refusal = refused(folder, "choice, data: items.json", "choice, data: long.jsonl")
-        assert "line 13: the item on line 1 of choice:long.jsonl can't be asked: an answer has " in refusal
+        assert "line 13: the item on line 1 of choice:long can't be asked: an answer has " in refusal
         assert "and at most 1,000 are scored\nhint: shorten the answer" in refusal
 
     quickly(attempt)

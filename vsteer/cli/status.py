@@ -1,5 +1,7 @@
 """`vsteer status` and `vsteer check`: where a run stands, and whether it is whole."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
