@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import vsteer
+from tests.engine.make_seams import table_of
 from vsteer.engine import vllm_compat as seams
 from vsteer.errors import UnsupportedError
 
@@ -226,7 +227,7 @@ def test_a_table_is_made_of_wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         wheels.append(tmp_path / f"{name}-py3-none-any.whl")
         with zipfile.ZipFile(wheels[-1], "w") as archive:
             archive.writestr("vllm/made.py", f"def f(x):\n    return {body}\n")
-    (one, two) = seams.table_of(wheels)["vllm.made.f"]
+    (one, two) = table_of(wheels)["vllm.made.f"]
     assert (one["versions"], two["versions"]) == (["1.0.0"], ["1.1.0"])
     assert one["signature"] == two["signature"] == "(x)"
     assert one["content"] != two["content"]

@@ -4,8 +4,7 @@ A seam is known by its signature and its content in every version of vLLM that w
 It is compared as source text, without importing vllm, so that this takes a moment and comes before a model is
 loaded. What another plugin replaces while it runs is not seen here; the canary is there for that.
 
-After reading what changed, a maintainer makes the table anew from wheels:
-    python -m vsteer.engine.vllm_compat WHEEL...
+After reading what changed, a maintainer makes the table anew from wheels: tests/engine/make_seams.py.
 """
 
 from __future__ import annotations
@@ -16,9 +15,6 @@ import hashlib
 import importlib.util
 import json
 import os
-import sys
-import tempfile
-import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -329,20 +325,15 @@ def _plain(value: Any) -> Any:
 
 
 def _fields(node: ast.AST) -> Iterator[tuple[str, Any]]:
+    documented = (
+        isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+        and ast.get_docstring(node, clean=False) is not None
+    )
     for name, value in ast.iter_fields(node):
-        documented = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
-        if name == "body" and documented and _is_docstring(value[0]):
+        if name == "body" and documented:
             yield name, value[1:]
         elif not (isinstance(node, ast.Constant) and name == "kind"):
             yield name, value
-
-
-def _is_docstring(node: ast.stmt) -> bool:
-    match node:
-        case ast.Expr(value=ast.Constant(value=str())):
-            return True
-        case _:
-            return False
 
 
 def _difference(form: Form, known: Sequence[Form], of: str) -> str:
@@ -354,33 +345,3 @@ def _difference(form: Form, known: Sequence[Form], of: str) -> str:
     if form.signature not in signatures:
         return f"has another signature: {form.signature} instead of {' or '.join(signatures)} in {of}"
     return f"has another content than in {of}, under the same signature {form.signature}"
-
-
-def table_of(wheels: Iterable[Path]) -> dict[str, list[dict[str, Any]]]:
-    """The table of these wheels, one or several a version."""
-    forms: dict[str, dict[Form, list[str]]] = {}
-    for wheel in wheels:
-        name = wheel.name.split("-")[1].partition("+")[0]
-        with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(wheel) as archive:
-            archive.extractall(folder, [file for file in archive.namelist() if file.endswith(".py")])
-            for upstream, form in forms_of(Path(folder), (upstream for _, upstream in declared())).items():
-                versions = forms.setdefault(upstream, {}).setdefault(form, [])
-                if name not in versions:
-                    versions.append(name)
-    return {
-        upstream: [
-            {"versions": versions, "signature": form.signature, "content": form.content}
-            for form, versions in of.items()
-        ]
-        for upstream, of in forms.items()
-    }
-
-
-def _main(arguments: Sequence[str]) -> None:
-    if not arguments:
-        raise SystemExit(__doc__)
-    TABLE.write_text(json.dumps(table_of(map(Path, arguments)), indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    _main(sys.argv[1:])
