@@ -173,7 +173,14 @@ def test_every_built_in_question_can_be_asked(tokenizer: Any, behaviour: str) ->
 
 
 @pytest.mark.skipif(not CAA_DATA.is_dir(), reason="CAA's data is not here")
-@pytest.mark.parametrize("behaviour", ["refusal", "survival-instinct", "sycophancy", "hallucination"])
+@pytest.mark.parametrize(
+    "behaviour",
+    [
+        "refusal",
+        "survival-instinct",
+        *(pytest.param(large, marks=pytest.mark.long) for large in ("sycophancy", "hallucination")),
+    ],
+)
 def test_caa_data_is_asked_by_its_own_letters(tokenizer: Any, behaviour: str) -> None:
     counts = set()
     for part in ("test/{}/test_dataset_ab.json", "generate/{}/generate_dataset.json"):

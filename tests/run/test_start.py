@@ -31,7 +31,7 @@ version: 1
 name: try
 model: {id: tiny-llama, dtype: float32}
 vectors:
-  v: {data: sentiment, token: last, norm: [raw, {residual: 0.1}]}
+  v: {data: pairs.jsonl, token: last, norm: [raw, {residual: 0.1}]}
 grid:
   - vector: v
     layers: [0, 3, 5]
@@ -51,7 +51,12 @@ def grid(tmp_path: Path) -> Path:
     return written(tmp_path)
 
 
+# few, since every run extracts its vector from them
+PAIRS = [{"prompt": f"Question {n}?", "positive": "Splendid", "negative": "Terrible"} for n in range(12)]
+
+
 def written(folder: Path, *replaced: str) -> Path:
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, PAIRS)))
     text = GRID
     for old, new in zip(replaced[0::2], replaced[1::2], strict=True):
         assert old in text
@@ -353,13 +358,10 @@ def test_the_first_interrupt_finishes_what_is_under_way(grid: Path) -> None:
 
 
 def test_data_that_changes_while_the_model_loads_is_not_taken_for_what_was_planned(tmp_path: Path) -> None:
-    items = [{"prompt": f"Question {n}?", "positive": "Good", "negative": "Bad"} for n in range(9)]
-    data = tmp_path / "pairs.jsonl"
-    data.write_text("\n".join(map(json.dumps, items)))
-    grid = written(tmp_path, "{data: sentiment, token", "{data: pairs.jsonl, token")
+    grid = written(tmp_path)
 
     def loads_slowly(plan: Plan, spec: EngineSpec, *_: object) -> FakeEngine:
-        data.write_text("\n".join(map(json.dumps, items[:5])))
+        (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, PAIRS[:5])))
         return fake.fake_engine(plan)
 
     with pytest.raises(DataError, match="changed while the run went on"):
