@@ -123,7 +123,7 @@ def test_a_full_disk_at_every_step_of_a_new_run(small_disk: Path) -> None:
         try:
             with open_store(run) as store:
                 write_plan(store, 30)
-                done = store.done().good
+                done = set(store.done().good)
                 for number in range(30):
                     if row_id(number) not in done:
                         store.append(row(number))

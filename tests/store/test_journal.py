@@ -38,7 +38,7 @@ def test_a_run_that_is_always_killed_soon_goes_on(tmp_path: Path) -> None:
         assert now >= before + 40
         before = now
     with open_store(tmp_path) as store:
-        done = store.done().good
+        done = set(store.done().good)
         write_plan(store, PLANNED)
         for number in range(PLANNED):
             if row_id(number) not in done:

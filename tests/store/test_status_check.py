@@ -59,7 +59,7 @@ def test_the_status_of_a_run_from_its_beginning_to_its_end(tmp_path: Path) -> No
         store.append(row(0, attempt=2))
         store.compact()
     done = status(tmp_path)
-    assert (done.done, done.errors, done.missing, done.shards) == (28, 2, 10, 1)
+    assert (done.done, done.errors, done.missing) == (28, 2, 10)
     assert (done.live, done.sessions, done.compacted, done.set_aside) == (False, 2, True, 0)
     assert done.last_event is not None
     assert done.last_event["event"] == "compact"

@@ -26,8 +26,9 @@ def run(folder: Path, planned: int, pause: float) -> None:
         if store.session % 4 == 0:
             store.compact()
         done = store.done()
+        good = set(done.good)
         for number in range(planned):
-            if row_id(number) in done.good:
+            if row_id(number) in good:
                 continue
             attempt = 1 + int(done.attempts(pack([row_id(number)]))[0])
             if attempt == 1 and number % 3 == 0:
@@ -41,7 +42,7 @@ def run(folder: Path, planned: int, pause: float) -> None:
 def run_on(folder: Path, planned: int, pause: float) -> None:
     """Go on where the last start stopped, with the store's own settings."""
     with open_store(folder) as store:
-        done = store.done().good
+        done = set(store.done().good)
         for number in range(planned):
             if row_id(number) not in done:
                 store.append(planned_row(number))

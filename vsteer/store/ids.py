@@ -51,22 +51,12 @@ class RowIds:
         for start in range(0, len(self.packed), 65536):
             yield from unpack(self.packed[start : start + 65536])
 
-    def __contains__(self, row_id: str) -> bool:
-        return self.among([row_id])[0]
-
-    def among(self, row_ids: Sequence[str]) -> list[bool]:
-        """Which of these are in the set; a few hundred at once cost little more than one."""
-        return [bool(found) for found in self.places(pack(row_ids))[1]]
-
     def places(self, wanted: Packed) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
         """Where in `packed` each would stand, and whether it does."""
         if not len(self.packed):
             return np.zeros(len(wanted), np.intp), np.zeros(len(wanted), np.bool_)
         places = np.searchsorted(self.packed, wanted)
         return places, self.packed[np.minimum(places, len(self.packed) - 1)] == wanted
-
-    def __sub__(self, other: RowIds) -> RowIds:
-        return RowIds(self.packed[~other.places(self.packed)[1]])
 
 
 def packed_in_chunks(row_ids: Iterable[str]) -> Iterator[Packed]:

@@ -145,11 +145,6 @@ class Done:
     errors: RowIds
     error_attempts: NDArray[np.int32]  # the highest attempt of each of `errors`
 
-    @property
-    def standing(self) -> int:
-        """How many rows stand, each counted once."""
-        return len(self.good) + len(self.errors)
-
     def attempts(self, wanted: Packed) -> NDArray[np.int32]:
         """How many times each of these rows was tried without a good result; 0 for any other row."""
         places, found = self.errors.places(wanted)

@@ -18,7 +18,6 @@ class Status:
     done: int  # rows with a good result
     errors: int  # rows with nothing but errors
     sessions: int  # how often the run was started
-    shards: int
     compacted: bool
     unreadable: tuple[str, ...]  # files in rows/ that no row was read from
     set_aside: int  # files that were moved out of the run since they can't be read, or aren't its own
@@ -48,7 +47,6 @@ def status(folder: Path) -> Status:
         done=len(done.good),
         errors=len(done.errors),
         sessions=max((event.get("session", 0) for event in events), default=0),
-        shards=len(shards),
         compacted=sh.is_compact(shards),
         unreadable=damaged,
         set_aside=len(moved) - unplanned,
