@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
-from typing import Any
 
 import duckdb
 import numpy as np
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from vsteer.analysis.intervals import Numbers
 from vsteer.results.statistics_files import MEASURES
+from vsteer.store.database import records
 
 Flags = NDArray[np.bool_]
 
@@ -121,7 +121,7 @@ class ItemValues:
         database.execute(VALUES)
         self.conditions = [
             Condition(**{**record, "layers": tuple(record["layers"])})
-            for record in _records(database.execute(CONDITIONS))
+            for record in records(database, CONDITIONS)
         ]
         self._control_vectors: dict[int, dict[str, int]] = {}
         for family, control, vectors in database.execute(CONTROL_VECTORS).fetchall():
@@ -161,9 +161,3 @@ class ItemValues:
             {measure: added(f"{measure}_rows") for measure in MEASURES},
             self._control_vectors.get(conditions[0].family, {}),
         )
-
-
-def _records(result: duckdb.DuckDBPyConnection) -> Iterator[dict[str, Any]]:
-    names = [column[0] for column in result.description]
-    for row in result.fetchall():
-        yield dict(zip(names, row, strict=True))

@@ -8,7 +8,7 @@ import duckdb
 
 from vsteer.analysis.scaling import scaling_records
 from vsteer.results.statistics_files import TABLES
-from vsteer.store.database import quoted
+from vsteer.store.database import quoted, records
 from vsteer.store.schema import SQL_TYPES
 
 
@@ -20,14 +20,12 @@ def scaling_over_runs(database: duckdb.DuckDBPyConnection) -> str | None:
     """
     if database.execute("from scaling limit 1").fetchall():
         return None
-    found = database.execute("from peaks")
-    names = [column[0] for column in found.description]
-    records = scaling_records(dict(zip(names, row, strict=True)) for row in found.fetchall())
-    if not records:
+    fits = scaling_records(records(database, "from peaks"))
+    if not fits:
         return None
     columns = {column.name: SQL_TYPES[column.type] for column in TABLES["scaling"]}
     shape = {name: [type_[:-2]] if type_.endswith("[]") else type_ for name, type_ in columns.items()}
-    parsed = f"from_json({quoted(json.dumps(records))}, {quoted(json.dumps([shape]))})"
+    parsed = f"from_json({quoted(json.dumps(fits))}, {quoted(json.dumps([shape]))})"
     return (
         "create or replace temp view scaling as"
         f" select null::VARCHAR as run, record.* from (select unnest({parsed}) as record)"

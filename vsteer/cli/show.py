@@ -13,6 +13,7 @@ import click
 from vsteer.cli.plain_table import number, plain_table
 from vsteer.errors import UsageError
 from vsteer.operations import OPERATIONS
+from vsteer.store.database import records
 from vsteer.terminal import echo, harmless, on_one_line
 
 if TYPE_CHECKING:
@@ -211,9 +212,3 @@ def terminal_width() -> int | None:
     from shutil import get_terminal_size
 
     return get_terminal_size().columns
-
-
-def records(database: duckdb.DuckDBPyConnection, sql: str, **values: Any) -> list[dict[str, Any]]:
-    result = database.execute(sql, values)
-    header = [column[0] for column in result.description or ()]
-    return [dict(zip(header, row, strict=True)) for row in result.fetchall()]

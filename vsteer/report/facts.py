@@ -9,6 +9,7 @@ from typing import Any
 import duckdb
 
 from vsteer.report.tables import plain_value
+from vsteer.store.database import records
 from vsteer.store.events import read_events
 from vsteer.store.lock import holder
 from vsteer.store.manifest import read_manifest
@@ -105,11 +106,9 @@ def ranges(numbers: Sequence[int]) -> str:
 
 
 def _by_run(database: duckdb.DuckDBPyConnection, sql: str) -> dict[str, list[dict[str, Any]]]:
-    result = database.execute(sql)
-    header = [column[0] for column in result.description or ()]
     found: dict[str, list[dict[str, Any]]] = {}
-    for row in result.fetchall():
-        one = {name: plain_value(value) for name, value in zip(header, row, strict=True)}
+    for record in records(database, sql):
+        one = {name: plain_value(value) for name, value in record.items()}
         found.setdefault(one["run"], []).append(one)
     return found
 

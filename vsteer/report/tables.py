@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -74,9 +74,11 @@ def plain_value(value: Any) -> Any:
             return str(value)
 
 
-def table(database: duckdb.DuckDBPyConnection, sql: str, values: Sequence[Any] = (), **more: str) -> Table:
+def table(
+    database: duckdb.DuckDBPyConnection, sql: str, values: Mapping[str, Any] | None = None, **more: str
+) -> Table:
     """A statement's answer, up to the most rows that a page holds."""
-    result = database.execute(sql, list(values))
+    result = database.execute(sql, values)
     header = [column[0] for column in result.description or ()]
     rows = result.fetchmany(MOST_ROWS)
     left_out = 0

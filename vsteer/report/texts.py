@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import duckdb
 
-from vsteer.report.tables import Table
+from vsteer.report.tables import Table, table
 
 MOST_TEXTS = 4_000
 MOST_CHARACTERS = 1_500_000
@@ -64,7 +62,7 @@ def texts(database: duckdb.DuckDBPyConnection) -> dict[str, Table]:
         "select count(*) from rows where kind = 'open_ended' and status = 'ok'"
     ).fetchone() or (0,)
     of_prompts = len({prompt_id for _, prompt_id, _, _ in found})
-    read = _read(database, TEXTS, {"prompts": chosen})
+    read = table(database, TEXTS.strip(), {"prompts": chosen})
     note = (
         f"{len(read):,} of {everything:,} texts: {len(chosen):,} of {of_prompts:,} prompts, in the order of"
         f" their ids' hashes; the first sample of each, without control vectors"
@@ -74,13 +72,6 @@ def texts(database: duckdb.DuckDBPyConnection) -> dict[str, Table]:
     shown = Table(read.columns, read.sql, note=note if everything else "")
     return {
         "texts": shown,
-        "questions": _read(database, QUESTIONS, {"prompts": chosen}),
-        "scores": _read(database, SCORES, {"rows": shown.columns["row_id"]}),
+        "questions": table(database, QUESTIONS.strip(), {"prompts": chosen}),
+        "scores": table(database, SCORES.strip(), {"rows": shown.columns["row_id"]}),
     }
-
-
-def _read(database: duckdb.DuckDBPyConnection, sql: str, values: dict[str, Any]) -> Table:
-    result = database.execute(sql.strip(), values)
-    header = [column[0] for column in result.description or ()]
-    columns = [list(column) for column in zip(*result.fetchall(), strict=True)] or [[] for _ in header]
-    return Table(dict(zip(header, columns, strict=True)), sql.strip())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import duckdb
 
@@ -15,6 +16,13 @@ def in_memory(**config: str | int) -> duckdb.DuckDBPyConnection:
     if database.execute("select current_setting('enable_progress_bar')").fetchall() != [(False,)]:
         database.execute("set enable_progress_bar = false")
     return database
+
+
+def records(database: duckdb.DuckDBPyConnection, sql: str, **values: Any) -> list[dict[str, Any]]:
+    """What a statement answers, each row by its columns' names."""
+    result = database.execute(sql, values or None)
+    names = [column[0] for column in result.description or ()]
+    return [dict(zip(names, row, strict=True)) for row in result.fetchall()]
 
 
 def quoted(text: str) -> str:
