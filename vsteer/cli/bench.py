@@ -47,6 +47,26 @@ def engine(model: str, quick: bool, part: Part | None, as_json_: bool) -> None:
 
 @bench.command()
 @click.argument("model", default="smollm2-135m-instruct")
+@click.option("--quick", is_flag=True, help="Fewer configurations: about a minute of measuring.")
+@click.option("--json", "as_json_", is_flag=True, help="Print one JSON object instead of a table.")
+def forks(model: str, quick: bool, as_json_: bool) -> None:
+    """Questions with given answers as forks of one unsteered pass, over requests, on MODEL.
+
+    One engine computes the same rows both ways, in turn: one steered token, those behind the prompt, every
+    token. Beside them a Hugging Face loop, and the share of the machine's matrix products that forks reach.
+
+    \b
+    Example:
+      vsteer bench forks smollm2-135m-instruct --quick
+    """
+    from vsteer.bench.forks import bench_forks
+    from vsteer.models import resolve
+
+    show(bench_forks(resolve(model).model, quick, on_progress), as_json_)
+
+
+@bench.command()
+@click.argument("model", default="smollm2-135m-instruct")
 @click.option("--data", default="refusal", show_default=True, help="A behaviour or a file of contrast pairs.")
 @click.option("--quick", is_flag=True, help="Fewer pairs: about half a minute of measuring.")
 @click.option("--json", "as_json_", is_flag=True, help="Print one JSON object instead of a table.")
