@@ -27,12 +27,17 @@ def reference_of(model: str) -> ReferenceEngine:
     return ReferenceEngine(folder_of(model))
 
 
-def check_family(engine: VllmEngine, setup: Setup) -> None:
-    reference = reference_of(setup.model)
-    relative, longest = 0.5, 120
+def parity_of(setup: Setup) -> tuple[float, int]:
+    """How long vectors are beside the stream, and how long prompts are, so that slips show."""
     if setup.model == "tiny-gemma3":
         # with five windows to one layer that sees all, what one token does shows less, least far from the end
-        relative, longest = 1.0, 120 if setup.ablates else 100
+        return 1.0, 120 if setup.ablates else 100
+    return 0.5, 120
+
+
+def check_family(engine: VllmEngine, setup: Setup) -> None:
+    reference = reference_of(setup.model)
+    relative, longest = parity_of(setup)
     check(
         engine,
         reference,

@@ -10,17 +10,21 @@ import numpy as np
 import pytest
 
 from tests.engine.conftest import BATCHED_TOKENS, CAPTURING, WITHOUT_MULTIPLIER, on
-from tests.engine.test_families import named, reference_of, setup_of
+from tests.engine.test_families import named, parity_of, reference_of, setup_of
 from vsteer.engine.driver import VllmEngine
 from vsteer.engine.proof.parity import (
     TOLERANCE,
+    Parity,
+    alike,
     compare,
+    compare_row,
     make_requests,
     make_vectors,
+    moved,
 )
 from vsteer.engine.proof.reference import ReferenceEngine
 from vsteer.families import FAMILIES
-from vsteer.protocol import OPEN_END, Engine, Prompt, Request
+from vsteer.protocol import OPEN_END, Engine, Prompt, Request, Vectors
 
 PROMPTS = 12
 ROWS = 240
@@ -68,6 +72,68 @@ def blocks(
 
 
 @on(*CAPTURING[1:], slow=CAPTURING[:1])
+def test_forks_along_a_text_do_what_hugging_face_does(engine: VllmEngine, reference: ReferenceEngine) -> None:
+    operations = WITHOUT_MULTIPLIER if engine.capacity.modules else []
+    check_along_texts(engine, reference, (6, BATCHED_TOKENS - 7), make_vectors(reference), operations)
+
+
+def check_along_texts(
+    engine: VllmEngine,
+    reference: ReferenceEngine,
+    prompt_tokens: tuple[int, int],
+    vectors: Vectors,
+    operations: list[str],
+) -> None:
+    """The parity suite's rows, their texts forced token by token: a slip shows at one token or another."""
+    rows = make_requests(
+        ROWS,
+        engine.info.layers,
+        engine.info.vocab_size,
+        seed=4,
+        prompt_tokens=prompt_tokens,
+        operations=operations,
+    )
+    steerings = [row.steering for row in rows if row.steering]
+    engine.load(vectors, steerings)
+    texts = {result.id: result.token_ids for result in engine.run(rows)}
+    before = engine.forked
+    asked = [forced(row, texts[row.id][:count]) for row in rows for count in range(len(texts[row.id]))]
+    forks = {result.id: result for result in engine.run(asked)}
+    assert engine.forked - before == len(asked)
+    slipped = {**moved(vectors, 1), **moved(vectors, -1), **alike(vectors)}
+    reference.load({**vectors, **slipped}, steerings)
+    found = Parity()
+    for row in rows:
+        of_row = [forks[f"{row.id}.{count}"] for count in range(len(texts[row.id]))]
+        joined = dataclasses.replace(
+            of_row[-1],
+            id=row.id,
+            token_ids=texts[row.id],
+            logprobs=tuple(of_token.logprobs[0] for of_token in of_row),
+        )
+        compare_row(row, joined, reference, TOLERANCE, True, found)
+    print(f"largest difference {found.largest_difference:.2e}, least slip {found.least_slip:.2e}")
+    assert not found.failures
+    assert found.rows == ROWS
+    assert found.steered_rows >= 0.85 * ROWS
+
+
+def forced(row: Request, answer: tuple[int, ...]) -> Request:
+    """What comes behind the prompt and this much of its text, asked as a fork."""
+    prompt, steering = row.prompt, row.steering
+    if steering is not None:
+        steering = dataclasses.replace(steering, positions=prompt.span(steering.positions))
+    return dataclasses.replace(
+        row,
+        id=f"{row.id}.{len(answer)}",
+        prompt=Prompt(prompt.token_ids + answer, prompt.template_length, prompt.user_turn_length),
+        steering=steering,
+        max_tokens=1,
+        answer_tokens=len(answer),
+    )
+
+
+@on(CAPTURING[1], slow=(CAPTURING[0], *CAPTURING[2:]))
 def test_forks_do_what_hugging_face_does(engine: VllmEngine, reference: ReferenceEngine) -> None:
     operations = WITHOUT_MULTIPLIER if engine.capacity.modules else []
     rows = blocks(engine, 0, operations)
@@ -85,14 +151,16 @@ def test_forks_do_what_hugging_face_does(engine: VllmEngine, reference: Referenc
 @on(*FAMILY_SETUPS, ids=named)
 def test_forks_of_other_families(engine: VllmEngine, request: pytest.FixtureRequest) -> None:
     """Prompts reach beyond the windows of Mistral and Gemma; Gemma 2 caps attention and logits."""
-    reference = reference_of(request.node.callspec.params["engine"].model)
-    rows = blocks(engine, 3, WITHOUT_MULTIPLIER, longest=150)
+    setup = request.node.callspec.params["engine"]
+    reference = reference_of(setup.model)
+    vectors = make_vectors(reference, parity_of(setup)[0])
     before = engine.forked
-    found = compare(engine, reference, rows, make_vectors(reference), slips=False)
+    rows = blocks(engine, 3, WITHOUT_MULTIPLIER, longest=150)
+    found = compare(engine, reference, rows, vectors, slips=False)
     print(f"largest difference {found.largest_difference:.2e}")
     assert engine.forked - before == ROWS
     assert not found.failures
-    assert found.largest_difference <= TOLERANCE
+    check_along_texts(engine, reference, (6, parity_of(setup)[1]), vectors, WITHOUT_MULTIPLIER)
 
 
 @on(slow=CAPTURING)

@@ -195,7 +195,7 @@ def compare(
     """
     steerings = [request.steering for request in requests if request.steering]
     engine.load(vectors, steerings)
-    slipped = {**_moved(vectors, 1), **_moved(vectors, -1), **_alike(vectors)}
+    slipped = {**moved(vectors, 1), **moved(vectors, -1), **alike(vectors)}
     reference.load({**vectors, **slipped}, steerings)
     found = Parity()
     in_float64 = functools.cache(lambda: _loaded(exact, vectors, steerings)) if exact else None
@@ -326,7 +326,7 @@ def _moved_name(vector: str, by: int) -> str:
     return f"{vector} one layer {-by:+d}"
 
 
-def _moved(vectors: Vectors, by: int) -> Vectors:
+def moved(vectors: Vectors, by: int) -> Vectors:
     """The same directions, each under the neighbouring layer."""
     return {
         _moved_name(name, by): {layer + by: direction for layer, direction in of_layer.items()}
@@ -351,7 +351,7 @@ def _alike_name(vector: str, layer: int) -> str:
     return f"{vector} of layer {layer}"
 
 
-def _alike(vectors: Vectors) -> Vectors:
+def alike(vectors: Vectors) -> Vectors:
     """The direction of each layer, under every layer."""
     return {
         _alike_name(name, layer): dict.fromkeys(of_layer, direction)
