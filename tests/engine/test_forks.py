@@ -83,14 +83,17 @@ def check_along_texts(
     prompt_tokens: tuple[int, int],
     vectors: Vectors,
     operations: list[str],
+    seed: int = 4,
+    max_tokens: tuple[int, int] = (4, 8),
 ) -> None:
     """The parity suite's rows, their texts forced token by token: a slip shows at one token or another."""
     rows = make_requests(
         ROWS,
         engine.info.layers,
         engine.info.vocab_size,
-        seed=4,
+        seed=seed,
         prompt_tokens=prompt_tokens,
+        max_tokens=max_tokens,
         operations=operations,
     )
     steerings = [row.steering for row in rows if row.steering]
@@ -160,7 +163,8 @@ def test_forks_of_other_families(engine: VllmEngine, request: pytest.FixtureRequ
     print(f"largest difference {found.largest_difference:.2e}")
     assert engine.forked - before == ROWS
     assert not found.failures
-    check_along_texts(engine, reference, (6, parity_of(setup)[1]), vectors, WITHOUT_MULTIPLIER)
+    longest = parity_of(setup)[1]
+    check_along_texts(engine, reference, (6, longest), vectors, WITHOUT_MULTIPLIER, 0, (4, 40))
 
 
 @on(slow=CAPTURING)

@@ -98,7 +98,8 @@ def test_it_says_which_way_each_evaluation_is_computed(tmp_path: Path) -> None:
         "asked": "forks of one unsteered pass a prompt",
         "open": "requests, since it generates texts",
     }
-    assert ways("forks: false")["asked"].startswith("requests, since forks are off")
+    assert ways("forks: false")["asked"] == "requests, since `engine: {forks: false}` says so"
+    assert ways("forks: true, replicas: 2")["asked"].startswith("requests, since each of 2 engines")
     assert "pipeline_parallel_size" in ways("forks: true, pipeline_parallel_size: 2")["asked"]
     (one,) = make_plans(read_grid(path))
     longest = {

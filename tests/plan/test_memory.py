@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from tests.plan.sample import filled, planner
-from vsteer.plan.memory import kv_bytes_per_token, memory_of
+from vsteer import models
+from vsteer.plan.memory import Memory, kv_bytes_per_token, memory_of
 
 
 def test_keys_and_values_of_llama_2() -> None:
@@ -42,3 +44,27 @@ def test_a_plan_knows_its_models_weights(tmp_path: Path, monkeypatch: pytest.Mon
         unknown = memory_of(plan_of())
         assert unknown is not None
         assert unknown.kv_tokens is None
+
+
+def test_what_forks_and_the_float32_unembedding_hold_is_counted(tmp_path: Path) -> None:
+    plan_of = planner(filled(tmp_path))
+
+    def memory(dtype: str, forks: str) -> Memory:
+        found = memory_of(
+            plan_of(
+                "dtype: float32",
+                f"dtype: {dtype}",
+                "evaluations:",
+                f"engine: {{forks: {forks}}}\nevaluations:",
+            )
+        )
+        assert found is not None
+        return found
+
+    assert memory("float32", "false").forks_bytes == 0
+    assert memory("float32", "true").forks_bytes == 2**29
+    exact, rounded = memory("float32", "true"), memory("bfloat16", "true")
+    if exact.device == "CPU":
+        config = json.loads((Path(models.resolve("tiny-llama").model) / "config.json").read_text())
+        unembedding = 4 * config["vocab_size"] * config["hidden_size"]
+        assert rounded.weights_bytes == exact.weights_bytes // 2 + unembedding

@@ -109,6 +109,8 @@ def _model(one: Budget, seconds: Seconds | None, memory: Memory | None) -> list[
         facts.append(("time", f"{_time(seconds[0])} to {_time(seconds[1])}"))
     if memory:
         facts.append(("weights", f"{_size(memory.weights_bytes)} on each device ({memory.device})"))
+    if memory and memory.forks_bytes:
+        facts.append(("forks", f"keep at most {_size(memory.forks_bytes)} of unsteered prompts at a time"))
     if memory and memory.kv_bytes is not None:
         facts.append(
             ("KV memory", f"{_size(max(0, memory.kv_bytes))}, {memory.kv_tokens:,} tokens (estimated)")

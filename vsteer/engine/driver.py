@@ -24,7 +24,7 @@ from vsteer.engine.forks import ForkCollector, ForkScores, packed, unpacked
 from vsteer.engine.options import EngineOptions, why_no_forks
 from vsteer.engine.proof.canary import prove_steering
 from vsteer.engine.start import check_plugin_is_allowed, engine_args, engine_environment
-from vsteer.engine.support import check_family, refuse_unproven
+from vsteer.engine.support import check_family, has_gpu, refuse_unproven
 from vsteer.engine.table import Capacity, SteeringTable
 from vsteer.engine.vllm_compat import refuse_unknown_seams
 from vsteer.engine.worker.capture import CaptureSpec
@@ -118,7 +118,7 @@ class VllmEngine(Engine):
             vocab_size=config.model_config.get_vocab_size(),
             max_model_len=config.model_config.max_model_len,
             cache_block=config.cache_config.block_size if config.cache_config.enable_prefix_caching else 0,
-            forks=why_no_forks(options, kv_cache_dtype) is None,
+            forks=why_no_forks(options, kv_cache_dtype, has_gpu()) is None,
         )
         self._max_in_flight = 2 * options.max_num_seqs + 64
         self._table: SteeringTable | None = None

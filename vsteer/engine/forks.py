@@ -19,6 +19,8 @@ from vsteer.errors import SteeringFault
 from vsteer.operations import PLACES
 from vsteer.protocol import Request, Result, expected_steered_tokens
 
+# What is kept of unsteered prompts at a time: keys, values and streams. A single prompt may be more.
+KEPT_BYTES = 2**29
 # Behind this layer a fork joins that acts on the embedding or behind the first attention.
 EMBEDDED = -1
 

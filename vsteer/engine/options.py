@@ -36,10 +36,11 @@ class EngineOptions(Strict):
     """Memory for keys and values, in GiB. Give it on a CPU."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None
     """The share of a GPU's memory that vLLM may use; by default nearly all that is free."""
-    forks: bool = False
+    forks: bool | None = None
     """Compute a question with given answers once unsteered, and each configuration only from its span's start
-    and its first steered layer on. Values agree up to rounding. Pipeline parallelism, a quantised KV cache
-    and prompts longer than `max_num_batched_tokens` take requests instead."""
+    and its first steered layer on. By default so it is on a CPU, and not on a GPU, where it was never tried.
+    Values agree up to rounding. Pipeline parallelism, a quantised KV cache, `replicas` and prompts longer than
+    `max_num_batched_tokens` take requests instead; `vsteer plan` says which way each evaluation goes."""
     load_format: Name = "auto"
     """As in vLLM; random weights (`dummy`) are refused."""
     vllm: dict[str, Any] = Field(default_factory=dict)
@@ -66,10 +67,12 @@ class EngineOptions(Strict):
         return self.tensor_parallel_size * self.pipeline_parallel_size
 
 
-def why_no_forks(options: EngineOptions, kv_cache_dtype: str) -> str | None:
+def why_no_forks(options: EngineOptions, kv_cache_dtype: str, gpu: bool) -> str | None:
     """Why no question is computed as a fork; None where forks are used."""
-    if not options.forks:
-        return "forks are off (`engine: {forks: true}`)"
+    if options.forks is False:
+        return "`engine: {forks: false}` says so"
+    if options.forks is None and gpu:
+        return "forks were never tried on a GPU (`engine: {forks: true}` turns them on)"
     if options.pipeline_parallel_size > 1:
         return "a forked pass needs all layers in one process, and pipeline_parallel_size is above 1"
     if kv_cache_dtype != "auto":

@@ -56,6 +56,11 @@ class ModelFacts:
         return self.identity() | ({} if self.dtype == "float32" else {"unembedding": "float32"})
 
 
+def has_gpu() -> bool:
+    """Without asking torch, whose import takes seconds."""
+    return _GPU.exists()
+
+
 def find_model(grid: Grid, n: int) -> tuple[ModelFacts, Any | None]:
     """The facts of the grid's n-th model and its tokenizer, or without one where it isn't at hand.
 
@@ -97,7 +102,7 @@ def find_model(grid: Grid, n: int) -> tuple[ModelFacts, Any | None]:
         dtype=model.dtype,
         quantization=model.quantization,
         kv_cache_dtype=model.kv_cache_dtype,
-        block_size=engine.block_size or (CPU_BLOCK if weights and not _GPU.exists() else GPU_BLOCK),
+        block_size=engine.block_size or (CPU_BLOCK if weights and not has_gpu() else GPU_BLOCK),
     )
     return facts, tokenizer
 

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vsteer.engine.options import why_no_forks
+from vsteer.plan.model_facts import has_gpu
 from vsteer.plan.plan import Block, Plan
+
+
+def why_not(plan: Plan) -> str | None:
+    """Why no block of the plan is computed as forks."""
+    spec = plan.grid.engine_for(plan.grid.model[plan.model])
+    if spec.replicas > 1:
+        return f"each of {spec.replicas} engines is handed requests one by one"
+    return why_no_forks(spec, plan.facts.kv_cache_dtype, has_gpu())
 
 
 def way(plan: Plan, block: Block, lengths: Sequence[int]) -> str:
@@ -13,7 +22,7 @@ def way(plan: Plan, block: Block, lengths: Sequence[int]) -> str:
     spec = plan.grid.engine_for(plan.grid.model[plan.model])
     if not block.prompts[0].answers:
         return "requests, since it generates texts"
-    if refused := why_no_forks(spec, plan.facts.kv_cache_dtype):
+    if refused := why_not(plan):
         return f"requests, since {refused}"
     room = spec.max_num_batched_tokens
     long = sum(length > room for length in lengths) if room else 0

@@ -79,11 +79,11 @@ def load_vllm(
     size = budget(plan)
     captures = CAPTURES if extracts else 0
     capacity = Capacity.for_grid(size.cells, size.vector_rows, size.terms, captures, size.modules)
-    make = engine_maker(plan.facts, spec, capacity)
     if spec.replicas == 1:
-        return make()
+        return engine_maker(plan.facts, spec, capacity)()
+    # what is forked waits for more of its prompt, and a replica is handed a few requests at a time
     return Replicas(
-        make,
+        engine_maker(plan.facts, spec.model_copy(update={"forks": False}), capacity),
         find_slices(spec.replicas, spec),
         window=window(spec.max_num_seqs),
         one_first=not spec.enforce_eager,

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vsteer.engine.forks import EMBEDDED, ForkBlock, ForkScores
+from vsteer.engine.forks import EMBEDDED, KEPT_BYTES, ForkBlock, ForkScores
 from vsteer.engine.worker.fork_attention import ForkAttention, ForkGroup, ForkPrompt
 from vsteer.patches import forked_attention
 
@@ -49,9 +49,16 @@ class ForkedPass:
         # vLLM set memory aside for steps of so many tokens
         self._room = len(token_cell)
         self._attention: list[ForkAttention] = []
+        self._kept_bytes = _kept_bytes_a_token(self._layers, model.model.embed_tokens.weight)
 
     def compute(self, blocks: Sequence[ForkBlock]) -> list[ForkScores]:
+        """Block by block as many at once as what is kept of their prompts has room for."""
+        together = _chunks(blocks, lambda block: len(block.tokens) * self._kept_bytes, KEPT_BYTES)
+        return [scores for some in together for scores in self._computed(some)]
+
+    def _computed(self, blocks: Sequence[ForkBlock]) -> list[ForkScores]:
         scores = [_no_scores(block) for block in blocks]
+        self._attention = []
         forks = [fork for n, block in enumerate(blocks) for fork in self._forks(n, block)]
         prompts = [self._prompt(n, block, forks) for n, block in enumerate(blocks)]
         with torch.inference_mode(), forked_attention.replaced(self._layers, self._attend):
@@ -217,6 +224,13 @@ class ForkedPass:
     def _begin(self, groups: Sequence[ForkGroup], keeps: bool) -> None:
         for attention in self._attention:
             attention.groups, attention.keeps = groups, keeps
+
+
+def _kept_bytes_a_token(layers: Sequence[Any], stream: torch.Tensor) -> int:
+    """What is kept of an unsteered token at most: its keys, values and stream at every layer."""
+    attention = layers[0].self_attn.attn
+    numbers = 2 * attention.num_kv_heads * attention.head_size + 2 * stream.shape[-1]
+    return len(layers) * numbers * stream.element_size()
 
 
 def _no_scores(block: ForkBlock) -> ForkScores:
