@@ -12,16 +12,8 @@ import pytest
 from tests.engine.conftest import BATCHED_TOKENS, CAPTURING, WITHOUT_MULTIPLIER, on
 from tests.engine.test_families import named, parity_of, reference_of, setup_of
 from vsteer.engine.driver import VllmEngine
-from vsteer.engine.proof.parity import (
-    TOLERANCE,
-    Parity,
-    alike,
-    compare,
-    compare_row,
-    make_requests,
-    make_vectors,
-    moved,
-)
+from vsteer.engine.proof.fork_parity import compare_forks
+from vsteer.engine.proof.parity import TOLERANCE, compare, make_requests, make_vectors
 from vsteer.engine.proof.reference import ReferenceEngine
 from vsteer.families import FAMILIES
 from vsteer.protocol import OPEN_END, Engine, Prompt, Request, Vectors
@@ -86,7 +78,6 @@ def check_along_texts(
     seed: int = 4,
     max_tokens: tuple[int, int] = (4, 8),
 ) -> None:
-    """The parity suite's rows, their texts forced token by token: a slip shows at one token or another."""
     rows = make_requests(
         ROWS,
         engine.info.layers,
@@ -96,44 +87,11 @@ def check_along_texts(
         max_tokens=max_tokens,
         operations=operations,
     )
-    steerings = [row.steering for row in rows if row.steering]
-    engine.load(vectors, steerings)
-    texts = {result.id: result.token_ids for result in engine.run(rows)}
-    before = engine.forked
-    asked = [forced(row, texts[row.id][:count]) for row in rows for count in range(len(texts[row.id]))]
-    forks = {result.id: result for result in engine.run(asked)}
-    assert engine.forked - before == len(asked)
-    slipped = {**moved(vectors, 1), **moved(vectors, -1), **alike(vectors)}
-    reference.load({**vectors, **slipped}, steerings)
-    found = Parity()
-    for row in rows:
-        of_row = [forks[f"{row.id}.{count}"] for count in range(len(texts[row.id]))]
-        joined = dataclasses.replace(
-            of_row[-1],
-            id=row.id,
-            token_ids=texts[row.id],
-            logprobs=tuple(of_token.logprobs[0] for of_token in of_row),
-        )
-        compare_row(row, joined, reference, TOLERANCE, True, found)
+    found = compare_forks(engine, reference, rows, vectors)
     print(f"largest difference {found.largest_difference:.2e}, least slip {found.least_slip:.2e}")
     assert not found.failures
     assert found.rows == ROWS
     assert found.steered_rows >= 0.85 * ROWS
-
-
-def forced(row: Request, answer: tuple[int, ...]) -> Request:
-    """What comes behind the prompt and this much of its text, asked as a fork."""
-    prompt, steering = row.prompt, row.steering
-    if steering is not None:
-        steering = dataclasses.replace(steering, positions=prompt.span(steering.positions))
-    return dataclasses.replace(
-        row,
-        id=f"{row.id}.{len(answer)}",
-        prompt=Prompt(prompt.token_ids + answer, prompt.template_length, prompt.user_turn_length),
-        steering=steering,
-        max_tokens=1,
-        answer_tokens=len(answer),
-    )
 
 
 @on(CAPTURING[1], slow=(CAPTURING[0], *CAPTURING[2:]))

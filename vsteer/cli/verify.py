@@ -1,5 +1,6 @@
 """`vsteer verify MODEL`: whether vLLM steers the user's own model as plain Hugging Face hooks do."""
 
+import functools
 import json
 
 import click
@@ -22,9 +23,9 @@ def verify(
     First comes the canary: every layer must steer, an unsteered batch mate must stay as it is, and cache
     blocks of different steerings must be kept apart. Then mixed requests run in one batch (layers, vectors,
     several terms, all kinds of positions), with streams captured at every layer, and the reference engine
-    computes their log-probabilities teacher-forced. A row must agree to 1e-4, and a slip by one layer or one
-    position would have shown at 100 times that. Exits 1 when a row is wrong. Both engines hold the model at
-    once, so there must be memory for two.
+    computes their log-probabilities teacher-forced. Then texts are asked again token by token, as forks. A
+    row must agree to 1e-4, and a slip by one layer or one position would have shown at 100 times that. Exits
+    1 when a row is wrong. Both engines hold the model at once, so there must be memory for two.
 
     \b
     Example:
@@ -34,6 +35,7 @@ def verify(
 
     source = resolve(model, revision)
     from vsteer.engine.options import EngineOptions
+    from vsteer.engine.proof.fork_parity import compare_forks
     from vsteer.engine.proof.parity import (
         CAPTURE_TOLERANCE,
         SLIP_FACTOR,
@@ -55,6 +57,7 @@ def verify(
         max_num_seqs=64,
         tensor_parallel_size=tensor_parallel_size,
         enforce_eager=eager,
+        forks=True,
     )
     capacity = Capacity.for_grid(rows, len(VECTOR_NAMES) * reference.info.layers, terms=3, captures=16)
     engine = load_named(fetched(model, revision), "float32", options, capacity)
@@ -62,16 +65,17 @@ def verify(
         echo(f"... comparing {rows} rows", err=True)
         vectors = make_vectors(reference)
         requests = make_requests(rows, engine.info.layers, engine.info.vocab_size, captures=True)
-        found = compare(
-            engine,
-            reference,
-            requests,
-            vectors,
-            exact=lambda: ReferenceEngine(source.model, revision=source.revision, dtype="float64"),
+        exact = functools.cache(
+            lambda: ReferenceEngine(source.model, revision=source.revision, dtype="float64")
         )
+        found = compare(engine, reference, requests, vectors, exact=exact)
+        echo(f"... comparing {rows} rows as forks", err=True)
+        requests = make_requests(rows, engine.info.layers, engine.info.vocab_size, seed=1)
+        forks = compare_forks(engine, reference, requests, vectors, exact)
     finally:
         engine.close()
     least = SLIP_FACTOR * TOLERANCE
+    failures = [*found.failures, *(f"as a fork, {failure}" for failure in forks.failures)]
     if as_json:
         figures = {
             "canary": {"value": True, "target": True, "ok": True},
@@ -87,7 +91,13 @@ def verify(
                 "ok": found.largest_capture_difference <= CAPTURE_TOLERANCE,
             },
             "least_slip": {"value": found.least_slip, "target": least, "ok": found.least_slip >= least},
-            "wrong_rows": {"value": len(found.failures), "target": 0, "ok": not found.failures},
+            "forks_largest_difference": {
+                "value": forks.largest_difference,
+                "target": TOLERANCE,
+                "ok": forks.largest_difference <= TOLERANCE or forks.rounding_rows > 0,
+            },
+            "forks_least_slip": {"value": forks.least_slip, "target": least, "ok": forks.least_slip >= least},
+            "wrong_rows": {"value": len(failures), "target": 0, "ok": not failures},
         }
         echo(json.dumps(figures, indent=2))
     else:
@@ -101,10 +111,13 @@ def verify(
             f"(at most {CAPTURE_TOLERANCE:.0e} of their length; {found.captured} of them)"
         )
         echo(f"smallest slip       {found.least_slip:.1e}   (at least {least:.0e})")
-        for failure in found.failures[:10]:
+        echo(f"as forks            {forks.rows} rows, {forks.steered_rows} of them steered")
+        echo(f"largest difference  {forks.largest_difference:.1e}   (at most {TOLERANCE:.0e})")
+        echo(f"smallest slip       {forks.least_slip:.1e}   (at least {least:.0e})")
+        for failure in failures[:10]:
             echo(f"WRONG  {failure}")
-        if len(found.failures) > 10:
-            echo(f"... and {len(found.failures) - 10} more")
-        echo("verified" if not found.failures else "NOT verified")
-    if found.failures:
+        if len(failures) > 10:
+            echo(f"... and {len(failures) - 10} more")
+        echo("verified" if not failures else "NOT verified")
+    if failures:
         raise click.exceptions.Exit(1)

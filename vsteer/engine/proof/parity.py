@@ -198,7 +198,7 @@ def compare(
     slipped = {**moved(vectors, 1), **moved(vectors, -1), **alike(vectors)}
     reference.load({**vectors, **slipped}, steerings)
     found = Parity()
-    in_float64 = functools.cache(lambda: _loaded(exact, vectors, steerings)) if exact else None
+    in_float64 = functools.cache(lambda: loaded(exact, vectors, steerings)) if exact else None
     by_id = {request.id: request for request in requests}
     seen = set()
     for result in engine.run(requests):
@@ -271,7 +271,7 @@ def compare_row(
             fail(f"{name} would differ by {shown:.2e} only")
 
 
-def _loaded(
+def loaded(
     exact: Callable[[], ReferenceEngine], vectors: Vectors, steerings: Sequence[Steering]
 ) -> ReferenceEngine:
     reference = exact()

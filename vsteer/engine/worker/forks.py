@@ -229,7 +229,7 @@ class ForkedPass:
 def _kept_bytes_a_token(layers: Sequence[Any], stream: torch.Tensor) -> int:
     """What is kept of an unsteered token at most: its keys, values and stream at every layer."""
     attention = layers[0].self_attn.attn
-    numbers = 2 * attention.num_kv_heads * attention.head_size + 2 * stream.shape[-1]
+    numbers: int = 2 * attention.num_kv_heads * attention.head_size + 2 * stream.shape[-1]
     return len(layers) * numbers * stream.element_size()
 
 
