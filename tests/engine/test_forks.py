@@ -109,7 +109,7 @@ def test_forks_do_what_hugging_face_does(engine: VllmEngine, reference: Referenc
     assert found.largest_difference <= TOLERANCE
 
 
-@on(*FAMILY_SETUPS, ids=named)
+@on(FAMILY_SETUPS[-1], slow=FAMILY_SETUPS, ids=named)
 def test_forks_of_other_families(engine: VllmEngine, request: pytest.FixtureRequest) -> None:
     """Prompts reach beyond the windows of Mistral and Gemma; Gemma 2 caps attention and logits."""
     setup = request.node.callspec.params["engine"]
@@ -123,6 +123,30 @@ def test_forks_of_other_families(engine: VllmEngine, request: pytest.FixtureRequ
     assert not found.failures
     longest = parity_of(setup)[1]
     check_along_texts(engine, reference, (6, longest), vectors, WITHOUT_MULTIPLIER, 0, (4, 40))
+
+
+@on(slow=CAPTURING)
+def test_2000_rows_are_the_same_both_ways(engine: VllmEngine, reference: ReferenceEngine) -> None:
+    """Rows of many prompts, in chunks of 64 tokens, as forks and as requests."""
+    operations = WITHOUT_MULTIPLIER if engine.capacity.modules else []
+    rows = [
+        dataclasses.replace(row, id=f"{seed} {row.id}")
+        for seed in range(10, 19)
+        for row in blocks(engine, seed, operations)
+    ]
+    assert len(rows) >= 2000
+    engine.load(make_vectors(reference), [row.steering for row in rows if row.steering])
+    forks = {result.id: result for result in engine.run(rows)}
+    largest = 0.0
+    for result in engine.run(dataclasses.replace(row, answer_tokens=None) for row in rows):
+        fork = forks[result.id]
+        assert (fork.forked, result.forked) == (True, False)
+        assert fork.steered_tokens == result.steered_tokens
+        asked = result.logprobs[0].keys() & fork.logprobs[0].keys()
+        assert len(asked) >= 32
+        largest = max(largest, *(abs(result.logprobs[0][at] - fork.logprobs[0][at]) for at in asked))
+    print(f"largest difference {largest:.2e}")
+    assert largest <= TOLERANCE
 
 
 @on(slow=CAPTURING)
