@@ -64,6 +64,11 @@ class OpenBlock:
         self._node: dict[tuple[int, ...], int] = {(): len(prompt) - 1}
         self._asked: dict[int, dict[int, None]] = {}  # by node
 
+    def nodes_with(self, request: Request) -> int:
+        """How many nodes there would be."""
+        answer = request.prompt.token_ids[len(self.prompt) :]
+        return self.nodes + sum(answer[:length] not in self._node for length in range(1, len(answer) + 1))
+
     def add(self, request: Request, cell: int, span: Span) -> None:
         answer = request.prompt.token_ids[len(self.prompt) :]
         for length in range(1, len(answer) + 1):
@@ -179,7 +184,9 @@ class ForkCollector:
     def add(self, request: Request, cell: int, span: Span) -> None:
         assert request.answer_tokens is not None
         prompt = request.prompt.token_ids[: len(request.prompt.token_ids) - request.answer_tokens]
-        if not self.blocks or self.blocks[-1].prompt != prompt:
+        last = self.blocks[-1] if self.blocks else None
+        # all answers of a prompt may be too many for one batch, while each of them has room
+        if last is None or last.prompt != prompt or last.nodes_with(request) > self._room:
             self.blocks.append(OpenBlock(prompt))
         self.blocks[-1].add(request, cell, span)
 
