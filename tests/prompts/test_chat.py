@@ -44,7 +44,7 @@ TEMPLATES = [
     EACH + "{{ m.content.split('\n') | join('|') }}{{ loop.index0 }}{{ m.content[:3] }}{% endfor %}",
     "{{ strftime_now('%d %b %Y') }}" + EACH + "{{ m.content | e }}{% endfor %}\n",
 ]
-QUESTIONS = ["Why?", "<b>&amp; \u00e9\n\n \U0001f600 \x0b{{ x }}", "\ud800", "  "]
+QUESTIONS = ["Why?", "<b>&amp; \u00e9\n\n \U0001f600 \x0b{{ x }}", "  "]
 SYSTEMS = [None, "Be kind."]
 
 
@@ -111,6 +111,7 @@ RUNAWAY: list[Any] = [
     pytest.param("{{ lipsum(10**6) }}", "takes longer than 2 s", marks=pytest.mark.long),
     ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "it calls itself without end"),
     ("{{ 1 / 0 }}", "division by zero"),
+    ("{{ '\\ud800' }}", "half a surrogate pair"),
     ("{% include 'x' %}", "no loader"),
     ("{% import 'x' as x %}", "no loader"),
     ("{% extends 'x' %}", "no loader"),
@@ -159,12 +160,12 @@ def test_a_plan_names_the_line_of_the_evaluation(tmp_path: Path, templated: Temp
 
 PARENT = """
 import json
-from vsteer.prompts.chat import _PROCESS
+from vsteer.prompts.chat import PROCESS
 request = {"template": "{}", "messages": [], "special_tokens": {}, "day": None}
-_PROCESS.ask(json.dumps(request))
-print(_PROCESS._child.pid, flush=True)
+PROCESS.ask(json.dumps(request))
+print(PROCESS.child.pid, flush=True)
 loop = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
-_PROCESS.ask(json.dumps(request | {"template": loop}))
+PROCESS.ask(json.dumps(request | {"template": loop}))
 """
 
 

@@ -32,7 +32,7 @@ from vsteer.evaluations.rendered_prompt import AnyItem, Order, RenderedPrompt, R
 from vsteer.prompts.answers import AmbiguousAnswers, cut_letters, cut_words, gap
 from vsteer.prompts.template import render_question
 from vsteer.protocol import Positions, Prompt, Request, Result, Steering
-from vsteer.validation import wrong
+from vsteer.validation import shortened, shown, wrong
 
 CAA_PREFIX = " ("
 IN_ONE_ORDER = "have swapped letters, and their wording refers to the order"
@@ -109,7 +109,7 @@ class ChoiceEvaluation(Evaluation):
                 forced = render_question(tokenizer, item.question, system, before)
                 start, answers = cut_words(forced.token_ids, renderings)
         except AmbiguousAnswers:
-            named = ", ".join(map(repr, texts))
+            named = shortened(", ".join(map(shown, texts)), 200)
             raise self._cannot_ask(
                 f"in this model's tokens one of its answers begins another: {named}"
             ) from None

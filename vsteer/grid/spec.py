@@ -393,5 +393,5 @@ def _check_vectors(
 def _check_known(grid: Grid, at: Loc, names: Sequence[str], known: Collection[str], what: str) -> None:
     for n, name in enumerate(names):
         if name not in known:
-            hint = did_you_mean(name, known, f"the grid has {', '.join(known) or 'none'}")
+            hint = did_you_mean(name, known, f"the grid has {shortened(', '.join(known), 150) or 'none'}")
             raise grid.error((*at, n), f"no {what} is called {shown(name)}", hint)

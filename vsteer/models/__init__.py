@@ -67,7 +67,8 @@ def resolve(name_or_path: str, revision: str | None = None) -> Source:
         local = name_or_path in NAMED or (name_or_path != "" and path.exists())
     if local and revision is not None:
         raise UsageError(
-            f"{name_or_path} is not a hub id, so it has no revision {revision!r}", "leave the revision out"
+            f"{name_or_path[:100]} is not a hub id, so it has no revision {revision[:100]!r}",
+            "leave the revision out",
         )
     if name_or_path in NAMED:
         return Source(str(ensure(NAMED[name_or_path])), None)
@@ -78,7 +79,7 @@ def resolve(name_or_path: str, revision: str | None = None) -> Source:
     if HUB_ID.fullmatch(name_or_path):
         return Source(name_or_path, revision)
     raise ModelError(
-        f"no model {name_or_path!r}: not a named model, a folder, or a hub id",
+        f"no model {name_or_path[:100]!r}: not a named model, a folder, or a hub id",
         f"the named models are {', '.join(NAMED)}; a hub id looks like org/name",
     )
 

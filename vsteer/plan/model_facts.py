@@ -14,6 +14,7 @@ from vsteer.grid.spec import Grid, Model
 from vsteer.models.hugging_face import load_tokenizer, refuse_own_code
 from vsteer.models.identity import cached_snapshot, model_sha256
 from vsteer.models.weights import check_weights, read_config
+from vsteer.validation import shortened, shown
 
 # What vLLM uses by itself. Small blocks share more of a prefix; a CPU's smallest are of 32 tokens.
 GPU_BLOCK, CPU_BLOCK = 16, 32
@@ -78,17 +79,17 @@ def find_model(grid: Grid, n: int) -> tuple[ModelFacts, Any | None]:
     except VsteerError as error:
         raise grid.error(("model", n, "id"), error.message, error.hint) from None
     except (OSError, RuntimeError, ValueError) as error:  # a path that no system could have
-        why = getattr(error, "strerror", None) or str(error)[:200]
+        why = shortened(getattr(error, "strerror", None) or str(error))
         raise grid.error(
             ("model", n, "id"),
-            f"can't look for the model {model.id[:60]!r}: {why}",
+            f"can't look for the model {shown(model.id)}: {why}",
             reading_hint(error, "name a model"),
         ) from None
     if tokenizer is None:
         weights = None
     layers = config.get("num_hidden_layers")
     if layers and model.layers and layers != model.layers:
-        message = f"the grid says that {model.id} has {model.layers} layers, but it has {layers}"
+        message = f"the grid says that {shortened(model.id)} has {model.layers} layers, but it has {layers}"
         raise grid.error(("model", n, "layers"), message, "leave layers out: the model is at hand")
     engine = grid.engine_for(model)
     facts = ModelFacts(

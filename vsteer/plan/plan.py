@@ -193,7 +193,8 @@ def make_plans(grid: Grid, today: date | None = None) -> tuple[Plan, ...]:
         same = seen.setdefault(identify(plan.facts.identity()), n)
         if same != n:
             first = grid.at(("model", same))
-            message = f"{plan.facts.name} is the same model as {plans[same].facts.name} {first}"
+            names = (shortened(one.facts.name) for one in (plan, plans[same]))
+            message = f"{' is the same model as '.join(names)} {first}"
             raise grid.error(("model", n), message, "take one out")
     for n, counts in enumerate(zip(*(plan.excluded for plan in plans), strict=True)):
         if not sum(counts):
@@ -322,8 +323,8 @@ def _check_questions_differ(grid: Grid, blocks: Iterable[Block]) -> None:
             if first is not block:
                 place = grid.place(("evaluations", first.place))
                 message = (
-                    f"{block.evaluation} asks what {first.evaluation} ({place}) asks in the same way: "
-                    f"its item on line {rendered.item.line}"
+                    f"{shortened(block.evaluation)} asks what {shortened(first.evaluation)} ({place}) asks "
+                    f"in the same way: its item on line {rendered.item.line}"
                 )
                 hint = "join the two, or take the item out of one of them"
                 raise grid.error(("evaluations", block.place), message, hint)

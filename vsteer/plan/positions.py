@@ -9,6 +9,7 @@ from vsteer.evaluations.rendered_prompt import RenderedPrompt
 from vsteer.grid.problems import Loc
 from vsteer.grid.spec import Grid
 from vsteer.protocol import Positions
+from vsteer.validation import shortened
 
 
 def check_positions(
@@ -39,7 +40,7 @@ def check_positions(
             if sure and not any(start < end for start, end in tokens):
                 where, line = grid.place(places[positions]), rendered.item.line
                 message = (
-                    f"positions {positions} ({where}) cannot act on what {name} scores: "
+                    f"positions {positions} ({where}) cannot act on what {shortened(name)} scores: "
                     f"for the item on line {line} no token that is processed lies in them"
                 )
                 hint = "exclude them for this evaluation, or take positions within the prompt"

@@ -16,6 +16,7 @@ from vsteer.identity import identify
 from vsteer.plan.vector_sources import located
 from vsteer.prompts.template import render_question, template_name
 from vsteer.protocol import Prompt
+from vsteer.validation import shortened
 
 # What a rendering is known by: a template that changed, or that writes the date, makes other tokens of it.
 PROBE = "Is this the same template as before?"
@@ -105,7 +106,7 @@ class PromptRenderer:
             if error.setting:
                 at: Loc = ("evaluations", self.place, error.setting)
                 raise self.grid.error(at, str(error), error.hint) from None
-            message = f"the item on line {item.line} of {self.name} can't be asked: {error}"
+            message = f"the item on line {item.line} of {shortened(self.name)} can't be asked: {error}"
             raise self.grid.error(("evaluations", self.place, "data"), message, error.hint) from None
         # the same token is the same object in every prompt: a large plan is an eighth of its size
         tokens = tuple(self._shared.setdefault(token, token) for token in made.prompt.token_ids)

@@ -17,6 +17,7 @@ from vsteer.files import reading_hint
 from vsteer.grid.problems import Loc
 from vsteer.grid.spec import DataVector, FileVector, Grid
 from vsteer.identity import identify
+from vsteer.validation import shortened, shown
 from vsteer.vectors.derive import for_model
 from vsteer.vectors.files import file_sha256, load
 from vsteer.vectors.methods import METHODS
@@ -109,7 +110,9 @@ def check_file(
             for_model(vector, layers, hidden_size)
     if missing := sorted(used - set(vector.layers)):
         message = f"{source.name!r} has no direction at layer {missing[0]}, which the grid steers"
-        raise grid.error(at, message, f"it has the layers {', '.join(map(str, vector.layers))}: name these")
+        raise grid.error(
+            at, message, f"it has the layers {shortened(', '.join(map(str, vector.layers)), 150)}: name these"
+        )
 
 
 def norm_recipe(norm: str, sources: dict[str, VectorSource]) -> Any:
@@ -127,7 +130,7 @@ def _source(grid: Grid, name: str, spec: DataVector | FileVector) -> VectorSourc
         at: Loc = ("vectors", name, "file")
         path = find_file(spec.file, beside)
         if path is None:
-            raise grid.error(at, f"no vector file {spec.file[:200]!r}", "paths are relative to the grid")
+            raise grid.error(at, f"no vector file {shown(spec.file)}", "paths are relative to the grid")
         with located(grid, at):
             return VectorSource(name, VectorFile(path, file_sha256(path)), ("stored",))
     recipe = make_recipe(
@@ -151,5 +154,6 @@ def located(grid: Grid, loc: Loc) -> Iterator[None]:
     except VsteerError as error:
         raise grid.error(loc, error.message, error.hint) from None
     except OSError as error:
+        why = shortened(error.strerror or str(error))
         hint = reading_hint(error, "name a file that can be read")
-        raise grid.error(loc, f"can't read the file: {error}", hint) from None
+        raise grid.error(loc, f"can't read the file: {why}", hint) from None

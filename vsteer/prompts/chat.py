@@ -90,7 +90,7 @@ def _failed(why: str) -> ModelError:
 # The answers to a question are rendered one after another, and the chat before them is the same.
 @lru_cache(maxsize=32)
 def _answered(request: str) -> dict[str, Any]:
-    return _PROCESS.ask(request)
+    return PROCESS.ask(request)
 
 
 class _Process:
@@ -98,7 +98,7 @@ class _Process:
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._child: subprocess.Popen[bytes] | None = None
+        self.child: subprocess.Popen[bytes] | None = None
         self._owner = 0
 
     def ask(self, request: str) -> dict[str, Any]:
@@ -126,22 +126,22 @@ class _Process:
 
     def _started(self) -> subprocess.Popen[bytes]:
         """A process that was forked since has none of its own yet."""
-        if self._child is None or self._owner != os.getpid():
+        if self.child is None or self._owner != os.getpid():
             # -P: no module is taken from the script's folder
             command = [sys.executable, "-P", str(Path(chat_process.__file__))]
-            self._child = subprocess.Popen(
+            self.child = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
             )
             self._owner = os.getpid()
-            assert self._child.stdout is not None
-            if self._child.stdout.readline() != chat_process.READY:
-                ended = self._child.wait()
+            assert self.child.stdout is not None
+            if self.child.stdout.readline() != chat_process.READY:
+                ended = self.child.wait()
                 self.end()
                 raise RuntimeError(f"the process that renders chat templates did not start ({ended})")
-        return self._child
+        return self.child
 
     def end(self) -> None:
-        child, self._child = self._child, None
+        child, self.child = self.child, None
         if child is None or self._owner != os.getpid():
             return
         child.kill()
@@ -152,5 +152,5 @@ class _Process:
                 pipe.close()
 
 
-_PROCESS = _Process()
-atexit.register(_PROCESS.end)
+PROCESS = _Process()
+atexit.register(PROCESS.end)

@@ -62,6 +62,9 @@ def _answer(render: Callable[..., tuple[list[str], Any]], request: dict[str, Any
                 **variables,
             )
             texts += rendered
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        return {"failed": "it makes half a surrogate pair, which is no text"}
     except MemoryError:
         return {"failed": f"it asks for more than {MEBIBYTES} MiB of memory"}
     except RecursionError:
