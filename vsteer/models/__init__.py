@@ -89,8 +89,9 @@ def _looking_for(name: str) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:  # a path that no system could have, or that may not be seen
+        why = getattr(error, "strerror", None) or str(error)[:200]
         raise ModelError(
-            f"can't look for the model {name[:60]!r}: {error}", reading_hint(error, "name a model")
+            f"can't look for the model {name[:60]!r}: {why}", reading_hint(error, "name a model")
         ) from None
 
 
