@@ -36,6 +36,7 @@ return Object.fromEntries([...document.querySelectorAll('figure')].map((figure) 
     + 'svg .mark-line path').length,
   why: figure.querySelector('.why').textContent,
   title: figure.querySelector('h3').textContent,
+  words: figure.textContent,
 }]));
 """
 
@@ -93,8 +94,8 @@ def test_every_figure_is_drawn(golden_page: Page) -> None:
         "asymmetry_headroom",
         "scaling",
     ):
-        assert "(norm raw)" in found[name]["title"]
-        assert "injected norm over stream norm 0.0" in found[name]["title"]
+        assert "vector warm, norm raw, positions all." in found[name]["words"]
+        assert "njected norm over stream norm is 0.0" in found[name]["words"]
 
 
 def test_intervals_and_fits_are_those_that_are_stored(golden_page: Page, report: Path) -> None:
@@ -116,7 +117,7 @@ def test_intervals_and_fits_are_those_that_are_stored(golden_page: Page, report:
         assert point["low"] == (low if low is None else pytest.approx(low, rel=1e-4))
         assert point["high"] == (high if high is None else pytest.approx(high, rel=1e-4))
     assert "95% intervals" in page.driver.find_element("id", "figure-layers").text
-    assert "Dashed: the line" in page.driver.find_element("id", "figure-dose").text
+    assert "The dashed line is fitted" in page.driver.find_element("id", "figure-dose").text
     assert "held-out effect (95%)" in page.driver.find_element("id", "peaks").text
     # two models can't tell one curve from another
     assert "no family is preferred" in page.driver.find_element("id", "figure-scaling").text.lower()
@@ -139,7 +140,7 @@ def test_the_slider_moves_every_figure_by_keyboard(golden_page: Page) -> None:
     assert page.js("return document.querySelector('#figure-components svg').innerHTML") != before
     slider.send_keys(Keys.HOME)
     page.settle()
-    assert "at layer 0;" in figures(page)["dose"]["title"]
+    assert figures(page)["dose"]["title"].endswith("at layer 0")
 
 
 def test_a_click_in_a_curve_chooses_the_layer(golden_page: Page) -> None:
@@ -172,11 +173,11 @@ def test_choices_change_what_is_shown(golden_page: Page) -> None:
     assert ", the largest of 19 random vectors is " in shown
     assert "Too few shuffled vectors to say more: 3 whole and distinct, 19 are needed." in shown
     choose("measure", "p(matching)")
-    assert "p(matching)" in page.driver.find_element("css selector", "#figure-layers .axis").text
+    assert "p(matching)" in page.driver.find_element("css selector", "#figure-layers .axis:not(.about)").text
     choose("size", "±1")
-    assert "multiplier ±1;" in figures(page)["layers"]["title"]
+    assert "multiplier ±1" in figures(page)["layers"]["title"]
     choose("norm", "unit")
-    assert "(norm unit)" in figures(page)["layers"]["title"]
+    assert "norm unit" in figures(page)["layers"]["words"]
     assert "No control vectors were run" in page.driver.find_element("id", "verdicts").text
     # what was not run under this norm says so, and is not an empty picture
     found = figures(page)
@@ -240,12 +241,14 @@ def test_figures_and_their_numbers_are_saved(golden_page: Page) -> None:
         raise AssertionError(f"{name} was not saved; there are {list(page.downloads.iterdir())}")
 
     page.driver.find_element("css selector", "#figure-layers [data-save=svg]").click()
-    picture = ET.parse(saved("layers.svg")).getroot()
+    stem = "layers-first-toy_7b-choice_toy-warm-raw-all-multiplier2"
+    picture = ET.parse(saved(f"{stem}.svg")).getroot()
     words = " ".join(text for text in picture.itertext() if text.strip())
-    assert "norm raw" in words
-    assert "injected norm over stream norm" in words
+    for part in ("Model toy-7b", "evaluation choice:toy", "no system prompt", "norm raw", "positions all"):
+        assert part in words
+    assert "Injected norm over stream norm is 0.0" in words
     page.driver.find_element("css selector", "#figure-layers [data-save=png]").click()
-    assert saved("layers.png").read_bytes().startswith(b"\x89PNG")
+    assert saved(f"{stem}.png").read_bytes().startswith(b"\x89PNG")
     page.driver.find_element("css selector", "#figure-heat details summary").click()
     page.settle()
     details = page.driver.find_element("css selector", "#figure-heat details")
@@ -303,17 +306,48 @@ def test_ablations_are_drawn_over_layers(page: Page, tmp_path: Path) -> None:
         None,
     ]
     found = figures(page)
-    assert "by layer, ablated;" in found["layers"]["title"]
+    assert found["layers"]["title"].endswith("by layer, ablated")
     drawn = page.js("return figures.find((figure) => figure.name === 'layers').given.data.rows")
     assert [(point["layer"], point["y"]) for point in drawn] == [(1, -1), (2, -2), (3, -3)]
     assert page.js("return document.querySelector('#figure-layers svg').textContent").count("ablated") == 1
-    assert found["layers"]["title"].endswith("; ablation injects nothing")
+    assert "Ablation injects nothing." in found["layers"]["words"]
     assert found["dose"]["why"] == "ablation has no multiplier, so there is no dose curve"
     page.js("chooseFamily(FAMILIES.find((family) => family.vector === 'warm'))")
     page.settle()
     words = page.js("return document.querySelector('#figure-layers svg').textContent")
     assert "ablated" not in words
     assert "negative" in words
+
+
+PRINTED = """
+const there = (each) => each.getClientRects().length;
+const cut = [...document.querySelectorAll('.scroll, pre, .chart')].filter((each) => there(each)
+  && (each.scrollHeight > each.clientHeight + 1 || each.scrollWidth > each.clientWidth + 1));
+return {cut: cut.map((each) => each.outerHTML.slice(0, 80)),
+  behind: getComputedStyle(document.body).backgroundColor,
+  chosen: [...document.querySelectorAll('#bar select')].filter(there)
+    .map((each) => each.selectedOptions[0].textContent),
+  label: getComputedStyle(document.querySelector('#figure-layers svg text')).fill};
+"""
+
+
+def test_on_paper_the_choices_stay_and_nothing_is_cut(golden_page: Page) -> None:
+    page = golden_page
+    page.theme("dark")
+    page.js("state.measure = 'effect_p'; buildBar(); showAll()")
+    page.js("for (const each of document.querySelectorAll('details')) each.open = true")
+    page.settle()
+    page.size(720)  # about the width of A4
+    page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    page.js("dispatchEvent(new Event('beforeprint'))")
+    printed = page.js(PRINTED)
+    page.js("dispatchEvent(new Event('afterprint'))")
+    page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    page.theme("light")
+    assert printed["cut"] == []
+    assert {"toy-7b", "choice:toy", "raw", "±2", "p(matching)"} <= set(printed["chosen"])
+    # dark words on white paper, whatever the screen was
+    assert (printed["behind"], printed["label"]) == ("rgb(255, 255, 255)", "rgb(22, 25, 29)")
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

@@ -29,13 +29,19 @@ from vsteer.report.marks import (
 )
 
 Spec = dict[str, Any]
+# d3 writes a minus sign in front of a number, and a hyphen in its exponent.
+EXPONENT = "replace(datum.label, 'e-', 'e\u2212')"
 
 
 def specs() -> dict[str, Spec]:
     """Every figure's Vega, by its name."""
     import vl_convert
 
-    return {name: vl_convert.vegalite_to_vega(each.to_dict()) for name, each in charts().items()}
+    compiled = {name: vl_convert.vegalite_to_vega(each.to_dict()) for name, each in charts().items()}
+    for axis in (axis for spec in compiled.values() for axis in spec["axes"]):
+        if axis.get("labels", True) and "encode" not in axis:
+            axis["encode"] = {"labels": {"update": {"text": {"signal": EXPONENT}}}}
+    return compiled
 
 
 def charts() -> dict[str, Any]:
@@ -46,7 +52,7 @@ def charts() -> dict[str, Any]:
         "dose": dose(),
         "asymmetry": asymmetry(),
         "scaling": scaling(),
-        "coherence": tradeoff("score: more is less coherent"),
+        "coherence": tradeoff("perplexity (higher is less coherent)"),
         "capability": tradeoff("accuracy lost"),
         "components": components(),
         "cosine": cosine(),
@@ -75,8 +81,10 @@ def layers() -> Any:
     interval = found.encode(alt.Y("low:Q", title=""), alt.Y2("high:Q"))
     return finished(
         band.mark_area(strokeWidth=1, strokeDash=[3, 3]),
+        band.transform_filter("datum.lonely").mark_bar(size=14, strokeWidth=1, strokeDash=[3, 3]),
         zero_line(),
         interval.mark_area(opacity=0.22),
+        interval.transform_filter("datum.lonely").mark_rule(strokeWidth=2),
         found.encode(SIGN_DASH).mark_line(strokeWidth=2),
         found.encode(SIGN_SHAPE, tooltip=effect_tips()).mark_point(filled=True, size=46, opacity=1),
         layer_line("layer"),
@@ -133,7 +141,7 @@ def heat() -> Any:
         stroke=alt.condition("datum.chosen", alt.value("@ink"), alt.value("@none")),
     )
     words = places.encode(
-        alt.Text("y:Q", format="+.2f"),
+        alt.Text("words:N"),
         color=alt.condition("abs(datum.y) > 0.6 * extent", alt.value("@onfull"), alt.value("@ink")),
     )
     return finished(
@@ -211,7 +219,11 @@ def scaling() -> Any:
             "family:N",
             title="fit",
             scale=alt.Scale(domain=FAMILIES, range=[[1, 0], [6, 3], [2, 2]]),
-            legend=alt.Legend(symbolStrokeColor="@ink", values=alt.ExprRef("families")),
+            legend=alt.Legend(
+                symbolStrokeColor="@ink",
+                values=alt.ExprRef("families"),
+                labelExpr="replace(datum.label, '_', '-')",
+            ),
         ),
         alt.Detail("series:N"),
     )
@@ -235,14 +247,16 @@ def tradeoff(cost: str) -> Any:
         SIGN_COLOUR,
     )
     error = found.encode(alt.X("cost_low:Q"), alt.X2("cost_high:Q"))
-    label = found.encode(text="place:N").transform_filter("datum.marked")
+    label = found.encode(text="place:N").transform_filter("datum.labelled")
     return finished(
         zero_line(),
         error.mark_rule(strokeWidth=1, opacity=0.6),
-        found.encode(SIGN_SHAPE, tooltip=effect_tips("place:N", "cost:Q", "of:N")).mark_point(
-            filled=True, size=46, opacity=1
-        ),
-        label.mark_text(dx=8, align="left", fontSize=10, color="@ink"),
+        found.encode(
+            SIGN_SHAPE,
+            stroke=alt.condition("datum.marked", alt.value("@ink"), alt.value("@none")),
+            tooltip=effect_tips("place:N", "cost:Q", "of:N"),
+        ).mark_point(filled=True, size=46, opacity=1, strokeWidth=1.5),
+        label.mark_text(dy=-10, fontSize=10, color="@ink"),
         params=[SIGNS_DRAWN],
     )
 
@@ -338,8 +352,10 @@ def slopes() -> Any:
 def spread() -> Any:
     """The items' mean slope by layer, between their tenth and ninetieth percentiles."""
     found = chart().encode(layer_axis(), alt.Y("y:Q", title=""))
+    interval = found.encode(alt.Y("low:Q", title=""), alt.Y2("high:Q"))
     return finished(
-        found.encode(alt.Y("low:Q", title=""), alt.Y2("high:Q")).mark_area(color="@plus", opacity=0.22),
+        interval.mark_area(color="@plus", opacity=0.22),
+        interval.transform_filter("datum.lonely").mark_rule(color="@plus", strokeWidth=2),
         zero_line(),
         found.mark_line(color="@plus", strokeWidth=2),
         found.encode(tooltip=tips("layer:Q", "y:Q", "low:Q", "high:Q", "wrong:Q", "items:Q")).mark_point(

@@ -21,6 +21,7 @@ SIGN_COLOUR = alt.Color(
     legend=alt.Legend(
         labelExpr="datum.label == '+' ? 'positive' : datum.label == '-' ? 'negative' : datum.label",
         symbolStrokeWidth=2,
+        symbolDash=[1, 0],
         symbolOpacity=1,
         # those that are drawn
         values=alt.ExprRef("signs"),
@@ -42,6 +43,8 @@ BANDS = ["random vectors", "shuffled labels"]
 FAMILIES = ["exponential", "power", "log_linear"]
 DIVERGING = ["@minus", "@zero", "@plus"]
 HEIGHT = 250
+# 8e-7, and not 0.0000008
+TICKS = "~g"
 
 
 def chart(data: str = "rows") -> Any:
@@ -74,7 +77,7 @@ def tips(*fields: str) -> list[Any]:
     for field in fields:
         name = field.split(":")[0]
         quantity = field.endswith(":Q") and name not in ("layer", "items", "controls", "peak_layer", "rank")
-        more: dict[str, Any] = {"format": ".3~g" if name == "multiplier" else ".4~f"} if quantity else {}
+        more: dict[str, Any] = {"format": ".3~g" if name == "multiplier" else ".4~g"} if quantity else {}
         found.append(alt.Tooltip(field, title=words.get(name, name.replace("_", " ")), **more))
     return found
 
@@ -90,4 +93,8 @@ def finished(*layers: Any, height: Any = HEIGHT, params: Any = ()) -> Any:
     made = made.properties(
         width=640, height=height, autosize=alt.AutoSizeParams(type="fit-x", contains="padding")
     )
-    return (made.add_params(*params) if params else made).configure_axisX(labelFlush=False)
+    return (
+        (made.add_params(*params) if params else made)
+        .configure_axisX(labelFlush=False)
+        .configure(numberFormat=TICKS)
+    )

@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -24,6 +23,8 @@ from vsteer.operations import OPERATIONS
 from vsteer.packages import __version__
 from vsteer.report.diagnostics import diagnostics
 from vsteer.report.facts import alike, facts
+from vsteer.report.figures import write_figures
+from vsteer.report.scripts import SCRIPTS, page_file
 from vsteer.report.tables import Table, answer, item_slopes, table
 from vsteer.report.texts import texts
 from vsteer.results.views import connect_runs, run_names, without_statistics
@@ -31,7 +32,6 @@ from vsteer.store.files import write_file
 from vsteer.vectors import run_norms
 
 NAME = "report.html"
-SCRIPTS = ("data.js", "figures.js", "draw.js", "parts.js", "texts.js", "main.js")
 # The queries that are drawn as figures or put into words, and those that are shown as plain tables.
 DRAWN = (
     "failures",
@@ -76,14 +76,20 @@ select run, model, evaluation, system, vector, norm, positions, operation, layer
 from doses order by all"""
 
 
-def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
-    """Write the report of one run or several; by default into the first one's folder."""
+def write_report(folders: Sequence[Path], out: Path | None = None, figures: Path | None = None) -> Path:
+    """Write the report of one run or several; by default into the first one's folder.
+
+    Where a folder for them is given, its figures too, as files for a paper.
+    """
     runs = run_names(folders)
     for folder in folders:
         # where it can't be written, the figures say that the relative norm is not measured
         run_norms.bring_up_to_date(folder)
     path = out or folders[0] / NAME
-    write_file(path, page(gathered(folders, runs)).encode())
+    data = gathered(folders, runs)
+    write_file(path, page(data).encode())
+    if figures:
+        write_figures(data, figures)
     return path
 
 
@@ -165,14 +171,14 @@ def page(data: Mapping[str, Any]) -> str:
     """The whole HTML."""
     import vl_convert
 
-    return Template(_file("page.html")).substitute(
+    return Template(page_file("page.html")).substitute(
         title=escape(data["title"]),
         version=__version__,
         vega=vl_convert.get_vega_version(),
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         nonce=secrets.token_hex(16),
-        css=_file("page.css"),
-        js="\n".join(map(_file, SCRIPTS)),
+        css=page_file("page.css"),
+        js="\n".join(map(page_file, SCRIPTS)),
         data=script_safe(json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))),
         runtime=runtime(),
     )
@@ -199,7 +205,3 @@ def runtime() -> str:
     )
     script = f"(function () {{\n{bundle}\n}})();\nwindow.SPECS = {json.dumps(specs())};"
     return base64.b64encode(gzip.compress(script.encode(), 9, mtime=0)).decode()
-
-
-def _file(name: str) -> str:
-    return (files("vsteer.report") / "page" / name).read_text(encoding="utf-8")

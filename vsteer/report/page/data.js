@@ -7,11 +7,11 @@ const DIMENSIONS = ['run', 'model', 'evaluation', 'system', 'vector', 'norm', 'p
 const WORDS = {run: 'run', model: 'model', evaluation: 'evaluation', system: 'system prompt', vector: 'vector',
   norm: 'norm', positions: 'positions', operation: 'operation'};
 const MEASURES = {
-  effect: {label: 'logit difference', says: 'effect on the logit difference: log p(matching) - log p(not matching), less the unsteered model\u2019s',
+  effect: {label: 'logit difference', upwards: 'effect on the logit difference', says: 'effect on the logit difference: log p(matching) − log p(not matching), less the unsteered model\u2019s',
     se: 'effect_se', low: 'effect_low', high: 'effect_high', short: 'Δ logit'},
-  effect_p: {label: 'p(matching)', says: 'effect on p(matching): its share of the answers’ probability, less the unsteered model\u2019s',
+  effect_p: {label: 'p(matching)', upwards: 'effect on p(matching)', says: 'effect on p(matching): its share of the answers’ probability, less the unsteered model\u2019s',
     se: 'effect_p_se', low: 'effect_p_low', high: 'effect_p_high', short: 'Δ p'},
-  effect_headroom: {label: 'p over headroom', says: 'effect on p(matching) over the room it had: 1 - p upwards, p downwards',
+  effect_headroom: {label: 'p over headroom', upwards: 'effect on p over its headroom', says: 'effect on p(matching) over the room that it had: 1 − p upwards, p downwards',
     short: 'Δ p / headroom'},
 };
 const NO_CHOICE = 'there is no choice evaluation here, and an effect is one on the probabilities of given answers';
@@ -56,14 +56,21 @@ const isNumber = (value) => typeof value === 'number' && Number.isFinite(value);
 
 function number(value, places = 3) {
   if (!isNumber(value)) return value === null || value === undefined ? '–' : String(value);
-  if (Number.isInteger(value)) return String(value).replace('-', '−');
-  const small = value !== 0 && Math.abs(value) < 0.5 * 10 ** -places;
-  return (small ? value.toExponential(1) : value.toFixed(places)).replace('-', '−');
+  if (Number.isInteger(value)) return minus(String(value + 0));
+  const small = Math.abs(value) < 0.5 * 10 ** -places;
+  return minus(small ? value.toExponential(1) : value.toFixed(places));
+}
+// With the sign for minus, in an exponent too.
+const minus = (text) => text.replaceAll('-', '−');
+// With so many places and a sign, where what is left is not 0.
+function rounded(value, places) {
+  const text = value.toFixed(places);
+  return Number(text) === 0 ? text.replace('-', '') : (value > 0 ? '+' : '') + minus(text);
 }
 const signed = (value, places = 2) => (isNumber(value) && value > 0 ? '+' : '') + number(value, places);
 // What an operation without a multiplier is called; nothing for the others.
 const nounOf = (operation) => DATA.operations[operation]?.[1];
-const multiplierText = (value, operation) => (value === null ? nounOf(operation) || 'none' : (value > 0 ? '+' : '') + String(value).replace('-', '−'));
+const multiplierText = (value, operation) => (value === null ? nounOf(operation) || 'none' : (value > 0 ? '+' : '') + minus(String(value)));
 
 // element('p', {class: 'why'}, 'words', anotherElement)
 function element(tag, attributes = {}, ...children) {

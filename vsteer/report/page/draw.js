@@ -14,28 +14,11 @@ async function loadRuntime() {
 const THEME = ['page', 'card', 'ink', 'quiet', 'faint', 'plus', 'minus', 'zero', 'band', 'onfull'];
 function colours(of) {
   const style = getComputedStyle(of);
-  return {...Object.fromEntries(THEME.map((name) => [name, style.getPropertyValue(`--${name}`).trim()])), none: 'transparent'};
-}
-
-function inColours(spec, palette) {
-  return JSON.parse(JSON.stringify(spec).replace(/"@(\w+)"/g, (_, name) => JSON.stringify(palette[name])));
-}
-
-function configOf(palette) {
-  const font = 'system-ui, "Segoe UI", Roboto, "Liberation Sans", sans-serif';
-  const words = {labelColor: palette.ink, titleColor: palette.quiet, labelFont: font, titleFont: font, labelFontSize: 11, titleFontSize: 11, titleFontWeight: 500};
-  return {
-    axis: {...words, domainColor: palette.quiet, tickColor: palette.quiet, gridColor: palette.faint, gridOpacity: 0.55},
-    legend: {...words, orient: 'top', direction: 'horizontal', titleOrient: 'left', titleLimit: 300, layout: {top: {anchor: 'start', direction: 'vertical', margin: 2}}, offset: 4},
-    title: {anchor: 'start', color: palette.ink, subtitleColor: palette.quiet, font, subtitleFont: font, fontSize: 14, subtitleFontSize: 11, offset: 10},
-    style: {cell: {stroke: 'transparent'}, text: {font}},
-  };
+  return Object.fromEntries(THEME.map((name) => [name, style.getPropertyValue(`--${name}`).trim()]));
 }
 
 function viewOf(spec, given, palette, options) {
-  // a legend without entries has no size that could be laid out
-  const legends = (spec.legends ?? []).filter((legend) => !(given.without ?? []).some((scale) => [legend.fill, legend.strokeDash].includes(scale)));
-  const made = inColours({...spec, legends, background: options.background ?? 'transparent', ...(options.title ? {title: options.title} : {})}, palette);
+  const made = inColours({...withLegends(spec, given), background: 'transparent'}, palette);
   const view = new window.vega.View(window.vega.parse(made, configOf(palette)), {renderer: 'svg', logLevel: 1, hover: true, ...options.view});
   apply(view, spec, given);
   return view.width(options.width);
@@ -47,7 +30,7 @@ function apply(view, spec, given) {
 }
 
 // The points' fields that only serve drawing, and the names of the others in a table.
-const HIDDEN = ['chosen', 'order', 'marked', 'rank', 'sign', 'why', 'top'];
+const HIDDEN = ['chosen', 'order', 'marked', 'rank', 'sign', 'why', 'top', 'lonely', 'labelled', 'words'];
 const SHOWN_AS = {y: 'value', low: 'from', high: 'to', se: 'standard error', place: 'layers', relative_norm: 'injected norm / stream norm', mass: 'total mass', wrong: 'share the wrong way'};
 
 class Figure {
@@ -57,6 +40,7 @@ class Figure {
     this.view = null;
     this.given = null;
     this.heading = element('h3');
+    this.about = element('p', {class: 'axis about'});
     this.axis = element('p', {class: 'axis'});
     this.words = element('p');
     this.chart = element('div', {class: 'chart', role: 'img'}, this.inner = element('div'));
@@ -65,7 +49,7 @@ class Figure {
     const save = (kind) => element('button', {type: 'button', 'data-save': kind, onclick: () => this.save(kind)}, `save ${kind.toUpperCase()}`);
     this.tools = element('div', {class: 'tools'}, save('svg'), save('png'), this.details);
     this.box = element('figure', {id: `figure-${name}`, 'data-figure': name},
-      element('figcaption', {}, this.heading), this.axis, this.chart, this.why, element('figcaption', {}, this.words), this.tools);
+      element('figcaption', {}, this.heading), this.about, this.axis, this.chart, this.why, element('figcaption', {}, this.words), this.tools);
     if (this.definition.pick) {
       this.chart.classList.add('pick');
       this.onPick = onPick;
@@ -76,10 +60,11 @@ class Figure {
   get spec() { return RUNTIME.specs[this.definition.spec ?? (this.name.startsWith('asymmetry') ? 'asymmetry' : this.name)]; }
 
   show(state) {
+    this.state = {...state};
     this.given = this.definition.give(state);
     const none = typeof this.given === 'string';
     this.box.dataset.state = none ? 'empty' : 'drawn';
-    for (const part of [this.axis, this.chart, this.words, this.tools]) part.hidden = none;
+    for (const part of [this.about, this.axis, this.chart, this.words, this.tools]) part.hidden = none;
     this.why.hidden = !none;
     this.heading.hidden = none;
     if (none) {
@@ -90,7 +75,8 @@ class Figure {
       return;
     }
     this.heading.textContent = this.given.title;
-    this.axis.textContent = this.definition.axis ?? `↑ ${MEASURES[state.measure].says}`;
+    this.about.textContent = aboutOf(this.name, state);
+    this.axis.textContent = axisOf(this.name, state);
     this.words.textContent = this.given.says.filter(Boolean).join(' ');
     this.chart.setAttribute('aria-label', `${this.given.title}. ${this.words.textContent} The numbers are in the table below the figure.`);
     if (this.details.open) this.fill();
@@ -101,11 +87,11 @@ class Figure {
     }
   }
 
-  draw() {
+  draw(palette = colours(document.documentElement)) {
     this.view?.finalize();
     this.width = this.chart.clientWidth;
     this.without = String(this.given.without);
-    this.view = viewOf(this.spec, this.given, colours(document.documentElement), {width: this.width, view: {container: this.inner}});
+    this.view = viewOf(this.spec, this.given, palette, {width: this.width, view: {container: this.inner}});
     this.view.tooltip((handler, event, item, value) => showTip(event, value));
     if (this.onPick) this.view.addEventListener('click', (event) => this.pick(event));
     this.view.runAsync();
@@ -122,6 +108,13 @@ class Figure {
     if (this.view !== null) this.draw();
   }
 
+  // At once, since printing waits for nothing.
+  print() {
+    if (this.view === null) return;
+    this.draw(lightColours());
+    this.view.run();
+  }
+
   resize() {
     if (this.view === null || this.chart.hidden || !this.chart.clientWidth || this.chart.clientWidth === this.width) return;
     this.width = this.chart.clientWidth;
@@ -135,28 +128,27 @@ class Figure {
     this.inside.replaceChildren(element('h3', {}, 'what is drawn'), tableElement(header.map((name) => SHOWN_AS[name] ?? name), drawn.map((row) => header.map((name) => row[name]))), ...sources(this.definition.tables));
   }
 
-  // As a figure that stands alone: light, on white, with its title and its caption.
+  // As a figure that stands alone: light, on white, with its title and in words what it shows.
   async save(kind) {
-    const light = document.getElementById('light');
-    light.hidden = false;
-    const palette = colours(light);
-    light.hidden = true;
-    const wrapped = (text, most) => text.split(' ').reduce((lines, word) => {
-      if ((lines.at(-1) + ' ' + word).length > most) lines.push(word);
-      else lines[lines.length - 1] = `${lines.at(-1)} ${word}`.trim();
-      return lines;
-    }, ['']);
-    const title = {text: wrapped(this.given.title, 90), subtitle: wrapped(`${this.axis.textContent}. ${this.words.textContent}`, 115)};
-    const view = viewOf(this.spec, this.given, palette, {width: 720, background: '#ffffff', title, view: {renderer: 'none'}});
+    const spec = standAlone(this.name, this.state, this.given, this.spec, lightColours()), name = fileOf(this.name, this.state);
+    const view = new window.vega.View(window.vega.parse(spec), {renderer: 'none', logLevel: 1});
     await view.runAsync();
-    if (kind === 'svg') download(`${this.name}.svg`, await view.toSVG(), 'image/svg+xml');
+    if (kind === 'svg') download(`${name}.svg`, await view.toSVG(), 'image/svg+xml');
     else {
-      const canvas = await view.toCanvas(2);
-      canvas.toBlob((blob) => download(`${this.name}.png`, blob, 'image/png'));
+      const canvas = await view.toCanvas(3);
+      canvas.toBlob((blob) => download(`${name}.png`, blob, 'image/png'));
     }
     view.finalize();
     this.box.dataset.saved = kind;
   }
+}
+
+function lightColours() {
+  const light = document.getElementById('light');
+  light.hidden = false;
+  const palette = colours(light);
+  light.hidden = true;
+  return palette;
 }
 
 function showTip(event, value) {

@@ -1,12 +1,6 @@
 'use strict';
 // The page put together: sections, the bar that chooses what is shown, the theme, and everything drawn in order.
 
-const FAMILIES = (() => {
-  const known = new Map();
-  for (const table of ['multiplier_curves', 'without_multiplier', 'layer_peaks']) for (const row of rows(table)) known.set(keyOf(row), Object.fromEntries(DIMENSIONS.map((name) => [name, row[name]])));
-  return [...known.values()];
-})();
-
 const state = {family: null, measure: 'effect', size: null, layer: null};
 const figures = [];
 
@@ -25,18 +19,8 @@ const SECTIONS = [
   {id: 'more', title: 'Further questions', make: moreSection},
 ];
 
-function best(found) {
-  return found.reduce((most, row) => (most === null || Math.abs(row.effect ?? 0) > Math.abs(most.effect ?? 0) ? row : most), null);
-}
-
 function chooseFamily(family, layer = undefined, size = undefined) {
-  state.family = family;
-  const found = steeredOnly(configurations(family));
-  const alone = found.filter((row) => single(row) !== null), sizes = ascending(found.filter((row) => row.multiplier !== null).map((row) => Math.abs(row.multiplier)));
-  const top = best(alone.length ? alone : found);
-  state.size = size !== undefined && sizes.includes(size) ? size : top && top.multiplier !== null ? Math.abs(top.multiplier) : null;
-  const layers = layersHere();
-  state.layer = layer !== undefined && layers.includes(layer) ? layer : layers.includes(state.layer) ? state.layer : top && single(top) !== null ? single(top) : layers[0] ?? null;
+  Object.assign(state, choiceOf(family, state.measure, layer ?? state.layer ?? undefined, size));
   buildBar();
   showAll();
 }
@@ -47,10 +31,7 @@ function choosePeak(row) {
   document.querySelector(`[data-peak="${row.peak_layer}"]`)?.focus();
 }
 
-function layersHere() {
-  const found = ascending(configurations(state.family).map(single).filter((layer) => layer !== null));
-  return found.length ? found : ascending(ofVector('pca', state).map((row) => row.layer));
-}
+const layersHere = () => layersOf(state.family);
 
 function setLayer(layer) {
   const layers = layersHere();
@@ -146,12 +127,12 @@ async function start() {
     const all = Object.keys(THEMES);
     setTheme(all[(all.indexOf(document.documentElement.dataset.theme ?? '') + 1) % all.length]);
   });
+  // On paper a figure is light, whatever the screen is, and as wide as the page.
+  addEventListener('beforeprint', () => figures.forEach((figure) => figure.print()));
+  addEventListener('afterprint', () => figures.forEach((figure) => figure.again()));
   matchMedia('(prefers-color-scheme: dark)').addEventListener('change', () => figures.forEach((figure) => figure.again()));
   await loadRuntime();
-  // an evaluation that measures costs is not what a reader looks at first
-  const costs = new Set(rows('capability_cost').map((row) => row.capability));
-  const top = best(rows('layer_peaks').filter((row) => !costs.has(row.evaluation))) ?? best(rows('layer_peaks'));
-  chooseFamily(top ? FAMILIES.find((each) => keyOf(each) === keyOf(top)) : FAMILIES[0] ?? null);
+  chooseFamily(firstFamily());
   await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
   await Promise.all(figures.filter((figure) => figure.view).map((figure) => figure.view.runAsync()));
   document.documentElement.dataset.drawn = String(Math.round(performance.now()));
