@@ -6,6 +6,7 @@ a dash, a place or a label shows too. Data come as `rows` and the like; page/fig
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import altair as alt
@@ -33,6 +34,7 @@ Spec = dict[str, Any]
 EXPONENT = "replace(datum.label, 'e-', 'e\u2212')"
 
 
+@cache
 def specs() -> dict[str, Spec]:
     """Every figure's Vega, by its name."""
     import vl_convert
