@@ -59,6 +59,7 @@ def bars(picture: ET.Element) -> list[ET.Element]:
     return [line for line in lines if float(line.get("y2", 0)) != 0 and float(line.get("x2", 0)) == 0]
 
 
+@pytest.mark.long
 def test_every_figure_is_three_files_that_say_what_they_show(run: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(
         cli.main, ["report", str(run), "-o", str(tmp_path / "a.html"), "--figures", str(tmp_path / "figures")]
@@ -108,6 +109,7 @@ def test_the_numbers_are_those_of_the_run(run: Path) -> None:
     assert set(found.values()) <= set(words(drawn(spec)).split())
 
 
+@pytest.mark.long
 def test_small_effects_have_ticks_and_cells_that_can_be_read(tmp_path: Path) -> None:
     def says(cell: Cell) -> float:
         one = cell.steered
@@ -123,6 +125,7 @@ def test_small_effects_have_ticks_and_cells_that_can_be_read(tmp_path: Path) -> 
     assert not {f"{MINUS}0.00", "-0.00", "+0.00"} & set(cells)
 
 
+@pytest.mark.long
 def test_a_single_layer_draws_its_interval_and_its_band(tmp_path: Path) -> None:
     steered = sweep("warm", (3,), (-1.0, 1.0))
     folder = make_run(tmp_path / "run", [*steered, *controls(steered, 4)], logit, items=12)
@@ -206,6 +209,7 @@ def test_no_two_scripts_of_the_page_define_one_name() -> None:
     assert len(named) == len(set(named)) > 50
 
 
+@pytest.mark.long
 def test_files_have_names_of_their_own_whatever_the_run_is_called(tmp_path: Path) -> None:
     steered = [*sweep("../../warm", (1, 2), (1.0,)), Ablated("über warm", 1)]
     folder = make_run(tmp_path / "run", steered, lambda cell: 1.0, model="org/model 7b")
