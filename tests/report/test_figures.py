@@ -67,7 +67,7 @@ def test_every_figure_is_three_files_that_say_what_they_show(run: Path, tmp_path
     assert done.exit_code == 0, done.output
     files = sorted((tmp_path / "figures").iterdir())
     stems = {path.stem for path in files}
-    about = "toy_7b-choice_toy-polite-warm-raw-all"
+    about = "toy_7b-choice_toy-warm-raw-all"
     assert {f"layers-{about}-multiplier2", f"heat-{about}", f"dose-{about}-layer3"} <= stems
     assert {path.name for path in files} == {
         f"{stem}.{end}" for stem in stems for end in ("svg", "pdf", "png")
@@ -77,7 +77,7 @@ def test_every_figure_is_three_files_that_say_what_they_show(run: Path, tmp_path
     said = words(ET.parse(tmp_path / "figures" / f"layers-{about}-multiplier2.svg").getroot())
     for part in (
         "Effect of the vector warm by layer, multiplier ±2",
-        "Model toy-7b, evaluation choice:toy, system prompt polite",
+        "Model toy-7b, evaluation choice:toy, system prompt \u201cpolite\u201d",
         "vector warm, norm raw, positions all.",
         "4 random vectors",
         "95% intervals over items",
@@ -119,6 +119,9 @@ def test_small_effects_have_ticks_and_cells_that_can_be_read(tmp_path: Path) -> 
     ticks = words(drawn(small["layers"]))
     assert f"e{MINUS}7" in ticks
     assert "0.0000" not in ticks
+    # each tick has a number of its own
+    axis = [word for word in ticks.split() if f"e{MINUS}7" in word]
+    assert len(axis) == len(set(axis)) > 3
     mixed = figures(make_run(tmp_path / "mixed", sweep("warm", (1, 2, 3), (-1.0, 1.0)), says))
     cells = words(drawn(mixed["heat"])).split()
     assert "0.00" in cells

@@ -43,6 +43,10 @@ def specs() -> dict[str, Spec]:
     for axis in (axis for spec in compiled.values() for axis in spec["axes"]):
         if axis.get("labels", True) and "encode" not in axis:
             axis["encode"] = {"labels": {"update": {"text": {"signal": EXPONENT}}}}
+    # A legend's point would be dashed as its line is.
+    for legend in (legend for spec in compiled.values() for legend in spec.get("legends", ())):
+        if "shape" in legend:
+            legend.pop("strokeDash", None)
     return compiled
 
 

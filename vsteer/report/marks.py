@@ -21,7 +21,6 @@ SIGN_COLOUR = alt.Color(
     legend=alt.Legend(
         labelExpr="datum.label == '+' ? 'positive' : datum.label == '-' ? 'negative' : datum.label",
         symbolStrokeWidth=2,
-        symbolDash=[1, 0],
         symbolOpacity=1,
         # those that are drawn
         values=alt.ExprRef("signs"),
@@ -43,8 +42,8 @@ BANDS = ["random vectors", "shuffled labels"]
 FAMILIES = ["exponential", "power", "log_linear"]
 DIVERGING = ["@minus", "@zero", "@plus"]
 HEIGHT = 250
-# 8e-7, and not 0.0000008
-TICKS = "~g"
+# 8e-7, and not 0.0000008. Without a number of digits d3 would round ticks to those that their step needs.
+TICKS = ".6~g"
 
 
 def chart(data: str = "rows") -> Any:

@@ -60,7 +60,8 @@ function standAlone(name, state, given, spec, palette) {
 function fileOf(name, state) {
   const {family, size, layer} = state, parts = [name];
   if (family !== null) {
-    const names = FIGURES[name].vector ? ['model', 'vector'] : DIMENSIONS.slice(1);
+    const varied = different(FAMILIES.map((each) => each.system)).length > 1;
+    const names = FIGURES[name].vector ? ['model', 'vector'] : DIMENSIONS.slice(1).filter((each) => each !== 'system' || varied);
     parts.push(...(DATA.facts.length > 1 ? [family.run] : []), ...names.map((each) => family[each]).filter((each) => each !== 'add'));
     if (FIGURES[name].sized && size !== null) parts.push(`multiplier${size}`);
   }

@@ -11,7 +11,8 @@ const at = (state) => (state.layer === null ? [] : [{layer: state.layer}]);
 const sizeText = ({family, size}) => (size === null ? doneOf(family) : `multiplier ±${size}`);
 const systemText = (family) => {
   const prompt = DATA.facts.find((run) => run.run === family.run)?.evaluations.find((each) => each.evaluation === family.evaluation && each.system === family.system)?.system_prompt;
-  return !family.system ? 'no system prompt' : `system prompt ${family.system}${prompt && prompt !== family.system ? ` (“${prompt.length > 80 ? `${prompt.slice(0, 80)}…` : prompt}”)` : ''}`;
+  const quoted = (text) => `“${text.length > 80 ? `${text.slice(0, 80)}…` : text}”`;
+  return !family.system ? 'no system prompt' : `system prompt ${quoted(family.system)}${prompt && prompt !== family.system ? `, which is ${quoted(prompt)}` : ''}`;
 };
 // Of what a figure is: the model, what it was asked, and how it was steered.
 function aboutOf(name, {family}) {
