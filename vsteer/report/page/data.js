@@ -92,7 +92,7 @@ function tableElement(header, body, {most = 300, chosen = () => false} = {}) {
       cell instanceof Node ? cell : isNumber(cell) ? number(cell) : Array.isArray(cell) ? cell.join(', ') : String(cell ?? '')))));
   const left = body.length > most ? element('p', {class: 'quiet'}, `the first ${count(most)} of ${count(body.length)} rows; the CSV has all`) : null;
   return element('div', {class: 'scroll', tabindex: 0, role: 'region', 'aria-label': 'table'},
-    element('table', {}, element('thead', {}, head), element('tbody', {}, lines)), left);
+    element('table', {class: header.length > 12 ? 'wide' : null}, element('thead', {}, head), element('tbody', {}, lines)), left);
 }
 
 function csvOf(name) {
