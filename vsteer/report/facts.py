@@ -121,8 +121,10 @@ def _swept(vector: dict[str, Any]) -> dict[str, Any]:
 
 
 def _hardware(noted: Mapping[str, Any]) -> str:
+    listed = noted.get("gpus")
     gpus = [
-        str(gpu.get("name", gpu)) if isinstance(gpu, dict) else str(gpu) for gpu in noted.get("gpus") or []
+        str(gpu.get("name", gpu)) if isinstance(gpu, dict) else str(gpu)
+        for gpu in (listed if isinstance(listed, list) else [])
     ]
     named = [f"{gpus.count(gpu)} x {gpu}" for gpu in dict.fromkeys(gpus)]
     cores = f"{noted['cores']} cores" if noted.get("cores") else ""

@@ -8,10 +8,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from vsteer.files import open_regular, parse_json, read_regular
 from vsteer.store.files import disk_errors
 
 EVENTS = "events.jsonl"
 Event = dict[str, Any]
+# Some 100 events a start are some kB.
+_MAX_BYTES, _MOST_UNREADABLE = 2**26, 1000
 
 
 def append_event(folder: Path, event: str, **fields: Any) -> Event:
@@ -40,26 +43,43 @@ def read_events(folder: Path) -> list[Event]:
     path = folder / EVENTS
     with disk_errors(f"reading {path}"):
         try:
-            lines = path.read_bytes().split(b"\n")[:-1]
+            lines = read_regular(path, _MAX_BYTES).split(b"\n")[:-1]
         except FileNotFoundError:
             return []
-    return [_parsed(number, line) for number, line in enumerate(lines, start=1)]
+    found, unreadable = list[Event](), 0
+    for number, line in enumerate(lines, start=1):
+        event = _parsed(line)
+        if event is None:
+            unreadable += 1
+            if unreadable > _MOST_UNREADABLE:
+                continue
+            event = {"event": "unreadable", "line": number, "text": line[:800].decode(errors="replace")[:200]}
+        found.append(event)
+    return found
 
 
-def _parsed(number: int, line: bytes) -> Event:
+def _parsed(line: bytes) -> Event | None:
+    """The event, if all that readers rely on is what it must be."""
     try:
-        entry = json.loads(line)
+        entry = parse_json(line) if line.startswith(b"{") else None
     except ValueError:
-        entry = None
-    if isinstance(entry, dict) and isinstance(entry.get("event"), str):
-        return entry
-    return {"event": "unreadable", "line": number, "text": line.decode(errors="replace")[:200]}
+        return None
+    if not isinstance(entry, dict) or not isinstance(entry.get("event"), str):
+        return None
+    session, at = entry.get("session", 0), entry.get("at", "")
+    return entry if type(session) is int and 0 <= session < 2**31 and isinstance(at, str) else None
 
 
 def end_torn_line(folder: Path) -> None:
     """End a last line that a kill cut, so that the next event begins on its own."""
     path = folder / EVENTS
     with disk_errors(f"writing {path}"):
-        if path.exists() and (content := path.read_bytes()) and not content.endswith(b"\n"):
-            with path.open("ab") as file:
-                file.write(b"\n")
+        try:
+            with open_regular(path) as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+                last = file.read()
+        except FileNotFoundError:
+            return
+        if last not in (b"", b"\n"):
+            with path.open("ab") as end:
+                end.write(b"\n")

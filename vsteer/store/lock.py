@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from vsteer.errors import StoreError
+from vsteer.files import parse_json, read_regular
 from vsteer.store.files import disk_errors
 
 LOCK = "run.lock"
@@ -104,7 +105,7 @@ def _refuse_link(path: Path) -> None:
 
 def _read_holder(path: Path) -> Holder:
     try:
-        return Holder(**json.loads(path.read_text()))
+        return Holder(**parse_json(read_regular(path, 2**16)))
     except (OSError, ValueError, TypeError):  # it is being written
         return Holder(0, "unknown", "")
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
 from vsteer.errors import StoreError
+from vsteer.files import parse_json, read_regular
 from vsteer.store.files import disk_errors, write_file
 from vsteer.store.schema import SCHEMA_VERSION
 
 MANIFEST = "manifest.json"
 Manifest = dict[str, Any]
+_MAX_BYTES = 2**26
+# What readers rely on, where it is there.
+_KINDS = {"day": str, "grid": dict, "hardware": dict, "models": list, "vsteer_version": str}
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any], counts: Mapping[str, int]) -> Manifest:
@@ -35,16 +39,20 @@ def read_manifest(folder: Path) -> Manifest | None:
     path = folder / MANIFEST
     with disk_errors(f"reading {path}"):
         try:
-            text = path.read_bytes()
+            text = read_regular(path, _MAX_BYTES)
         except FileNotFoundError:
             return None
     try:
-        manifest = json.loads(text)
+        manifest = parse_json(text)
         version = manifest["schema_version"]
         rows = manifest["rows"]
+        kinds = {name: type(manifest[name]) for name in _KINDS if name in manifest}
+        date.fromisoformat(manifest.get("day") or "2000-01-01")
     except (ValueError, TypeError, KeyError) as error:
         raise _damaged(path) from error
-    if type(version) is not int or type(rows) is not int:
+    if type(version) is not int or type(rows) is not int or not 0 <= rows < 2**63:
+        raise _damaged(path)
+    if any(kind is not _KINDS[name] for name, kind in kinds.items()):
         raise _damaged(path)
     if version > SCHEMA_VERSION:
         raise StoreError(

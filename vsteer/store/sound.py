@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vsteer.errors import StoreError
-from vsteer.files import written_whole
+from vsteer.files import parse_json, read_regular, written_whole
 from vsteer.store import shards as sh
 from vsteer.store.database import file_list, in_memory
 from vsteer.store.events import append_event
@@ -120,7 +120,7 @@ def _verified(
 
 def _read_note(folder: Path) -> dict[str, list[int]]:
     try:
-        noted = json.loads((folder / NOTE).read_bytes())
+        noted = parse_json(read_regular(folder / NOTE, 2**26))
     except (OSError, ValueError):
         return {}
     return noted if isinstance(noted, dict) else {}
