@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
 from tests.store import makers
 from vsteer import cli
 from vsteer.cli.show import texts
+from vsteer.store.files import write_sealed
 from vsteer.store.store import open_store
 
 SAID = {-1.0: "I am sad.", 0.0: "I am here.", 1.0: "I am \x1b[31mglad."}
@@ -141,6 +144,29 @@ def test_one_prompt_is_meant_and_one_layer(run: Path) -> None:
         in vsteer("show", run, "--prompt", "item-1", "--layer", 3, "--vector", "other").stderr
     )
     assert "is not a run's folder" in vsteer("show", run.parent, "--prompt", "a").stderr
+
+
+def test_an_item_that_stands_in_two_evaluations_and_a_part_of_its_id(run: Path) -> None:
+    """Each evaluation of the fixture asks both items; one has the question in words of its own."""
+    prompts = pq.read_table(run / "prompts.parquet")
+    words = [
+        f"Yes or no: {question}" if kind == "choice" else question
+        for question, kind in zip(prompts["question"].to_pylist(), prompts["kind"].to_pylist(), strict=True)
+    ]
+    place = prompts.schema.get_field_index("question")
+    write_sealed(
+        run / "prompts.parquet", prompts.set_column(place, prompts.schema.field(place), pa.array(words))
+    )
+    both = vsteer("show", run, "--prompt", "item-0", "--layer", 3).stdout
+    assert "prompt  How are you today?\nprompt  Yes or no: How are you today?" in both
+    assert ("open_ended:toy in" in both, "choice:toy in" in both) == (True, True)
+    one = vsteer("show", run, "--prompt", "item-0", "--layer", 3, "--evaluation", "choice:toy").stdout
+    assert "prompt  Yes or no: How are you today?" in one
+    assert ("open_ended:toy in" in one, "choice:toy in" in one) == (False, True)
+    assert vsteer("show", run, "--prompt", "choice-1", "--layer", 3).stdout.startswith("prompt  How is the")
+    assert "2 prompts have 'item-'" in vsteer("show", run, "--prompt", "item-", "--layer", 3).stderr
+    unknown = vsteer("show", run, "--prompt", "item-0", "--layer", 3, "--evaluation", "choice:toi")
+    assert "did you mean 'choice:toy'?" in unknown.stderr
 
 
 def test_columns_fit_the_terminal() -> None:

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from tests.store import makers
+from vsteer.analysis.differences import differences_over_runs
 from vsteer.analysis.over_runs import scaling_over_runs
-from vsteer.results.queries import FITS, parameters_sql, query
+from vsteer.results.queries import DIFFERENCES, FITS, parameters_sql, query
 from vsteer.results.views import connect_runs
 from vsteer.store.store import open_store
 from vsteer.vectors.files import save
@@ -202,8 +203,9 @@ def ask(name: str, *folders: Path, **parameters: str) -> list[dict[str, Any]]:
     with connect_runs(folders) as database:
         for statement in parameters_sql(parameters):
             database.execute(statement)
-        if FITS in query(name).needs and (fits := scaling_over_runs(database)):
-            database.execute(fits)
+        for need, make in ((FITS, scaling_over_runs), (DIFFERENCES, differences_over_runs)):
+            if need in query(name).needs and (made := make(database)):
+                database.execute(made)
         result = database.execute(query(name).sql)
         header = [column[0] for column in result.description]
         return [dict(zip(header, row, strict=True)) for row in result.fetchall()]

@@ -9,6 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,9 +17,10 @@ import pytest
 from tests.results.made_up import Cell, Steered, ask, make_run, sweep, write_vector
 from tests.store import makers
 from vsteer.errors import StoreError, UsageError
-from vsteer.results.queries import FITS, STATISTICS, queries
+from vsteer.results.queries import DIFFERENCES, FITS, STATISTICS, queries
 from vsteer.results.statistics_files import TABLES
 from vsteer.results.views import connect_runs, run_names, statements
+from vsteer.store.scores import SCORES_SCHEMA
 from vsteer.store.store import open_store
 from vsteer.vectors.run_norms import norms_are_current, write_vector_norms
 
@@ -49,6 +51,7 @@ def test_a_query_says_that_it_needs_statistics_where_it_reads_them(tmp_path: Pat
             read = set(re.findall(r'"table_name":"(\w+)"', parsed)) - steps
             wanted = {STATISTICS} if read & set(TABLES) else set()
             wanted |= {FITS} if "scaling" in read else set()
+            wanted |= {DIFFERENCES} if "differences" in read else set()
             assert query.needs == wanted, name
 
 
@@ -212,7 +215,8 @@ def test_the_frontier_of_effect_and_coherence(tmp_path: Path) -> None:
         for row_id, at, value in scored
     ]
     (run / "scores").mkdir()
-    pq.write_table(pa.Table.from_pylist(scores), run / "scores" / "perplexity-abc.parquet")
+    pq.write_table(pa.Table.from_pylist(scores, SCORES_SCHEMA), run / "scores" / "perplexity-abc.parquet")
+    # a sound table of something else, which would end `read_parquet('scores/*.parquet')`
     pq.write_table(pa.table({"slope": [1.0]}), run / "scores" / "steerability-def.parquet")
     found = ask("coherence_frontier", run)
     assert [(row["layers"], row["score"], row["effect"], row["frontier"]) for row in found] == [
@@ -220,6 +224,9 @@ def test_the_frontier_of_effect_and_coherence(tmp_path: Path) -> None:
         ([2], 8.0, 1.0, False),
         ([3], 20.0, 3.0, True),
     ]
+    assert (run / "set-aside" / "steerability-def.parquet").exists()
+    counted = duckdb.sql(f"select count(*) from read_parquet('{run}/scores/*.parquet')").fetchall()
+    assert counted == [(len(scored),)]
     assert {row["baseline_score"] for row in found} == {5.0}
 
 

@@ -66,7 +66,7 @@ def test_a_name_nearly_right_and_one_that_is_not() -> None:
     done = sql("layer_peeks", "somewhere")
     assert (done.exit_code, done.stderr) == (
         2,
-        "error: no query 'layer_peeks'\nhint: did you mean layer_peaks?\n",
+        "error: no query 'layer_peeks'\nhint: did you mean 'layer_peaks'?\n",
     )
     assert "the queries are capability_cost, " in sql("xyz", "somewhere").stderr
 
@@ -94,13 +94,54 @@ def test_the_shell_asks_queries_and_sql(run: str) -> None:
         "select nonsense;",
     ]
     typed = "\n".join([*lines, ".nothing", ".quit", ""])
-    shown = sql(run, typed=typed).stdout
+    done = sql(run, typed=typed)
+    shown, wrong = done.stdout, done.stderr
     assert "peak_layer" in shown
     assert "n  20\n" in shown
     assert "sign_asymmetry " in shown
-    assert "did you mean layer_peaks?" in shown
-    assert '"nonsense"' in shown
-    assert "no command .nothing" in shown
+    assert "did you mean 'layer_peaks'?" in wrong
+    assert '"nonsense"' in wrong
+    assert "no command .nothing" in wrong
+    assert done.exit_code == 1
+
+
+@pytest.mark.parametrize(
+    "typed", ["select 20 + 1 as n", "select 20 + 1 as n;", "select 20\n + 1 as n\n;\n\n"]
+)
+def test_what_is_piped_runs_with_and_without_a_semicolon(run: str, typed: str) -> None:
+    done = sql(run, "--format", "csv", typed=typed)
+    assert (done.exit_code, done.stdout) == (0, "n\n21\n")
+
+
+def test_sql_on_the_command_line(run: str) -> None:
+    done = sql("-c", "select count(*) as n from effects", run, "--format", "csv")
+    # two layers and two multipliers on four items
+    assert (done.exit_code, done.stdout) == (0, "n\n16\n")
+    wrong = sql("--command", "select nonsense", run)
+    assert (wrong.exit_code, wrong.stdout) == (2, "")
+    assert "\nhint: " in wrong.stderr
+    assert "Traceback" not in wrong.stderr
+    printed = shlex.split(sql("-c", "select count(*) as n from effects", run, "--print").stdout)
+    assert statements(printed[3])[-1] == "select count(*) as n from effects"
+
+
+def test_a_wide_table_repeats_its_keys_and_is_as_wide_as_asked(
+    run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = (
+        "select l.layer, m as multiplier, repeat('x', 20) || m as first, repeat('y', 20) || l.layer as second"
+        " from (values (1), (2)) l(layer), (values (-1), (1)) v(m) order by all"
+    )
+    for columns, parts in (("120", 1), ("50", 2)):
+        monkeypatch.setenv("COLUMNS", columns)
+        shown = sql("-c", asked, run).stdout
+        assert max(map(len, shown.splitlines())) <= int(columns)
+        blocks = shown.strip().split("\n\n")
+        assert len(blocks) == parts
+        for block in blocks:
+            header, *rows = [line.split() for line in block.splitlines()]
+            assert header[:2] == ["layer", "multiplier"]
+            assert [row[:2] for row in rows] == [["1", "-1"], ["1", "1"], ["2", "-1"], ["2", "1"]]
 
 
 def test_an_empty_answer_names_the_columns(run: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+from datetime import datetime
 from pathlib import Path
 
 import duckdb
@@ -14,7 +15,9 @@ import pytest
 from tests.run import fake
 from vsteer.analysis.statistics import bring_up_to_date
 from vsteer.errors import StoreError
+from vsteer.grid.spec import read_grid
 from vsteer.results.views import connect_runs
+from vsteer.run.folder import run_plans
 from vsteer.run.start import Outcome, run_grid
 from vsteer.store.events import read_events
 from vsteer.store.sound import fault_of_table
@@ -89,7 +92,7 @@ def test_readers_go_on_without_a_damaged_table(
     with connect_runs([run]) as database:
         assert database.execute(f"select count(*) from {view}").fetchall() == [(0,)]
         assert database.execute("select count(*) > 0 from effects").fetchall() == [(True,)]
-    assert ("is set aside as set-aside/" in caplog.text) == (view == "scores")
+    assert ("is set aside as set-aside/" in caplog.text) == (view in ("scores", "norms"))
 
 
 @pytest.mark.parametrize("name", ["configs.parquet", "prompts.parquet"])
@@ -119,3 +122,53 @@ def test_a_flipped_bit_is_found_or_changes_nothing(tmp_path: Path, made: Path, n
 
 def answers(table: Path) -> list[str]:
     return sorted(map(repr, duckdb.sql(f"select * from read_parquet('{table}')").fetchall()))
+
+
+@pytest.mark.parametrize("cut", ["emptied", "flipped"])
+def test_a_damaged_vector_steers_no_row_and_is_made_anew(tmp_path: Path, made: Path, cut: str) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(made, folder)
+    run = folder / "runs" / "try"
+    (vector,) = run.glob("vectors/v-raw-????????????.safetensors")
+    content = vector.read_bytes()
+    flipped = bytearray(content)
+    flipped[-3] ^= 1  # in the last direction's last number
+    vector.write_bytes(b"" if cut == "emptied" else bytes(flipped))
+    # so that there are rows to steer
+    for shard in (run / "rows").glob("*.parquet"):
+        shard.unlink()
+    start(folder)
+    assert vector.read_bytes() == content
+    assert (run / "set-aside" / vector.name).exists()
+    rows = (
+        "select row_id, vector_sha256, logit_diff, text from read_parquet('{}/rows/*.parquet') order by all"
+    )
+    before = made / "runs" / "try"
+    assert duckdb.sql(rows.format(run)).fetchall() == duckdb.sql(rows.format(before)).fetchall()
+
+
+def test_a_damaged_manifest_ends_no_run_and_its_day_is_the_first_starts(tmp_path: Path, made: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(made, folder)
+    run = folder / "runs" / "try"
+    first = read_events(run)[0]
+    (run / "manifest.json").write_bytes(b"{")
+    (plan,) = run_plans(read_grid(folder / "grid.yaml"))
+    assert plan.today == datetime.fromisoformat(first["at"]).astimezone().date()
+    assert start(folder).good == start(made).good
+    assert (run / "set-aside" / "manifest.json").exists()
+
+
+def test_rows_are_not_taken_back_from_a_damaged_file(tmp_path: Path, made: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(made, folder)
+    grid, run = folder / "grid.yaml", folder / "runs" / "try"
+    grid.write_text(GRID.replace("[1, 4]", "[1]"))
+    start(folder)
+    (aside,) = (run / "set-aside").glob("unplanned-*.parquet")
+    content = aside.read_bytes()
+    place = content.rindex(b"vsteer-crc32=") - 100  # in the footer, which has no checksum of Parquet's own
+    aside.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+    grid.write_text(GRID)
+    start(folder)
+    assert not [event for event in read_events(run) if event["event"] == "taken_back"]

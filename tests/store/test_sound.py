@@ -19,12 +19,14 @@ from vsteer.scoring.scorers import PLAIN
 from vsteer.scoring.stored_texts import score_texts
 from vsteer.store import shards as sh
 from vsteer.store.events import read_events
+from vsteer.store.schema import CONFIGS_SCHEMA, PROMPTS_SCHEMA
 from vsteer.store.sound import NOTE, faults_of_tables, sound_shards
 from vsteer.store.status import status
 from vsteer.store.store import open_store
 from vsteer.store.views import rows_sql
 
 FLIPS = 150
+TABLES = {"configs.parquet": CONFIGS_SCHEMA, "prompts.parquet": PROMPTS_SCHEMA}
 
 
 @pytest.fixture(scope="module")
@@ -188,11 +190,11 @@ def test_the_note_has_what_is_there_and_is_left_alone_while_nothing_changes(
     shutil.copytree(made, run)
     for _ in range(2):
         sound_shards(run)
-        for table in ("configs.parquet", "prompts.parquet"):
-            assert faults_of_tables(run, [run / table]) == {run / table: None}
+        for table, schema in TABLES.items():
+            assert faults_of_tables(run, {run / table: schema}) == {run / table: None}
     written = (run / NOTE).stat().st_mtime_ns
     sound_shards(run)
-    faults_of_tables(run, [run / "configs.parquet"])
+    faults_of_tables(run, {run / "configs.parquet": TABLES["configs.parquet"]})
     assert (run / NOTE).stat().st_mtime_ns == written
     with open_store(run) as store:
         store.compact()

@@ -6,6 +6,7 @@ missing; how a number is worked out stands in intervals, peaks, doses, curves an
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,9 @@ from vsteer.results.views import connect_runs, readable
 from vsteer.store.database import quoted
 from vsteer.store.lock import FolderLock
 from vsteer.store.sound import require_run
+from vsteer.vectors import run_norms
+
+log = logging.getLogger(__name__)
 
 MEMORY = "1GB"
 STEERED = ("model", "vector", "norm", "positions", "operation", "system")
@@ -54,6 +58,9 @@ class Written:
 def write_statistics(folder: Path) -> Written:
     """Compute every table for a run as its rows stand, replacing what was there."""
     require_run(folder)
+    # The statistics know the relative norms, and are no longer current when that table is made anew.
+    if why := run_norms.bring_up_to_date(folder):
+        log.warning("relative_norm is not known: %s", why)
     made_of = {"fingerprint": fingerprint(folder), "seed": SEED}
     make_folder(folder)
     lock = FolderLock(folder / STATISTICS_FOLDER)

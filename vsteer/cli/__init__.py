@@ -39,11 +39,17 @@ VERBS = {
 """Each verb's `module:attribute` and its line in `vsteer --help`."""
 
 
+# The most characters of an error on the terminal, its hint included.
+LONGEST = 600
+
+
 class Failure(click.ClickException):
     """A `VsteerError` as the terminal shows it: two lines on stderr and the error's own exit code."""
 
     def __init__(self, error: VsteerError) -> None:
-        super().__init__(f"{error.message}\nhint: {error.hint}")
+        most = LONGEST - len(f"error: \nhint: {error.hint}")
+        message = error.message if len(error.message) <= most else f"{error.message[: most - 1]}…"
+        super().__init__(f"{message}\nhint: {error.hint}")
         # click reads the code from the exception that it shows, and its type declares it for the whole class.
         self.__dict__["exit_code"] = error.exit_code
 

@@ -35,9 +35,11 @@ def write_rows(run: Path, out: Path, force: bool = False) -> int:
     import duckdb
 
     from vsteer.files import new_file
+    from vsteer.results.views import readable
     from vsteer.store.database import in_memory, quoted
     from vsteer.store.schema import FLOATS, INTS, ROWS, STRINGS, TIME
     from vsteer.store.views import rows_sql
+    from vsteer.validation import shortened
 
     kinds = {".csv": "format csv, header true, nullstr ''", ".jsonl": "format json, array false"}
     if out.suffix not in kinds:
@@ -53,11 +55,19 @@ def write_rows(run: Path, out: Path, force: bool = False) -> int:
             parts.append(column.name)
     source = rows_sql(run)
     # Several threads would keep what they have written until its turn comes: gigabytes, and no faster.
-    with in_memory(threads=1) as database, new_file(out, StoreError, overwrite=force) as temporary:
+    with (
+        readable(run),
+        in_memory(threads=1) as database,
+        new_file(out, StoreError, overwrite=force) as temporary,
+    ):
         try:
             rows = f"select {', '.join(parts)} from ({source})"
             to = quoted(str(temporary))
             (count,) = database.execute(f"copy ({rows}) to {to} ({kinds[out.suffix]})").fetchone() or (0,)
         except duckdb.IOException as error:
-            raise StoreError(f"could not write {out}: {error}", "is there room on the disk?") from error
+            if temporary.name not in str(error) and "space left" not in str(error):
+                raise  # it is about what is read
+            raise StoreError(
+                f"could not write {out}: {shortened(str(error), 200)}", "is there room on the disk?"
+            ) from error
     return int(count)

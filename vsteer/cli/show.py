@@ -15,28 +15,38 @@ from vsteer.errors import UsageError
 from vsteer.operations import OPERATIONS
 from vsteer.store.database import records
 from vsteer.terminal import echo, harmless, on_one_line
+from vsteer.validation import did_you_mean, shortened, shown
 
 if TYPE_CHECKING:
     import duckdb
 
 # A column of fewer characters can't be read.
 NARROWEST = 26
-MOST_CANDIDATES = 12
+MOST_CANDIDATES = 5
 # The rows of one table agree in these; they differ in the multiplier.
 BLOCK = ("model", "evaluation", "kind", "system", "letter_order", "vector", "norm", "positions", "operation")
 
+# One row for each item, whose prompts may stand in several evaluations, each with a question of its own.
 FOUND = """
-select distinct question, coalesce(nullif(swapped_from, ''), item_id) as item from prompts
-where $prompt in (prompt_id, item_id, swapped_from) or contains(lower(question), lower($prompt))
-order by question, item
+select coalesce(nullif(swapped_from, ''), item_id) as item,
+       list(distinct question order by question) as questions,
+       bool_or($prompt in (prompt_id, item_id, swapped_from, question)) as is_it
+from prompts
+where $evaluation in ('', evaluation)
+group by item
+having is_it or bool_or(contains(lower(question), lower($prompt)) or starts_with(prompt_id, $prompt)
+                        or starts_with(item_id, $prompt) or starts_with(swapped_from, $prompt))
+order by questions, item
 """
+EVALUATIONS = "select distinct evaluation from prompts order by evaluation"
 LAYERS = """
 select distinct array_to_string(layers, '+') as layer, layers from configs
 where vector <> '' and control in ('', 'system') order by layers
 """
 ROWS = """
 with asked as (
-    select prompt_id from prompts where coalesce(nullif(swapped_from, ''), item_id) = $item
+    select prompt_id from prompts
+    where coalesce(nullif(swapped_from, ''), item_id) = $item and $evaluation in ('', evaluation)
 ),
 steered as (
     select r.* from rows r
@@ -65,12 +75,16 @@ Row = Mapping[str, Any]
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
-    "--prompt", required=True, metavar="P", help="A part of the question, or an item's or prompt's id."
+    "--prompt",
+    required=True,
+    metavar="P",
+    help="A part of the question, or of an item's or prompt's id its beginning.",
 )
+@click.option("--evaluation", default="", help="One evaluation only.")
 @click.option("--layer", metavar="L", help="The layer, or layers steered at once such as 10+14.")
 @click.option("--vector", default="", help="One vector only.")
 @click.option("--sample", default=0, show_default=True, type=click.IntRange(min=0), help="Which sample.")
-def show(run: Path, prompt: str, layer: str | None, vector: str, sample: int) -> None:
+def show(run: Path, prompt: str, evaluation: str, layer: str | None, vector: str, sample: int) -> None:
     """Show the answers to the prompt P in the run RUN, steered at layer L, over the multipliers.
 
     Texts are side by side in a terminal, and one after the other when piped; choices are shown as
@@ -80,41 +94,54 @@ def show(run: Path, prompt: str, layer: str | None, vector: str, sample: int) ->
     Example:
       vsteer show runs/quickstart --prompt "a restaurant" --layer 20
     """
-    from vsteer.results.views import connect_runs
+    from vsteer.results.views import connect_runs, readable
 
-    with connect_runs([run]) as database:
-        question, item = the_prompt(database, prompt)
+    with connect_runs([run]) as database, readable(run):
+        questions, item = the_prompt(database, prompt, evaluation)
         steered = the_layer(database, layer)
-        found = records(database, ROWS, item=item, layer=steered, vector=vector, sample=sample)
+        found = records(
+            database, ROWS, item=item, evaluation=evaluation, layer=steered, vector=vector, sample=sample
+        )
     if not found:
-        of = f" by the vector {vector}" if vector else ""
+        of = f" by the vector {shortened(vector)}" if vector else ""
         raise UsageError(
             f"no row of that prompt is steered at layer {steered}{of}, sample {sample}",
             "it may not have been run yet: vsteer status RUN",
         )
-    echo(f"prompt  {question}")
+    for question in questions:
+        echo(f"prompt  {question}")
     width = terminal_width()
     for block, rows in blocks(found):
         echo(f"\n{title(block, steered)}")
         echo(choices(rows) if block["kind"] == "choice" else texts(rows, width))
 
 
-def the_prompt(database: duckdb.DuckDBPyConnection, prompt: str) -> tuple[str, str]:
-    """The one question that is meant, and its item, which is the same for both letter orders."""
-    found = records(database, FOUND, prompt=prompt)
-    exact = [one for one in found if prompt in (one["item"], one["question"])] or found
+def the_prompt(database: duckdb.DuckDBPyConnection, prompt: str, evaluation: str) -> tuple[list[str], str]:
+    """The questions of the one item that is meant, which is the same in all evaluations and letter orders."""
+    found = records(database, FOUND, prompt=prompt, evaluation=evaluation)
+    exact = [one for one in found if one["is_it"]] or found
     if not exact:
+        names = [one["evaluation"] for one in records(database, EVALUATIONS)]
+        if evaluation and evaluation not in names:
+            raise UsageError(
+                f"no evaluation is called {shown(evaluation)}",
+                did_you_mean(evaluation, names, f"there are {shortened(', '.join(names))}"),
+            )
         raise UsageError(
-            f"no prompt has {prompt!r} in its question, or as its id", "give a shorter part of it"
+            f"no prompt has {shown(prompt)} in its question, or as the beginning of its id",
+            "give a shorter part of it",
         )
     if len(exact) > 1:
-        shown = [f"  {one['item']}  {on_one_line(one['question'])[:90]}" for one in exact[:MOST_CANDIDATES]]
+        each = [
+            f"  {one['item']}  {shortened(on_one_line(one['questions'][0]), 50)}"
+            for one in exact[:MOST_CANDIDATES]
+        ]
         more = [f"  and {len(exact) - MOST_CANDIDATES:,} more"] if len(exact) > MOST_CANDIDATES else []
         raise UsageError(
-            "\n".join([f"{len(exact):,} prompts have {prompt!r} in their question:", *shown, *more]),
+            "\n".join([f"{len(exact):,} prompts have {shown(prompt)} in their question:", *each, *more]),
             "give more of the question, or the id in front of it",
         )
-    return exact[0]["question"], exact[0]["item"]
+    return exact[0]["questions"], exact[0]["item"]
 
 
 def the_layer(database: duckdb.DuckDBPyConnection, layer: str | None) -> str:
@@ -123,10 +150,9 @@ def the_layer(database: duckdb.DuckDBPyConnection, layer: str | None) -> str:
         return layer
     if layer is None and len(layers) == 1:
         return layers[0]
-    fault = "no layer is given" if layer is None else f"layer {layer} is not steered in this run"
-    raise UsageError(
-        fault, f"give --layer, one of {', '.join(layers)}" if layers else "nothing is steered in it"
-    )
+    fault = "no layer is given" if layer is None else f"layer {shortened(layer)} is not steered in this run"
+    known = shortened(", ".join(layers), 200)
+    raise UsageError(fault, f"give --layer, one of {known}" if layers else "nothing is steered in it")
 
 
 def blocks(found: Sequence[Row]) -> list[tuple[Row, list[Row]]]:

@@ -16,6 +16,7 @@ import click
 from vsteer.cli.plain_table import number, plain_table
 from vsteer.errors import UsageError
 from vsteer.terminal import echo, echo_data, harmless_json
+from vsteer.validation import shortened
 
 if TYPE_CHECKING:
     import duckdb
@@ -27,8 +28,8 @@ CLI_FLAGS = {"table": "-box", "csv": "-csv", "json": "-json", "md": "-markdown"}
 SHELL_HELP = """\
 The name of a query runs it; anything else is SQL, which ends in a semicolon, over the views
 rows, configs, prompts, norms, scores, conditions, baselines, effects, item_effects, item_lines,
-config_effects, control_effects, control_verdicts, and the tables of statistics: intervals, peaks,
-bands, asymmetries, doses, scaling.
+config_effects, control_effects, control_verdicts, compared, differences, and the tables of
+statistics: intervals, peaks, bands, asymmetries, doses, scaling.
 .list         the queries and what they ask     .about NAME   a query's columns and caveat
 .set A=B      set a query's parameter           .help, .quit"""
 PROMPT, MORE = "vsteer> ", "   ...> "
@@ -36,29 +37,39 @@ PROMPT, MORE = "vsteer> ", "   ...> "
 
 @click.command()
 @click.argument("names", metavar="[NAME] RUN...", nargs=-1)
+@click.option("-c", "--command", metavar="SQL", help="Run this SQL and print its answer.")
 @click.option("--format", "shape", type=click.Choice(FORMATS), default="table", help="How rows are printed.")
 @click.option("--set", "settings", metavar="A=B", multiple=True, help="A query's parameter; may be repeated.")
 @click.option("--print", "print_", is_flag=True, help="Print a duckdb command that does the same.")
 @click.option("--list", "list_", is_flag=True, help="List the queries and what they ask.")
 @click.option("--about", is_flag=True, help="Print the columns and the caveat of the query NAME.")
 def sql(
-    names: tuple[str, ...], shape: str, settings: tuple[str, ...], print_: bool, list_: bool, about: bool
+    names: tuple[str, ...],
+    command: str | None,
+    shape: str,
+    settings: tuple[str, ...],
+    print_: bool,
+    list_: bool,
+    about: bool,
 ) -> None:
     """Answer the query NAME over the runs in the folders RUN; without NAME, open a shell with their views.
+
+    What is piped into the shell is run to its end, and the exit code is 1 where some of it is wrong.
 
     \b
     Example:
       vsteer sql layer_peaks runs/quickstart
       vsteer sql sign_asymmetry runs/quickstart runs/other --format csv
+      vsteer sql -c "select count(*) from effects" runs/quickstart
     """
-    from vsteer.results.queries import FITS, parameters_sql, query, script
+    from vsteer.results.queries import parameters_sql, query, script
     from vsteer.results.views import connect_runs
     from vsteer.vectors.run_norms import bring_up_to_date
 
     if list_:
         echo(listing())
         return
-    name, runs = _split(names)
+    name, runs = _split(names) if command is None else (None, names)
     if about:
         if name is None:
             raise UsageError("--about needs a query", "vsteer sql --list lists them")
@@ -73,16 +84,17 @@ def sql(
     with connect_runs(folders) as database:
         _warn_of_statistics(folders, chosen)
         if print_:
-            fits = _fits(database) if chosen is None or FITS in chosen.needs else []
-            text = script(folders, chosen, parameters, fits)
-            echo_data(f"duckdb {CLI_FLAGS[shape]} {'-c' if chosen else '-cmd'} {shlex.quote(text)}")
+            made = _made_when_asked(database, chosen or command)
+            text = script(folders, chosen, parameters, made) + (f"{command};\n" if command else "")
+            flag = "-c" if chosen or command else "-cmd"
+            echo_data(f"duckdb {CLI_FLAGS[shape]} {flag} {shlex.quote(text)}")
             return
         for statement in parameters_sql(parameters):
             database.execute(statement)
-        if chosen:
-            printer(shape)(answer(database, chosen, shape))
-        else:
-            shell(database, shape, sys.stdin.isatty())
+        if chosen or command is not None:
+            printer(shape)(answer(database, chosen or command or "", shape))
+        elif not shell(database, shape, sys.stdin.isatty()):
+            raise click.exceptions.Exit(1)
 
 
 def _split(names: Sequence[str]) -> tuple[str | None, Sequence[str]]:
@@ -91,7 +103,9 @@ def _split(names: Sequence[str]) -> tuple[str | None, Sequence[str]]:
 
     if names and (names[0] in queries() or not Path(names[0]).exists()):
         if not Path(names[0]).exists() and ("/" in names[0]):
-            raise UsageError(f"there is no folder {names[0]}", "give a query's name, or a run's folder")
+            raise UsageError(
+                f"there is no folder {shortened(names[0])}", "give a query's name, or a run's folder"
+            )
         return names[0], names[1:]
     return None, names
 
@@ -99,7 +113,9 @@ def _split(names: Sequence[str]) -> tuple[str | None, Sequence[str]]:
 def _parameter(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
-        raise UsageError(f"--set {text} is no parameter", "write it as name=value, such as --set layer=12")
+        raise UsageError(
+            f"--set {shortened(text)} is no parameter", "write it as name=value, such as --set layer=12"
+        )
     return name, value
 
 
@@ -115,12 +131,20 @@ def _warn_of_statistics(folders: Sequence[Path], chosen: Query | None) -> None:
         echo(f"warning: the statistics of {folder} {why}; {makes} makes them", err=True)
 
 
-def _fits(database: duckdb.DuckDBPyConnection) -> list[str]:
-    """The statement that fills the view `scaling` over several runs, where that is still to be done."""
+def _made_when_asked(database: duckdb.DuckDBPyConnection, asked: Query | str | None) -> list[str]:
+    """The statements that fill the views which a query, or typed SQL, reads and no run has stored; or all."""
+    from vsteer.analysis.differences import differences_over_runs
     from vsteer.analysis.over_runs import scaling_over_runs
+    from vsteer.results.queries import DIFFERENCES, FITS, MADE_WHEN_ASKED, Query
 
-    made = scaling_over_runs(database)
-    return [made] if made else []
+    statements = []
+    for need, make in ((FITS, scaling_over_runs), (DIFFERENCES, differences_over_runs)):
+        # Typed SQL has no header; what it doesn't read costs a moment and changes nothing.
+        text = MADE_WHEN_ASKED[need] if asked is None else asked
+        wanted = need in text.needs if isinstance(text, Query) else MADE_WHEN_ASKED[need] in text
+        if wanted and (made := make(database)):
+            statements.append(made)
+    return statements
 
 
 def listing() -> str:
@@ -132,23 +156,27 @@ def listing() -> str:
 
 
 def answer(database: duckdb.DuckDBPyConnection, asked: Query | str, shape: str) -> str:
-    """DuckDB's answer to a query, or to a statement that a user typed, in the shape that was asked for."""
-    from vsteer.results.queries import FITS
+    """DuckDB's answer to a query, or to what a user typed, in the shape that was asked for."""
+    import duckdb
 
-    if isinstance(asked, str):
-        # typed SQL has no header; fits that it doesn't read cost a moment and change nothing
-        statement, wants_fits = asked, "scaling" in asked
-    else:
-        statement, wants_fits = asked.sql, FITS in asked.needs
-    for fit in _fits(database) if wants_fits else ():
-        database.execute(fit)
-    result = database.execute(statement)
-    header = [column[0] for column in result.description or ()]
-    return SHAPES[shape](header, result.fetchall())
+    try:
+        for made in _made_when_asked(database, asked):
+            database.execute(made)
+        result = database.execute(asked if isinstance(asked, str) else asked.sql)
+        header = [column[0] for column in result.description or ()]
+        return SHAPES[shape](header, result.fetchall())
+    except duckdb.Error as error:
+        raise UsageError(
+            f"DuckDB can't answer: {shortened(str(error), 300)}",
+            "`vsteer sql RUN` and .help name the views, --about a query's parameters",
+        ) from error
 
 
 def as_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A table in plain text; a column that is the same in every row stands once, above it."""
+    """A table in plain text; a column that is the same in every row stands once, above it.
+
+    The columns that tell its rows apart, the first ones, lead each part of a table too wide for the terminal.
+    """
     if not rows:
         return f"no rows; the columns are {', '.join(header)}"
     if len(rows) == 1:
@@ -159,7 +187,10 @@ def as_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     same = [n for n in range(len(header)) if len({repr(row[n]) for row in rows}) == 1]
     shared = [f"{header[n]}: {number(rows[0][n])}" for n in same if rows[0][n] not in ("", None)]
     kept = [n for n in range(len(header)) if n not in same] or list(range(len(header)))
-    table = plain_table([header[n] for n in kept], [[number(row[n], 3) for n in kept] for row in rows])
+    cells = [[number(row[n], 3) for n in kept] for row in rows]
+    distinct = len({tuple(row) for row in cells})
+    keys = next(n for n in range(1, len(kept) + 1) if len({tuple(row[:n]) for row in cells}) == distinct)
+    table = plain_table([header[n] for n in kept], cells, keys)
     return "\n".join([*shared, table])
 
 
@@ -201,56 +232,54 @@ def printer(shape: str) -> Callable[[str], None]:
     return echo_data if shape == "csv" else echo
 
 
-def shell(database: duckdb.DuckDBPyConnection, shape: str, prompting: bool) -> None:
-    """Read queries' names, SQL and dot commands until there are no more."""
+def shell(database: duckdb.DuckDBPyConnection, shape: str, prompting: bool) -> bool:
+    """Read queries' names, SQL and dot commands until there are no more; whether all of them were right."""
     if prompting:
         import readline  # noqa: F401 - input() then has a history
 
         echo(f"{SHELL_HELP}\n")
-    text = ""
-    while True:
+    text, ended, right = "", False, True
+    while not ended:
         try:
             line = input((MORE if text else PROMPT) if prompting else "")
         except EOFError:
-            return
+            # what was piped needs no semicolon behind its last statement
+            line, ended = "" if prompting else ";", True
         except KeyboardInterrupt:
             text = ""
             echo()
             continue
         text = f"{text}\n{line}".strip()
         if text in (".quit", ".exit"):
-            return
-        if not text or not (text.startswith(".") or text.endswith(";") or " " not in text):
+            break
+        if not text.strip("; \n") or not (text.startswith(".") or text.endswith(";") or " " not in text):
             continue
-        reply, text = _reply(database, text.rstrip(";").strip(), shape), ""
-        printer(shape)(reply)
+        try:
+            printer(shape)(_reply(database, text.rstrip("; \n"), shape))
+        except UsageError as error:
+            right = False
+            echo(f"error: {error}", err=not prompting)
+        except KeyboardInterrupt:
+            echo("interrupted", err=True)
+        text = ""
+    return prompting or right
 
 
 def _reply(database: duckdb.DuckDBPyConnection, text: str, shape: str) -> str:
-    import duckdb
-
-    from vsteer.results.queries import parameters_sql, queries, query
+    from vsteer.results.queries import parameters_sql, query
 
     command, _, rest = text.partition(" ")
-    try:
-        match command:
-            case ".help":
-                return SHELL_HELP
-            case ".list":
-                return listing()
-            case ".about":
-                return query(rest).about
-            case ".set":
-                for statement in parameters_sql(dict([_parameter(rest)])):
-                    database.execute(statement)
-                return ""
-        if command.startswith("."):
-            return f"error: no command {command}\nhint: .help lists them"
-        known = queries()
-        if " " not in text and text.isidentifier():
-            return answer(database, query(text), shape)
-        return answer(database, known.get(text, text), shape)
-    except UsageError as error:
-        return f"error: {error.message}\nhint: {error.hint}"
-    except (duckdb.Error, KeyboardInterrupt) as error:
-        return f"error: {error or 'interrupted'}"
+    match command:
+        case ".help":
+            return SHELL_HELP
+        case ".list":
+            return listing()
+        case ".about":
+            return query(rest).about
+        case ".set":
+            for statement in parameters_sql(dict([_parameter(rest)])):
+                database.execute(statement)
+            return ""
+    if command.startswith("."):
+        raise UsageError(f"no command {shortened(command)}", ".help lists them")
+    return answer(database, query(text) if text.isidentifier() else text, shape)

@@ -31,6 +31,8 @@ def status(run: Path, as_json: bool) -> None:
 
     found = status_of(find_run(run))
     event = found.last_event or {}
+    if found.manifest:
+        click.echo(f"warning: {found.manifest}", err=True)
     if as_json:
         entry = {
             "planned": found.planned,
@@ -47,7 +49,8 @@ def status(run: Path, as_json: bool) -> None:
         }
         echo(json.dumps(entry, indent=2))
         return
-    planned = "not written yet" if found.planned is None else f"{found.planned:,}"
+    unplanned = "not known" if found.manifest else "not written yet"
+    planned = unplanned if found.planned is None else f"{found.planned:,}"
     share = f" ({found.done / found.planned:.1%})" if found.planned else ""
     echo(f"planned    {planned}")
     echo(f"good       {found.done:,}{share}")

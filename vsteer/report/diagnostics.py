@@ -10,6 +10,7 @@ import duckdb
 
 from vsteer.report.tables import Table, table
 from vsteer.store.database import exact, quoted
+from vsteer.store.sound import faults_of_tables, set_aside_damaged
 
 FOLDER = "vectors"
 # How a run names the file of a vector that it extracted.
@@ -54,7 +55,9 @@ def _together(runs: Mapping[str, Path], kind: str) -> str:
     """The tables of one kind as a SELECT, with the columns run, file, vector and model."""
     parts = []
     for run, folder in runs.items():
-        for path in sorted((folder / FOLDER).glob(f"*.{kind}.parquet")):
+        faults = faults_of_tables(folder, dict.fromkeys(sorted((folder / FOLDER).glob(f"*.{kind}.parquet"))))
+        set_aside_damaged(folder, faults, folder, "the report goes without it")
+        for path in (path for path, why in faults.items() if not why):
             stem = path.name.removesuffix(f".{kind}.parquet")
             named = EXTRACTED.fullmatch(stem)
             model = (

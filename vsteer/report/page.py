@@ -27,7 +27,7 @@ from vsteer.report.figures import write_figures
 from vsteer.report.scripts import SCRIPTS, page_file
 from vsteer.report.tables import Table, answer, item_slopes, table
 from vsteer.report.texts import texts
-from vsteer.results.views import connect_runs, run_names, without_statistics
+from vsteer.results.views import connect_runs, readable, run_names, without_statistics
 from vsteer.store.files import write_file
 from vsteer.vectors import run_norms
 
@@ -95,7 +95,7 @@ def write_report(folders: Sequence[Path], out: Path | None = None, figures: Path
 
 def gathered(folders: Sequence[Path], runs: Mapping[str, Path]) -> dict[str, Any]:
     """All that the page is drawn from, ready for JSON."""
-    with connect_runs(folders) as database:
+    with connect_runs(folders) as database, readable(folders[0]):
         if fits := scaling_over_runs(database):
             database.execute(fits)
         tables: dict[str, Table] = {name: answer(database, name, folders) for name in (*DRAWN, *MORE)}

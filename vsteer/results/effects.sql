@@ -275,3 +275,25 @@ select *, case when controls > 0 then (1 + exceeded_by) / (1 + controls) end as 
            else 'too few ' || control || ' vectors to say more: ' || controls || ' whole and distinct, '
                 || enough_controls() || ' are needed' end as verdict
 from against;
+
+-- Which configurations stand beside each other, in two runs or two models: all but these two is the same. Runs that
+-- have models in common are compared model by model, and a run of several models model with model.
+create or replace temp view compared as
+with sides as (
+    select distinct r.place as given, c.run, c.model from conditions c join runs r using (run)
+),
+pairs as (
+    select a.run, a.model, b.run as other_run, b.model as other_model
+    from sides a join sides b on (a.given, a.model) < (b.given, b.model)
+    where a.run = b.run or a.model = b.model
+       or not exists (from sides x join sides y using (model) where x.run = a.run and y.run = b.run)
+)
+select a.condition, b.condition as other
+from pairs p
+join conditions a on a.run = p.run and a.model = p.model
+join conditions b on b.run = p.other_run and b.model = p.other_model and b.evaluation = a.evaluation
+                 and b.system = a.system and b.system_prompt = a.system_prompt
+                 and b.forced_prefix = a.forced_prefix and b.vector = a.vector and b.norm = a.norm
+                 and b.operation = a.operation and b.positions = a.positions and b.layers = a.layers
+                 and b.multiplier is not distinct from a.multiplier
+where a.kind = 'choice' and b.kind = 'choice' and a.vector <> '' and a.control = '' and b.control = '';

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 
 from vsteer.errors import UsageError
 from vsteer.results.views import setup, statements
 from vsteer.store.database import quoted
+from vsteer.validation import did_you_mean, shown
 
-# What a query may need beside the rows: the tables of statistics, and fits over the models of several runs,
-# which are made when a query asks for them.
-STATISTICS, FITS = "statistics", "fits over models"
+# What a query may need beside the rows: the tables of statistics; and, made when a query asks for them, fits
+# over the models of several runs, and intervals of what runs or models differ in.
+STATISTICS, FITS, DIFFERENCES = "statistics", "fits over models", "differences"
+# The views that these two fill.
+MADE_WHEN_ASKED = {FITS: "scaling", DIFFERENCES: "differences"}
 
 
 @dataclass(frozen=True)
@@ -59,9 +61,8 @@ def queries() -> dict[str, Query]:
 def query(name: str) -> Query:
     known = queries()
     if name not in known:
-        close = get_close_matches(name, known, 1)
-        hint = f"did you mean {close[0]}?" if close else f"the queries are {', '.join(known)}"
-        raise UsageError(f"no query {name!r}", hint)
+        hint = did_you_mean(name, known, f"the queries are {', '.join(known)}")
+        raise UsageError(f"no query {shown(name)}", hint)
     return known[name]
 
 
@@ -70,11 +71,11 @@ def parameters_sql(parameters: Mapping[str, str]) -> list[str]:
 
 
 def script(
-    folders: Sequence[Path], query: Query | None, parameters: Mapping[str, str], fits: Sequence[str] = ()
+    folders: Sequence[Path], query: Query | None, parameters: Mapping[str, str], made: Sequence[str] = ()
 ) -> str:
     """Everything that DuckDB needs to answer by itself; without a query only what makes the views.
 
-    `fits` are statements that follow those of the views.
+    `made` are statements that follow those of the views.
     """
-    parts = [*setup(folders), *fits, *parameters_sql(parameters), *([query.sql] if query else [])]
+    parts = [*setup(folders), *made, *parameters_sql(parameters), *([query.sql] if query else [])]
     return "".join(f"{part};\n" for part in parts)

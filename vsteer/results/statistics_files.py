@@ -285,7 +285,7 @@ def fingerprint(folder: Path) -> str:
     found.update(repr(shards).encode())
     with disk_errors(f"reading {folder}"):
         for name in (CONFIGS, PROMPTS, "vectors/norms.parquet"):
-            if (folder / name).exists():
+            if (folder / name).is_file():
                 with (folder / name).open("rb") as file:
                     found.update(f"\n{name} {hashlib.file_digest(file, 'sha256').hexdigest()}".encode())
     return found.hexdigest()[:32]
@@ -293,12 +293,26 @@ def fingerprint(folder: Path) -> str:
 
 def statistics_are_current(folder: Path) -> bool:
     """Whether every table is there, can be read, and was made of the run as it stands."""
-    paths = [statistics_path(folder, table) for table in TABLES]
-    faults = faults_of_tables(folder, paths)
-    if len(faults) < len(paths) or any(faults.values()):
-        return False
+    return why_no_statistics(folder) is None
+
+
+def why_no_statistics(folder: Path) -> str | None:
+    """Why the statistics of a run are not to be used, or None; a damaged table is named."""
+    schemas = {
+        statistics_path(folder, table): arrow_schema(STATISTICS_FOLDER, columns)
+        for table, columns in TABLES.items()
+    }
+    faults = faults_of_tables(folder, schemas)
+    if damaged := {path.name: why for path, why in faults.items() if why}:
+        name, why = next(iter(damaged.items()))
+        more = f", and {len(damaged) - 1} more" if len(damaged) > 1 else ""
+        return f"are damaged and are not used ({name}: {why}{more})"
+    if not faults:
+        return "are not there"
     now = fingerprint(folder)
-    return all(_made_of(path) == now for path in paths)
+    if len(faults) < len(schemas) or any(_made_of(path) != now for path in faults):
+        return "were not made of the run as it stands and are not used"
+    return None
 
 
 def _made_of(path: Path) -> str:

@@ -2,13 +2,15 @@
 
 All of it is SQL (`setup`), so that DuckDB alone can do the same: `vsteer sql --print` prints it.
 
+runs                     the runs' names, and their places in the order in which they were given
 rows, configs, prompts   the runs' tables, with a column `run`
 norms, scores            how long the vectors are; what scorers found in the rows as they now stand
 rounding                 effects in 16 bits beside the same ones in float32
 intervals, peaks, bands, asymmetries, doses, scaling   the tables of statistics_files.py, where a run has them
                          and they were made of its rows as they stand (`without_statistics`)
-conditions, baselines, effects, item_effects, config_effects, item_lines, control_effects, control_verdicts
-                         the views of effects.sql
+differences              intervals between runs or models, once something asks for them
+conditions, baselines, effects, item_effects, config_effects, item_lines, control_effects, control_verdicts,
+compared                 the views of effects.sql
 """
 
 from __future__ import annotations
@@ -26,21 +28,46 @@ from vsteer.results.statistics_files import (
     TABLES,
     statistics_are_current,
     statistics_path,
+    why_no_statistics,
 )
 from vsteer.store.database import exact, in_memory, quoted
-from vsteer.store.rounding import ROUNDING, ROUNDING_FILE
-from vsteer.store.schema import SQL_TYPES, Column
-from vsteer.store.scores import SCORES, sound_scores
-from vsteer.store.sound import faults_of_tables, require_run
+from vsteer.store.rounding import ROUNDING_FILE, ROUNDING_SCHEMA
+from vsteer.store.schema import (
+    CONFIGS_SCHEMA,
+    FLOAT,
+    INT,
+    NORMS_SCHEMA,
+    PROMPTS_SCHEMA,
+    SQL_TYPES,
+    STRING,
+    arrow_schema,
+)
+from vsteer.store.scores import SCORES, SCORES_SCHEMA, sound_scores
+from vsteer.store.sound import faults_of_tables, require_run, set_aside_damaged
 from vsteer.store.views import CONFIGS, PROMPTS, rows_sql
 
 NORMS = "vectors/norms.parquet"
-NO_NORMS = (
-    "select null::varchar as run, null::varchar as file, null::varchar as vector_sha256, null::int as layer,"
-    " null::double as vector_norm, null::double as stream_norm, null::varchar as made_in_model,"
-    " null::varchar as made_in_revision, null::varchar as made_in_sha256, null::int as made_at_layer,"
-    " null::varchar as derived limit 0"
+# What two configurations differ in, which is worked out when it is asked for: see analysis/differences.py.
+DIFFERENCES_SCHEMA = pa.schema(
+    {
+        "condition": INT,
+        "other": INT,
+        "measure": STRING,
+        "mean": FLOAT,
+        "low": FLOAT,
+        "high": FLOAT,
+        "se": FLOAT,
+        "p_value": FLOAT,
+        "why": STRING,
+    }
 )
+# What a run has beside its shards and scores, with its columns.
+SCHEMAS = {
+    CONFIGS: CONFIGS_SCHEMA,
+    PROMPTS: PROMPTS_SCHEMA,
+    NORMS: NORMS_SCHEMA,
+    ROUNDING_FILE: ROUNDING_SCHEMA,
+}
 
 
 def connect_runs(folders: Sequence[Path]) -> duckdb.DuckDBPyConnection:
@@ -48,9 +75,11 @@ def connect_runs(folders: Sequence[Path]) -> duckdb.DuckDBPyConnection:
 
     It is made for the files as they stand: connect anew after a compaction, or when rows follow one.
     """
+    made = setup(folders)
     database = in_memory()
-    for statement in setup(folders):
-        database.execute(statement)
+    with readable(folders[0]):
+        for statement in made:
+            database.execute(statement)
     return database
 
 
@@ -76,12 +105,10 @@ def setup(folders: Sequence[Path]) -> list[str]:
         "rows": [(run, rows_sql(folder)) for run, folder in runs.items()],
         "configs": [(run, _file(folder / CONFIGS)) for run, folder in runs.items()],
         "prompts": [(run, _file(folder / PROMPTS)) for run, folder in runs.items()],
-        "norms": [(run, _file(folder / NORMS)) for run, folder in runs.items() if _readable(folder, NORMS)],
+        "norms": [(run, _file(folder / NORMS)) for run, folder in runs.items() if _sound(folder, NORMS)],
     }
     tables["rounding"] = [
-        (run, _file(folder / ROUNDING_FILE))
-        for run, folder in runs.items()
-        if _readable(folder, ROUNDING_FILE)
+        (run, _file(folder / ROUNDING_FILE)) for run, folder in runs.items() if _sound(folder, ROUNDING_FILE)
     ]
     current = {run: folder for run, folder in runs.items() if statistics_are_current(folder)}
     for table in TABLES:
@@ -89,11 +116,13 @@ def setup(folders: Sequence[Path]) -> list[str]:
     if len(runs) > 1:
         # a run's own is of its models alone: see analysis/over_runs.py
         tables["scaling"] = []
-    empty = {"norms": NO_NORMS, "rounding": _no_rows_of(ROUNDING)} | {
-        name: _no_rows_of(columns) for name, columns in TABLES.items()
-    }
+    empty = {name: _no_rows_of(arrow_schema(name, columns)) for name, columns in TABLES.items()}
+    empty |= {"norms": _no_rows_of(NORMS_SCHEMA), "rounding": _no_rows_of(ROUNDING_SCHEMA)}
     selects = {name: _together(parts) if parts else empty[name] for name, parts in tables.items()}
     selects["scores"] = _scores(runs)
+    selects["differences"] = _no_rows_of(DIFFERENCES_SCHEMA)
+    names = ", ".join(f"({quoted(run)}, {place})" for place, run in enumerate(runs))
+    selects["runs"] = f"select * from (values {names}) given(run, place)"
     return [
         *(f"create or replace temp view {name} as\n{select}" for name, select in selects.items()),
         f"create or replace temp macro enough_controls() as {ENOUGH_CONTROLS}",
@@ -103,15 +132,7 @@ def setup(folders: Sequence[Path]) -> list[str]:
 
 def without_statistics(folders: Sequence[Path]) -> dict[Path, str]:
     """The runs whose statistics are not in the views, and why not."""
-    return {
-        folder: (
-            "were not made of the run as it stands, or are damaged, and are not used"
-            if any(statistics_path(folder, table).exists() for table in TABLES)
-            else "are not there"
-        )
-        for folder in folders
-        if not statistics_are_current(folder)
-    }
+    return {folder: why for folder in folders if (why := why_no_statistics(folder))}
 
 
 def statements(text: str) -> list[str]:
@@ -143,9 +164,9 @@ def run_names(folders: Sequence[Path]) -> dict[str, Path]:
     }
 
 
-def _no_rows_of(columns: Sequence[Column]) -> str:
+def _no_rows_of(schema: pa.Schema) -> str:
     """A SELECT of no rows that has the columns of a view."""
-    named = [("run", "VARCHAR"), *((column.name, SQL_TYPES[column.type]) for column in columns)]
+    named = [("run", "VARCHAR"), *((column.name, SQL_TYPES[column.type]) for column in schema)]
     return f"select {', '.join(f'null::{type_} as {name}' for name, type_ in named)} limit 0"
 
 
@@ -156,7 +177,14 @@ def _together(parts: Sequence[tuple[str, str]]) -> str:
 
 
 def _readable(folder: Path, name: str) -> bool:
-    return list(faults_of_tables(folder, [folder / name]).values()) == [None]
+    return list(faults_of_tables(folder, {folder / name: SCHEMAS[name]}).values()) == [None]
+
+
+def _sound(folder: Path, name: str) -> bool:
+    """Whether a derived table is there and can be read; one that can't is set aside, with a warning."""
+    faults = faults_of_tables(folder, {folder / name: SCHEMAS[name]})
+    set_aside_damaged(folder, faults, folder, "the figures go without it until it is made anew")
+    return list(faults.values()) == [None]
 
 
 def _file(path: Path) -> str:
@@ -167,7 +195,7 @@ def _scores(runs: dict[str, Path]) -> str:
     """The scores of rows as they now stand: not those of a text that is gone or was computed again since."""
     files = [(run, _file(file)) for run, folder in runs.items() for file in sound_scores(folder)]
     # with the columns of SCORES, whatever else lies in the folder
-    parts = [f"({_no_rows_of(SCORES)})", *([_together(files)] if files else [])]
+    parts = [f"({_no_rows_of(SCORES_SCHEMA)})", *([_together(files)] if files else [])]
     columns = ", ".join(column.name for column in SCORES)
     return (
         f"select run, {columns} from ({' union all by name '.join(parts)}) s\n"

@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from vsteer.grid.spec import Grid, read_grid
 from vsteer.packages import __version__, installed
 from vsteer.plan.plan import Plan, make_plans
 from vsteer.run.loading import as_stored
+from vsteer.store.events import read_events
 from vsteer.store.lock import FolderLock
-from vsteer.store.manifest import read_manifest
+from vsteer.store.manifest import DamagedManifest, read_manifest
 from vsteer.store.shards import ROWS_FOLDER
 from vsteer.store.store import Store
 from vsteer.store.views import CONFIGS
@@ -43,9 +45,21 @@ def run_plans(grid: Grid, fresh: bool = False) -> tuple[Plan, ...]:
 
     The day that chat templates get and what evaluations are called are those of the run's first start.
     """
-    first = {} if fresh else read_manifest(run_folder(grid)) or {}
-    day = date.fromisoformat(first["day"]) if "day" in first else date.today()
+    first: Mapping[str, Any] = {}
+    if fresh:
+        return make_plans(grid, date.today())
+    with suppress(DamagedManifest):
+        first = read_manifest(run_folder(grid)) or {}
+    day = date.fromisoformat(first["day"]) if "day" in first else _first_day(run_folder(grid))
     return make_plans(grid.with_names(_first_names(first)), day)
+
+
+def _first_day(folder: Path) -> date:
+    """The day of a run without a sound manifest, by its first event; of a new one today."""
+    for event in read_events(folder):
+        with suppress(KeyError, TypeError, ValueError):
+            return datetime.fromisoformat(event["at"]).astimezone().date()
+    return date.today()
 
 
 def _first_names(manifest: Mapping[str, Any]) -> Mapping[str, str]:
@@ -113,7 +127,7 @@ def write_plan(
 def _known_hashes(folder: Path) -> dict[str, str]:
     """The vectors' hashes that an earlier start wrote beside its configurations."""
     path = folder / CONFIGS
-    if not path.exists():
+    if not path.is_file():
         return {}
     try:
         return vector_hashes(path)

@@ -61,6 +61,7 @@ class ModelRun:
         to_do = self._to_do(self.context.standing)
         if not to_do and not self._texts_open():
             return
+        self.vectors.set_damaged_aside()
         self.vectors.check()
         spec, restarts = self.spec, 0
         while not self.context.interrupt.stopping:

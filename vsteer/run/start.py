@@ -67,7 +67,7 @@ def run_grid(
     with open_store(folder) as store:
         before = store.manifest
         unplanned = taken_back = 0
-        if before is not None:
+        if store.session > 1:
             unplanned = store.put_aside_unplanned(planned)
             taken_back = store.take_back(planned)
         write_plan(store, plans, {}, vector_hashes(folder / ROWS_FOLDER) if taken_back else {})

@@ -12,12 +12,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vsteer.errors import DataError
+from vsteer.errors import DataError, VectorError
 from vsteer.identity import VERSION, identify
 from vsteer.plan.configurations import VectorUse
 from vsteer.plan.plan import Plan
 from vsteer.plan.vector_sources import VectorFile, VectorSource
 from vsteer.protocol import Engine, Vectors
+from vsteer.store.sound import set_aside_with_warning
 from vsteer.vectors.derive import content_sha256, for_model, random_like
 from vsteer.vectors.files import file_sha256, load, save
 from vsteer.vectors.norms import length, scaled_to, with_norm
@@ -57,6 +58,15 @@ class RunVectors:
             and isinstance(recipe := source.made_from, Recipe)
             and not all(path.exists() for path in self._extracted(recipe))
         ]
+
+    def set_damaged_aside(self) -> None:
+        """Make room for a damaged vector to be made anew; a row must not be steered by it."""
+        for path in sorted(self.folder.glob("*.safetensors")):
+            try:
+                load(path)
+            except VectorError as error:
+                why = error.message.removeprefix(str(path)).lstrip(": ")
+                set_aside_with_warning(self.folder.parent, path, why, "it is made anew")
 
     def check(self) -> None:
         """Find what is wrong with the data before the model is loaded, which takes long."""

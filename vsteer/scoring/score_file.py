@@ -131,7 +131,7 @@ class ScoreFile:
         self._database = scoring_database(folder)
         self._lock = FolderLock(folder / SCORES_FOLDER)
         try:
-            for path, why in faults_of_tables(folder, [self.path]).items():
+            for path, why in faults_of_tables(folder, {self.path: self._schema}).items():
                 if why:
                     set_aside_with_warning(folder, path, why, "its texts are scored anew")
             self._drop_stale()

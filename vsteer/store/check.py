@@ -15,14 +15,16 @@ from vsteer.files import TEMPORARY
 from vsteer.store import schema as s
 from vsteer.store import shards as sh
 from vsteer.store.database import file_list, quoted
-from vsteer.store.manifest import Manifest, read_manifest
+from vsteer.store.manifest import DamagedManifest, Manifest, read_manifest
 from vsteer.store.planned import Planned, Standing, read_standing
 from vsteer.store.schema import FORKS
-from vsteer.store.sound import require_run, steadily
+from vsteer.store.seal import broken
+from vsteer.store.sound import fault_of_table, require_run, steadily
 from vsteer.store.views import CONFIGS, PROMPTS
 
 EXAMPLES = 5
 TABLES = {CONFIGS: s.CONFIGS_SCHEMA, PROMPTS: s.PROMPTS_SCHEMA}
+DERIVED, ENDINGS = ("vectors", "scores", "statistics"), (".parquet", ".safetensors")
 KEYS = {CONFIGS: "config_id", PROMPTS: "prompt_id"}
 
 
@@ -42,11 +44,15 @@ def check(folder: Path, planned: Planned) -> list[Finding]:
 
     A run without a fault among its findings is whole.
     """
-    manifest = read_manifest(require_run(folder))
     findings = []
-    if manifest is None:
+    try:
+        manifest = read_manifest(require_run(folder))
+    except DamagedManifest as error:
+        manifest = None
+        findings.append(Finding("damaged_manifest", 1, error.message))
+    if manifest is None and not findings:
         findings.append(Finding("no_manifest", 1, f"{folder} has no manifest: its plan was never written"))
-    elif manifest["rows"] != len(planned):
+    elif manifest is not None and manifest["rows"] != len(planned):
         message = f"the manifest plans {manifest['rows']} rows, and {len(planned)} were given to check"
         findings.append(Finding("plan_differs", abs(manifest["rows"] - len(planned)), message))
     tables = {folder / name: _table_fault(folder / name, schema, manifest) for name, schema in TABLES.items()}
@@ -54,6 +60,7 @@ def check(folder: Path, planned: Planned) -> list[Finding]:
         findings.append(_named("unreadable_tables", faults, f"tables in {folder} can't be used"))
     sound = [table for table, why in tables.items() if not why]
     findings += steadily(folder, lambda rows: _rows_findings(rows, planned, sound))
+    findings += _derived_findings(folder)
     aside = folder / sh.SET_ASIDE
     if aside.is_dir():
         names = sorted(path.name for path in aside.iterdir())
@@ -68,6 +75,8 @@ def check(folder: Path, planned: Planned) -> list[Finding]:
 
 def _table_fault(path: Path, schema: pa.Schema, manifest: Manifest | None) -> str | None:
     count = (manifest or {}).get(path.stem)
+    if path.exists() and not path.is_file():
+        return "it is no file"
     try:
         table = pq.read_table(path, page_checksum_verification=True)
     except FileNotFoundError:
@@ -79,6 +88,24 @@ def _table_fault(path: Path, schema: pa.Schema, manifest: Manifest | None) -> st
     if manifest is not None and len(table) != count:
         return f"it has {len(table)} lines, and the manifest says {count}"
     return None
+
+
+def _derived_findings(folder: Path) -> list[Finding]:
+    """Damaged vectors and tables: rows are whole without them, and most can be made again."""
+    derived = sorted(path for sub in DERIVED for path in (folder / sub).glob("*") if path.suffix in ENDINGS)
+    faults = [
+        f"{path.relative_to(folder)}: {why}"
+        for path in derived
+        if (why := fault_of_table(path) if path.suffix == ".parquet" else _vector_fault(path))
+    ]
+    message = f"derived files in {folder} are damaged: `vsteer run`, `stats` and `score` make them anew"
+    return [replace(_named("damaged", faults, message), fault=False)] if faults else []
+
+
+def _vector_fault(path: Path) -> str | None:
+    if not path.is_file():
+        return "it is no file"
+    return "its checksum is another's" if broken(path) else None
 
 
 def _rows_findings(rows: Path, planned: Planned, tables: Sequence[Path]) -> list[Finding]:

@@ -1,9 +1,11 @@
-"""events.jsonl: what happened to a run, one JSON object a line, oldest first."""
+"""events.jsonl: what happened to a run, one JSON object a line, oldest first; each ends in its checksum."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
+import zlib
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from vsteer.files import open_regular, parse_json, read_regular
 from vsteer.store.files import disk_errors
 
 EVENTS = "events.jsonl"
+SEAL, SEALED = b', "crc32": "%08x"}', re.compile(rb'(.*), "crc32": "([0-9a-f]{8})"}', re.DOTALL)
 Event = dict[str, Any]
 # Some 100 events a start are some kB.
 _MAX_BYTES, _MOST_UNREADABLE = 2**26, 1000
@@ -20,10 +23,11 @@ _MAX_BYTES, _MOST_UNREADABLE = 2**26, 1000
 def append_event(folder: Path, event: str, **fields: Any) -> Event:
     """Add a line, whole or not at all, and make it durable."""
     entry = {"at": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **fields}
-    line = json.dumps(entry, ensure_ascii=False).encode() + b"\n"
+    text = json.dumps(entry, ensure_ascii=False).encode().removesuffix(b"}")
+    line = text + SEAL % zlib.crc32(text) + b"\n"
     path = folder / EVENTS
     with disk_errors(f"writing {path}"):
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK, 0o644)
         try:
             before = os.fstat(handle).st_size
             try:
@@ -59,13 +63,17 @@ def read_events(folder: Path) -> list[Event]:
 
 
 def _parsed(line: bytes) -> Event | None:
-    """The event, if all that readers rely on is what it must be."""
+    """The event, if its bytes are those written, and all that readers rely on is what it must be."""
+    sealed = SEALED.fullmatch(line)
+    if sealed and zlib.crc32(sealed[1]) != int(sealed[2], 16):
+        return None
     try:
         entry = parse_json(line) if line.startswith(b"{") else None
     except ValueError:
         return None
     if not isinstance(entry, dict) or not isinstance(entry.get("event"), str):
         return None
+    entry.pop("crc32", None)
     session, at = entry.get("session", 0), entry.get("at", "")
     return entry if type(session) is int and 0 <= session < 2**31 and isinstance(at, str) else None
 

@@ -85,7 +85,7 @@ def holder(folder: Path) -> Holder | None:
     with disk_errors(f"reading {path}"):
         try:
             _refuse_link(path)
-            handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+            handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         except FileNotFoundError:
             return None
         try:

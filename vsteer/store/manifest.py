@@ -1,8 +1,13 @@
-"""manifest.json: what a run is and was made with, as its caller gives it, and how many rows it plans."""
+"""manifest.json: what a run is and was made with, as its caller gives it, and how many rows it plans.
+
+Its last key is the checksum of all that stands before it.
+"""
 
 from __future__ import annotations
 
 import json
+import re
+import zlib
 from collections.abc import Mapping
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -14,10 +19,15 @@ from vsteer.store.files import disk_errors, write_file
 from vsteer.store.schema import SCHEMA_VERSION
 
 MANIFEST = "manifest.json"
+SEAL, SEALED = b',\n  "crc32": "%08x"\n}', re.compile(rb'(.*),\n  "crc32": "([0-9a-f]{8})"\n}', re.DOTALL)
 Manifest = dict[str, Any]
 _MAX_BYTES = 2**26
 # What readers rely on, where it is there.
 _KINDS = {"day": str, "grid": dict, "hardware": dict, "models": list, "vsteer_version": str}
+
+
+class DamagedManifest(StoreError):
+    """The manifest isn't as it was written. A run writes it anew; nothing else knows what was planned."""
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any], counts: Mapping[str, int]) -> Manifest:
@@ -30,7 +40,8 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any], counts: Mapping[st
     if taken := own.keys() & manifest.keys():
         raise ValueError(f"the store itself writes {', '.join(sorted(taken))} into the manifest")
     entries = {**own, **manifest}
-    write_file(folder / MANIFEST, json.dumps(entries, indent=2, ensure_ascii=False, allow_nan=False).encode())
+    text = json.dumps(entries, indent=2, ensure_ascii=False, allow_nan=False).encode().removesuffix(b"\n}")
+    write_file(folder / MANIFEST, text + SEAL % zlib.crc32(text))
     return entries
 
 
@@ -42,6 +53,9 @@ def read_manifest(folder: Path) -> Manifest | None:
             text = read_regular(path, _MAX_BYTES)
         except FileNotFoundError:
             return None
+    sealed = SEALED.fullmatch(text)
+    if sealed and zlib.crc32(sealed[1]) != int(sealed[2], 16):
+        raise _damaged(path)
     try:
         manifest = parse_json(text)
         version = manifest["schema_version"]
@@ -61,11 +75,12 @@ def read_manifest(folder: Path) -> Manifest | None:
             hint="use that newer vsteer for this run",
         )
     assert isinstance(manifest, dict)
+    manifest.pop("crc32", None)
     return manifest
 
 
 def _damaged(path: Path) -> StoreError:
-    return StoreError(
-        f"{path} is damaged: it is not a manifest of vsteer's",
-        hint="move it away and give the same `vsteer run` again: it writes a new one, and rows are kept",
+    return DamagedManifest(
+        f"{path} is damaged: it is not a manifest as vsteer wrote it",
+        hint="give the same `vsteer run` again: it sets it aside and writes a new one, and rows are kept",
     )

@@ -24,13 +24,14 @@ ROUNDING = (
     Column("effect", FLOAT, "its effect on the logit difference, as the rows have it"),
     Column("effect_float32", FLOAT, "the same by Hugging Face in float32, with the same vector"),
 )
+ROUNDING_SCHEMA = arrow_schema(ROUNDING_FILE, ROUNDING)
 
 
 def write_rounding(folder: Path, records: Sequence[dict[str, Any]]) -> None:
     """Put records in place of what the file has of their models."""
     models = {record["model"] for record in records}
     kept = [record for record in read_rounding(folder) if record["model"] not in models]
-    table = pa.Table.from_pylist([*kept, *records], arrow_schema(ROUNDING_FILE, ROUNDING))
+    table = pa.Table.from_pylist([*kept, *records], ROUNDING_SCHEMA)
     write_sealed(folder / ROUNDING_FILE, table)
 
 
@@ -39,7 +40,7 @@ def read_rounding(folder: Path) -> list[dict[str, Any]]:
     import pyarrow.parquet as pq
 
     path = folder / ROUNDING_FILE
-    if not path.exists() or faults_of_tables(folder, [path])[path]:
+    if list(faults_of_tables(folder, {path: ROUNDING_SCHEMA}).values()) != [None]:
         return []
     found: list[dict[str, Any]] = pq.read_table(path).to_pylist()
     return found

@@ -173,6 +173,21 @@ def arrow_schema(name: str, columns: Sequence[Column]) -> pa.Schema:
 ROWS_SCHEMA = arrow_schema("rows", ROWS)
 CONFIGS_SCHEMA = arrow_schema("configs", CONFIGS)
 PROMPTS_SCHEMA = arrow_schema("prompts", PROMPTS)
+# How long the vectors are: vsteer/vectors/run_norms.py says what its columns mean.
+NORMS_SCHEMA = pa.schema(
+    {
+        "file": STRING,
+        "vector_sha256": STRING,
+        "layer": INT,
+        "vector_norm": FLOAT,
+        "stream_norm": FLOAT,
+        "made_in_model": STRING,
+        "made_in_revision": STRING,
+        "made_in_sha256": STRING,
+        "made_at_layer": INT,
+        "derived": STRING,
+    }
+)
 
 SQL_TYPES = {
     STRING: "VARCHAR",

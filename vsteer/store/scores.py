@@ -34,18 +34,20 @@ SCORES = (
 )
 
 
+SCORES_SCHEMA = arrow_schema(SCORES_FOLDER, SCORES)
+
+
 def schema_of(scorer_hash: str, about: Mapping[str, Any]) -> pa.Schema:
     """A score file's schema; `about` is what the hash is of."""
-    schema = arrow_schema(SCORES_FOLDER, SCORES)
     made = json.dumps({"hash": scorer_hash, **about}, ensure_ascii=False, sort_keys=True)
-    return schema.with_metadata({**(schema.metadata or {}), "scorer": made})
+    return SCORES_SCHEMA.with_metadata({**(SCORES_SCHEMA.metadata or {}), "scorer": made})
 
 
 def sound_scores(folder: Path) -> list[Path]:
     """The score files that can be read; a warning names each of the others, which are set aside."""
     scores = folder / SCORES_FOLDER
-    files = faults_of_tables(folder, sorted(scores.glob("*.parquet")))
-    set_aside_damaged(folder, files, scores, "`vsteer score` makes it anew")
+    files = faults_of_tables(folder, dict.fromkeys(sorted(scores.glob("*.parquet")), SCORES_SCHEMA))
+    set_aside_damaged(folder, files, scores, "`vsteer score` gives texts their scores anew")
     return [file for file, why in files.items() if not why]
 
 

@@ -1,4 +1,4 @@
-"""A checksum within a Parquet file, of all its bytes: what stands in the footer has none of Parquet's own.
+"""A checksum within a Parquet or safetensors file, of all its bytes: these formats have none of all of them.
 
 The file is written with zeros in the checksum's place, in its metadata; the checksum of that is put there.
 """
@@ -13,13 +13,15 @@ import pyarrow as pa
 
 _MARK = b"vsteer-crc32="
 _ZEROS = b"00000000"
+# The text that a file's metadata has until the file is sealed.
+PLACE = (_MARK + _ZEROS).decode()
 _KEY = "seal"
 _PIECE = 1 << 20
 
 
 def with_place(schema: pa.Schema) -> pa.Schema:
     """The schema of a file that is to be sealed."""
-    return schema.with_metadata({**(schema.metadata or {}), _KEY: _MARK + _ZEROS})
+    return schema.with_metadata({**(schema.metadata or {}), _KEY: PLACE})
 
 
 def seal(path: Path) -> None:
@@ -43,16 +45,21 @@ def broken(path: Path) -> bool | None:
 
 
 def _place(path: Path) -> int | None:
-    """Where the checksum stands: in the footer, whose length the file's end tells."""
+    """Where the checksum stands: in Parquet's footer, whose length the file's end tells, or in the header."""
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - 8))
-        length = int.from_bytes(file.read(4), "little")
-        begin = size - 8 - length
+        file.seek(0)
+        start = file.read(8)
+        if start.startswith(b"PAR1"):
+            file.seek(max(0, size - 8))
+            length = int.from_bytes(file.read(4), "little")
+            begin = size - 8 - length
+        else:
+            begin, length = 8, int.from_bytes(start, "little")
         if begin < 0:
             return None
         file.seek(begin)
-        at = file.read(length).find(_MARK)
+        at = file.read(min(length, size)).find(_MARK)
     return None if at < 0 else begin + at + len(_MARK)
 
 
@@ -60,7 +67,7 @@ def _checksum(path: Path, place: int) -> bytes:
     """The CRC-32 of the file with zeros in the checksum's place, as hex digits."""
     crc = 0
     with path.open("rb") as file:
-        for stretch, zeros in ((place, len(_ZEROS)), (path.stat().st_size - place - len(_ZEROS), 0)):
+        for stretch, zeros in ((place, len(_ZEROS)), (max(0, path.stat().st_size - place - len(_ZEROS)), 0)):
             left = stretch
             while left and (piece := file.read(min(left, _PIECE))):
                 crc = zlib.crc32(piece, crc)

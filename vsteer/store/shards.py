@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from vsteer.files import TEMPORARY, sync
 from vsteer.store.files import disk_errors
 from vsteer.store.ids import PACKED, Packed, RowIds, pack
 from vsteer.store.schema import ROWS_SCHEMA
+from vsteer.store.seal import broken
 
 ROWS_FOLDER = "rows"
 NEW_ROWS_FOLDER = "rows.new"  # a compaction that isn't finished
@@ -65,7 +67,10 @@ def list_shards(rows: Path) -> list[Path]:
 
 def fault_of(shard: Path, *, whole: bool = True) -> str | None:
     """Why this file isn't a shard that can be read, or None; `whole` holds every byte to its checksum."""
-    if not shard.stat().st_size:
+    found_as = shard.lstat()
+    if not stat.S_ISREG(found_as.st_mode):
+        return "it is no file"
+    if not found_as.st_size:
         return "it is empty"
     found = NAME.fullmatch(shard.name)
     if whole and (not found or crc_of(shard) != int(found[3], 16)):
@@ -172,7 +177,7 @@ def read_done(shards: Sequence[Path]) -> Done:
 def good_rows(file: Path) -> pa.Table:
     """The good rows of a file outside rows/; none where it can't be trusted."""
     try:
-        if fault_of(file, whole=False) is None:
+        if fault_of(file, whole=False) is None and not broken(file):
             rows = pq.read_table(file, page_checksum_verification=True)
             return rows.filter(pc.equal(rows["status"], "ok"))
     except (pa.ArrowException, OSError):

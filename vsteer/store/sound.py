@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -67,10 +67,28 @@ def sound_shards(folder: Path) -> list[Path]:
     )
 
 
-def faults_of_tables(folder: Path, paths: Iterable[Path]) -> dict[Path, str | None]:
-    """What is wrong with each of these tables of a run that is there: one that isn't a shard, but derived."""
+def faults_of_tables(folder: Path, tables: Mapping[Path, pa.Schema | None]) -> dict[Path, str | None]:
+    """What is wrong with each of these tables of a run that is there: one that isn't a shard, but derived.
+
+    Without a schema any columns will do.
+    """
     with disk_errors(f"reading {folder}"):
-        return _verified(folder, [path for path in paths if path.exists()], fault_of_table, note=True)
+        there = [path for path in tables if os.path.lexists(path)]
+        faults = _verified(folder, there, fault_of_table, note=True)
+        return {path: why or _other_columns(path, tables[path]) for path, why in faults.items()}
+
+
+def _other_columns(path: Path, wanted: pa.Schema | None) -> str | None:
+    """A file of another schema may lie in a table's place, as sound as it is."""
+    if wanted is None:
+        return None
+    try:
+        found = pq.read_schema(path)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        return _unreadable(error)
+    if [(field.name, field.type) for field in found] == [(field.name, field.type) for field in wanted]:
+        return None
+    return "it has other columns than it should"
 
 
 def verified(folder: Path, rows: Path, *, note: bool = False) -> dict[Path, str | None]:
@@ -80,9 +98,11 @@ def verified(folder: Path, rows: Path, *, note: bool = False) -> dict[Path, str 
 
 def fault_of_table(path: Path) -> str | None:
     """Why this isn't a table as it was written, or None; one without a seal Arrow and DuckDB must read."""
-    if not path.stat().st_size:
-        return "it is empty"
     try:
+        if not path.is_file():
+            return "it is no file"
+        if not path.stat().st_size:
+            return "it is empty"
         if (is_broken := broken(path)) is not None:
             return "its checksum is another's" if is_broken else None
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
@@ -94,8 +114,12 @@ def fault_of_table(path: Path) -> str | None:
     except (FileNotFoundError, PermissionError):
         raise  # what may not be read isn't damaged, and must not be made anew
     except (pa.ArrowException, duckdb.Error, OSError, ValueError) as error:
-        return f"it can't be read: {str(error).splitlines()[0][:120]}"
+        return _unreadable(error)
     return None
+
+
+def _unreadable(error: Exception) -> str:
+    return f"it can't be read: {str(error).splitlines()[0][:120]}"
 
 
 def _verified(
@@ -104,7 +128,7 @@ def _verified(
     noted = _read_note(folder)
     now, faults = dict(noted), {}
     for file in files:
-        name, found = str(file.relative_to(folder)), file.stat()
+        name, found = str(file.relative_to(folder)), file.lstat()
         # A change of a file's bytes changes its ctime too, which no program can set.
         stamp = [found.st_size, found.st_mtime_ns, found.st_ctime_ns]
         faults[file] = None if noted.get(name) == stamp else fault_of(file)

@@ -8,13 +8,14 @@ from pathlib import Path
 from vsteer.store import shards as sh
 from vsteer.store.events import Event, read_events
 from vsteer.store.lock import Holder, holder
-from vsteer.store.manifest import read_manifest
+from vsteer.store.manifest import DamagedManifest, read_manifest
 from vsteer.store.sound import require_run, steadily, verified
 
 
 @dataclass(frozen=True)
 class Status:
-    planned: int | None  # None before the plan was written
+    planned: int | None  # None before the plan was written, or where the manifest is damaged
+    manifest: str  # what is wrong with the manifest; empty: nothing
     done: int  # rows with a good result
     errors: int  # rows with nothing but errors
     sessions: int  # how often the run was started
@@ -36,7 +37,11 @@ class Status:
 
 
 def status(folder: Path) -> Status:
-    manifest = read_manifest(require_run(folder))
+    fault = ""
+    try:
+        manifest = read_manifest(require_run(folder))
+    except DamagedManifest as error:
+        manifest, fault = None, str(error)
     events = read_events(folder)
     shards, damaged, done = steadily(folder, lambda rows: _read(folder, rows))
     aside = folder / sh.SET_ASIDE
@@ -44,6 +49,7 @@ def status(folder: Path) -> Status:
     unplanned = sum(sh.is_unplanned(name) for name in moved)
     return Status(
         planned=None if manifest is None else manifest["rows"],
+        manifest=fault,
         done=len(done.good),
         errors=len(done.errors),
         sessions=max((event.get("session", 0) for event in events), default=0),

@@ -30,9 +30,10 @@ from vsteer.store.events import append_event, end_torn_line, read_events
 from vsteer.store.files import as_parquet, disk_errors, write_file, write_sealed
 from vsteer.store.journal import Journal, journals, whole_rows
 from vsteer.store.lock import FolderLock
-from vsteer.store.manifest import Manifest, read_manifest, write_manifest
+from vsteer.store.manifest import MANIFEST, DamagedManifest, Manifest, read_manifest, write_manifest
 from vsteer.store.planned import Planned, Standing, read_standing
 from vsteer.store.records import Record, config_buffer, prompt_buffer, row_buffer
+from vsteer.store.sound import set_aside_with_warning
 from vsteer.store.views import CONFIGS, PROMPTS
 
 log = logging.getLogger(__name__)
@@ -60,7 +61,11 @@ class Store:
 
     def __init__(self, folder: Path, lock: FolderLock, shard_rows: int, shard_seconds: float) -> None:
         self.folder = folder
-        self.manifest: Manifest | None = read_manifest(folder)
+        self.manifest: Manifest | None = None
+        try:
+            self.manifest = read_manifest(folder)
+        except DamagedManifest:
+            set_aside_with_warning(folder, folder / MANIFEST, "it is damaged", "it is written anew")
         # What was moved out of rows/ so far; each file is an event and a warning too.
         self.set_aside: list[sh.SetAside] = []
         self._lock = lock
@@ -208,7 +213,7 @@ class Store:
             aside = self.folder / sh.SET_ASIDE / sh.unplanned_name(self.session)
             with disk_errors(f"writing {aside}"):
                 aside.parent.mkdir(exist_ok=True)
-            write_file(aside, as_parquet(compaction.rows_of(shards, unplanned)))
+            write_sealed(aside, compaction.rows_of(shards, unplanned))
             self._next += 1
             compaction.compact(self.folder, self._next - 1, without=unplanned)
             self.event("unplanned", rows=len(unplanned), to=aside.name)

@@ -11,9 +11,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from vsteer.errors import VectorError
+from vsteer.errors import VectorError, VsteerError
 from vsteer.files import new_file
-from vsteer.store.sound import faults_of_tables
+from vsteer.store.schema import NORMS_SCHEMA
+from vsteer.store.sound import faults_of_tables, set_aside_damaged
 from vsteer.vectors.derive import content_sha256
 from vsteer.vectors.files import load
 from vsteer.vectors.norms import length
@@ -24,10 +25,15 @@ ONE_LAYER = re.compile(r"layer (\d+) of .* at every layer")
 
 
 def vector_norms(run_folder: Path) -> list[dict[str, Any]]:
-    """One record for each layer of each vector file of a run."""
-    records = []
+    """One record for each layer of each vector file of a run; a damaged one is set aside."""
+    records: list[dict[str, Any]] = []
+    faults: dict[Path, str | None] = {}
     for path in _files(run_folder):
-        vector = load(path)
+        try:
+            vector = load(path)
+        except VectorError as error:
+            faults[path] = error.message.removeprefix(str(path)).lstrip(": ")
+            continue
         origin, sha256 = vector.origin, content_sha256(vector)
         for layer, direction in sorted(vector.directions.items()):
             records.append(
@@ -44,6 +50,20 @@ def vector_norms(run_folder: Path) -> list[dict[str, Any]]:
                     "derived": "; ".join(origin.derived),
                 }
             )
+    set_aside_damaged(run_folder, faults, run_folder, "`vsteer run` makes it anew when it steers by it")
+    read = {one["file"] for one in records}
+    # What was measured of a vector whose file is gone stays true of the rows that it steered.
+    return [*(one for one in _before(run_folder) if one["file"] not in read), *records]
+
+
+def _before(run_folder: Path) -> list[dict[str, Any]]:
+    """The records of the table as it is."""
+    import pyarrow.parquet as pq
+
+    path = run_folder / FOLDER / NAME
+    if list(faults_of_tables(run_folder, {path: NORMS_SCHEMA}).values()) != [None]:
+        return []
+    records: list[dict[str, Any]] = pq.read_table(path).to_pylist()
     return records
 
 
@@ -56,12 +76,9 @@ def write_vector_norms(run_folder: Path) -> None:
     records = vector_norms(run_folder)
     if not records:
         return
-    columns = {"layer": pa.int32(), "vector_norm": pa.float64(), "stream_norm": pa.float64()}
-    columns["made_at_layer"] = pa.int32()
-    schema = pa.schema([(name, columns.get(name, pa.string())) for name in records[0]])
     path = run_folder / FOLDER / NAME
     with new_file(path, VectorError, overwrite=True) as temporary:
-        write_parquet(temporary, pa.Table.from_pylist(records, schema))
+        write_parquet(temporary, pa.Table.from_pylist(records, NORMS_SCHEMA))
 
 
 def norms_are_current(run_folder: Path) -> bool:
@@ -69,7 +86,7 @@ def norms_are_current(run_folder: Path) -> bool:
     path = run_folder / FOLDER / NAME
     if not path.exists():
         return not _files(run_folder)
-    if faults_of_tables(run_folder, [path])[path]:
+    if faults_of_tables(run_folder, {path: NORMS_SCHEMA})[path]:
         return False
     written = path.stat().st_mtime_ns
     return all(file.stat().st_mtime_ns <= written for file in _files(run_folder))
@@ -80,7 +97,7 @@ def bring_up_to_date(run_folder: Path) -> str | None:
     if not norms_are_current(run_folder):
         try:
             write_vector_norms(run_folder)
-        except VectorError as error:
+        except VsteerError as error:
             return error.message
     return None
 

@@ -19,7 +19,7 @@ _LONGEST_NORM = 60
 LAYERS = "layer L is the output of decoder block L, counted from 0"
 
 
-def to_text(name: str, origin: Origin) -> str:
+def to_text(name: str, origin: Origin, **more: str) -> str:
     return json.dumps(
         {
             "format": FORMAT,
@@ -28,6 +28,7 @@ def to_text(name: str, origin: Origin) -> str:
             "layers": LAYERS,
             "name": name,
             "origin": asdict(origin),
+            **more,
         }
     )
 

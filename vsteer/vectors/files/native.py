@@ -15,6 +15,7 @@ from safetensors.numpy import save as to_bytes
 
 from vsteer.errors import VectorError
 from vsteer.files import parse_json
+from vsteer.store.seal import PLACE, broken, seal
 from vsteer.vectors.checks import as_direction
 from vsteer.vectors.files import metadata
 from vsteer.vectors.files.layer_names import by_layer
@@ -39,11 +40,18 @@ def write(vector: SteeringVector, path: Path) -> None:
         f"stream_norm.{layer}": np.array([norm], np.float64)
         for layer, norm in sorted(vector.stream_norms.items())
     }
-    path.write_bytes(to_bytes(tensors, {_KEY: metadata.to_text(vector.name, vector.origin)}))
+    text = metadata.to_text(vector.name, vector.origin, seal=PLACE)
+    path.write_bytes(to_bytes(tensors, {_KEY: text}))
+    seal(path)
 
 
 def read(path: Path, content: bytes) -> SteeringVector:
     source = str(path)
+    if broken(path):
+        raise VectorError(
+            f"{source} is damaged: its bytes are not those that were written",
+            "copy it again, or make it anew; who changes one on purpose leaves out `seal` in its metadata",
+        )
     size = int.from_bytes(content[:8], "little")
     try:
         if size > MAX_HEADER:
