@@ -81,6 +81,6 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 def _damaged(path: Path) -> StoreError:
     return DamagedManifest(
-        f"{path} is damaged: it is not a manifest as vsteer wrote it",
+        f"{path} is damaged: it is not a manifest of vsteer's",
         hint="give the same `vsteer run` again: it sets it aside and writes a new one, and rows are kept",
     )
