@@ -45,12 +45,12 @@ def run_plans(grid: Grid, fresh: bool = False) -> tuple[Plan, ...]:
 
     The day that chat templates get and what evaluations are called are those of the run's first start.
     """
-    first: Mapping[str, Any] = {}
-    if fresh:
-        return make_plans(grid, date.today())
+    folder, first = run_folder(grid), dict[str, Any]()
     with suppress(DamagedManifest):
-        first = read_manifest(run_folder(grid)) or {}
-    day = date.fromisoformat(first["day"]) if "day" in first else _first_day(run_folder(grid))
+        first = {} if fresh else read_manifest(folder) or {}
+    day = date.today() if fresh else _first_day(folder)
+    if "day" in first:
+        day = date.fromisoformat(first["day"])
     return make_plans(grid.with_names(_first_names(first)), day)
 
 
