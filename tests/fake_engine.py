@@ -9,6 +9,7 @@ import hashlib
 import time
 import zlib
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,18 @@ from numpy.typing import NDArray
 from transformers import AutoTokenizer
 
 from vsteer.errors import EngineError
-from vsteer.protocol import Engine, EngineInfo, Request, Result, Steering, Vectors, expected_steered_tokens
+from vsteer.protocol import (
+    Block,
+    BlockScores,
+    Engine,
+    EngineInfo,
+    Prompt,
+    Request,
+    Result,
+    Steering,
+    Vectors,
+    expected_steered_tokens,
+)
 
 
 def number(*content: object) -> float:
@@ -130,3 +142,78 @@ class FakeEngine(Engine):
 
     def close(self) -> None:
         self.closed = True
+
+
+class FakeBlockEngine(FakeEngine):
+    """The same answers, of which it gives those of a block at once; it takes two blocks at a time."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.info = replace(self.info, blocks=True)
+        self._blocks: list[Block] = []
+
+    def run_blocks(self, blocks: Iterable[Block]) -> Iterator[tuple[Block, BlockScores]]:
+        waiting = iter(blocks)
+        while True:
+            while len(self._blocks) < 2 and (block := next(waiting, None)):
+                self._blocks.append(block)
+            if not self._blocks:
+                return
+            self._blocks.sort(key=lambda one: number("order", one.id))
+            block = self._blocks.pop()
+            if self._dies_after is not None and self.steps + len(block.steerings) > self._dies_after:
+                raise EngineError("the engine died: by order", hint="a test ordered it")
+            if self._pace:
+                time.sleep(self._pace * len(block.steerings) / 24)
+            self.steps += len(block.steerings)
+            yield block, self._scores(block)
+
+    def _scores(self, block: Block) -> BlockScores:
+        results = [self._row(block, n) for n in range(len(block.steerings))]
+        errors = {
+            n: str(result.error) for n, row in enumerate(results) for result in row if result.status != "ok"
+        }
+        logprobs = [
+            [
+                result.logprobs[0][token] if n not in errors else 0.0
+                for result, (_, tokens) in zip(row, block.asked, strict=True)
+                for token in tokens
+            ]
+            for n, row in enumerate(results)
+        ]
+        return BlockScores(
+            np.array(logprobs),
+            np.array([sum(result.cached_tokens for result in row) for row in results]),
+            np.array([sum(result.steered_tokens for result in row) for row in results]),
+            errors,
+        )
+
+    def _row(self, block: Block, n: int) -> list[Result]:
+        steering, span = block.steerings[n], block.spans()[n]
+        prompt = block.prompt
+        return [
+            self._answer(
+                Request(
+                    str(n),
+                    Prompt(prompt.token_ids + prefix, prompt.template_length, prompt.user_turn_length),
+                    Steering(steering.terms, span) if steering else None,
+                    logprob_token_ids=tokens,
+                    answer_tokens=len(prefix),
+                )
+            )
+            for prefix, tokens in block.asked
+        ]
+
+    def under_way(self) -> list[str]:
+        return [*super().under_way(), *(block.id for block in self._blocks)]
+
+
+class FastBlockEngine(FakeBlockEngine):
+    """Scores that cost next to nothing, so that what is measured is the loop around it."""
+
+    def _scores(self, block: Block) -> BlockScores:
+        seed = int(2**32 * number(block.prompt.token_ids))
+        count = len(block.steerings)
+        logprobs = -5 * np.random.default_rng(seed).random((count, sum(len(t) for _, t in block.asked)))
+        steered = np.array([0 if steering is None else 1 for steering in block.steerings])
+        return BlockScores(logprobs, np.zeros(count, np.int32), steered)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.plan.sample import filled, planner
+from vsteer.identity import identify, row_id, row_ids
 from vsteer.models import resolve
 from vsteer.plan.configurations import Config
 from vsteer.plan.plan import Plan
@@ -30,6 +31,14 @@ def ids(plan: Plan) -> set[str]:
 
 def row_ids_of(plan: Plan, choose: Callable[[Config], bool]) -> set[str]:
     return {row.row_id for row in plan.rows() if choose(row.config)}
+
+
+def test_the_ids_of_a_block_are_those_of_its_rows() -> None:
+    configs = [identify(n) for n in range(5)]
+    for order, sample in (("original", 0), ("swapped", 12)):
+        together = row_ids([config.encode() for config in configs], "item", order, sample)
+        one_by_one = [row_id(config, "item", order, sample) for config in configs]
+        assert together.hex() == "".join(one_by_one)
 
 
 def test_what_changes_no_output_changes_no_id(plan: Callable[..., Plan], folder: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from vsteer.errors import UsageError
+from vsteer.errors import SteeringFault, UsageError
 from vsteer.operations import OPERATIONS
 
 # Past every position a request can reach, and still an int32.
@@ -178,6 +178,36 @@ class Result:
     forked: bool = False
 
 
+@dataclass(frozen=True, eq=False)
+class Block:
+    """One prompt with given answers, and every steering under which they are scored."""
+
+    id: str
+    prompt: Prompt
+    # the proper prefixes of the answers, and behind each the tokens whose log-probabilities are wanted
+    asked: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
+    steerings: tuple[Steering | None, ...]  # their positions are on the prompt without its answers
+
+    def spans(self) -> list[tuple[int, int]]:
+        """Each steering's span of absolute positions, which an answer behind the prompt doesn't move."""
+        known: dict[Positions | None, tuple[int, int]] = {None: (0, 0)}
+        for positions in {steering.positions for steering in self.steerings if steering}:
+            known[positions] = self.prompt.span(positions)
+        return [known[steering.positions if steering else None] for steering in self.steerings]
+
+
+@dataclass(frozen=True, eq=False)
+class BlockScores:
+    """What came of a block, a line for each of its steerings. Counts are sums over the prefixes."""
+
+    logprobs: NDArray[np.floating]  # [steering, token], in the order of `asked`
+    cached_tokens: NDArray[np.integer]
+    steered_tokens: NDArray[np.integer]
+    # the steerings that failed, by their place, and why; their lines above mean nothing
+    errors: Mapping[int, str] = field(default_factory=dict)
+    forked: bool = False  # as in `Result`
+
+
 @dataclass(frozen=True)
 class EngineInfo:
     """What an engine is, once its model is loaded."""
@@ -193,6 +223,8 @@ class EngineInfo:
     cache_block: int = 0
     # whether questions with given answers are computed as forks
     forks: bool = False
+    # whether it takes blocks; if not, each row is a request or several
+    blocks: bool = False
 
 
 class Engine(Protocol):
@@ -212,8 +244,12 @@ class Engine(Protocol):
         """Yield results one by one as they finish, in no promised order."""
         ...
 
+    def run_blocks(self, blocks: Iterable[Block]) -> Iterator[tuple[Block, BlockScores]]:
+        """Yield each block with its scores as it is finished, in no promised order, if `info.blocks`."""
+        raise SteeringFault(f"{type(self).__name__} takes no blocks")
+
     def under_way(self) -> list[str]:
-        """The ids of the requests that have been taken and not answered."""
+        """The ids of the requests or blocks that have been taken and not answered."""
         return []
 
     def kill(self) -> None:

@@ -4,8 +4,9 @@ from tests.bench.loop import MIB, bench_loop
 
 
 def test_the_loops_benchmark_has_its_figures() -> None:
-    memory, rate = bench_loop(2_000, "tiny-llama")
+    memory, rate, blocks = bench_loop(2_000, "tiny-llama")
     assert memory.note.endswith("from row 100 to row 2,000")
     # what other tests have given back may serve it, so that nothing grows
     assert memory.value <= MIB
     assert rate.value > 100
+    assert blocks.value > rate.value

@@ -19,10 +19,10 @@ def fake_engine(
     return kind(facts.folder, facts.layers, facts.hidden_size, dies_after=dies_after, pace=pace)
 
 
-def load(dies_after: int | None = None, pace: float = 0.0) -> Load:
+def load(dies_after: int | None = None, pace: float = 0.0, kind: type[FakeEngine] = FakeEngine) -> Load:
     """What `run_grid` takes in place of vLLM."""
 
     def loaded(plan: Plan, spec: EngineSpec, extracts: bool) -> FakeEngine:
-        return fake_engine(plan, dies_after, pace)
+        return fake_engine(plan, dies_after, pace, kind)
 
     return loaded

@@ -8,7 +8,7 @@ import pytest
 
 from tests.plan.sample import filled, planner
 from vsteer.plan.plan import Plan
-from vsteer.run.loop import ToDo
+from vsteer.run.loop import ToDo, rows_of
 from vsteer.store.planned import Standing
 
 
@@ -29,7 +29,7 @@ def attempts(plan: Plan, *stands: Standing, first: int = 0) -> dict[int, int]:
     """The next attempt of each row that is computed, by its place in the plan."""
     names = [row.row_id for row in plan.rows()]
     to_do = ToDo(plan, first, *stands)
-    found = {names.index(row.row_id): attempt for row, attempt in to_do.rows()}
+    found = {names.index(row.row_id): attempt for row, attempt in rows_of(to_do.prompts())}
     assert bool(to_do) == bool(found)
     return found
 

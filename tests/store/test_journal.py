@@ -69,7 +69,7 @@ def _in_three_pieces(folder: Path) -> None:
         for number in range(10, 19, 3):
             for place in range(3):
                 store.append(row(number + place))
-            while store._kept < len(store._buffer):
+            while store._kept != store._buffer.mark():
                 time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
 

@@ -9,12 +9,14 @@ from typing import Any
 
 import duckdb
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.store.makers import START, Record, config, error_row, prompt, row, text_row
+from tests.store.makers import START, Record, config, error_row, prompt, row, row_id, stored, text_row
 from vsteer.store.records import RecordError, config_buffer, prompt_buffer, row_buffer
+from vsteer.store.schema import ROWS_SCHEMA
 from vsteer.store.store import open_store
 
 MADE = {"choice": row, "text": text_row, "error": error_row}
@@ -189,3 +191,43 @@ def test_configs_and_prompts_are_held_to_their_columns_too() -> None:
         config_buffer().add(config(multiplier=0.0))
     with pytest.raises(RecordError, match="missing: question"):
         prompt_buffer().add({k: v for k, v in prompt().items() if k != "question"})
+
+
+def table(*records: Record) -> pa.Table:
+    return pa.Table.from_pylist(list(records), ROWS_SCHEMA)
+
+
+def test_rows_that_come_as_columns_stand_beside_others_in_shard_and_journal(tmp_path: Path) -> None:
+    with open_store(tmp_path) as store:
+        store.append(row(0))
+        store.append_rows(table(row(1), error_row(2)))
+        store.append(row(3))
+        mark = store._buffer.mark()
+        store.append_rows(table(row(4)))
+        store.append(row(5))
+        assert set(store._buffer.table(mark)["row_id"].to_pylist()) == {row_id(4), row_id(5)}
+        assert len(store._buffer) == 6
+    found = stored(tmp_path)
+    assert found == sorted((row_id(n), "error" if n == 2 else "ok", 1) for n in range(6))
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"total_mass": math.nan}, "total_mass is NaN"),
+        ({"engine": None}, "engine is null"),
+        ({"letter_order": "sideways"}, "letter_order is 'sideways'"),
+        ({"error": "no"}, "status error says why"),
+        ({"status": "error"}, "status error says why"),
+        ({"matching": None}, "has matching"),
+        ({"steered_tokens": None}, "has steered_tokens"),
+        ({"layers": [], "steered_tokens": 3}, "steered tokens"),
+    ],
+)
+def test_columns_are_held_to_what_records_are_held_to(changes: Record, why: str) -> None:
+    buffer = row_buffer()
+    with pytest.raises(RecordError, match=why):
+        buffer.add_table(table(row(0), row(1, **changes)))
+    assert len(buffer) == 0
+    with pytest.raises(RecordError, match="columns are others"):
+        buffer.add_table(table(row(0)).drop_columns(["engine"]))

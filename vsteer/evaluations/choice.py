@@ -8,11 +8,11 @@ lettered item is asked in both orders of its choices, since a model may prefer a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 from pydantic import model_validator
 
 from vsteer.datasets.choices import refers_to_choices
@@ -23,15 +23,13 @@ from vsteer.evaluations.evaluation import (
     CHARACTERS_A_TOKEN,
     REPEATED,
     CannotAsk,
-    Evaluation,
     Questions,
-    RowKind,
 )
-from vsteer.evaluations.given_answers import answer_logprobs, answer_requests, log_sum
+from vsteer.evaluations.given_answers import Floats, GivenAnswersEvaluation, Scores, log_sum
 from vsteer.evaluations.rendered_prompt import AnyItem, Order, RenderedPrompt, Rendering
 from vsteer.prompts.answers import AmbiguousAnswers, cut_letters, cut_words, gap
 from vsteer.prompts.template import render_question
-from vsteer.protocol import Positions, Prompt, Request, Result, Steering
+from vsteer.protocol import Positions, Prompt
 from vsteer.validation import shortened, shown, wrong
 
 CAA_PREFIX = " ("
@@ -39,10 +37,8 @@ IN_ONE_ORDER = "have swapped letters, and their wording refers to the order"
 ORIGINAL_ORDER = "have swapped letters, and the evaluation asks in the original order alone"
 
 
-class ChoiceEvaluation(Evaluation):
-    row_kind: ClassVar[RowKind] = "choice"
+class ChoiceEvaluation(GivenAnswersEvaluation):
     builtin_part: ClassVar[str] = "questions"
-    has_controls: ClassVar[bool] = True
 
     kind: Literal["choice"]
     letter_orders: Literal["both", "original"] | None = None
@@ -145,30 +141,27 @@ class ChoiceEvaluation(Evaluation):
         assert isinstance(rendered.item, Item)
         return rendered.scored.index(rendered.item.matching)
 
-    def requests(
-        self, row_id: str, rendered: RenderedPrompt, steering: Steering | None, seed: int
-    ) -> tuple[Request, ...]:
-        return answer_requests(row_id, rendered, steering)
-
-    def columns(self, rendered: RenderedPrompt, results: Sequence[Result]) -> dict[str, Any]:
+    def scores(self, rendered: RenderedPrompt, sums: Floats) -> Scores:
         """Probabilities are the model's own, over all tokens; the total mass shows a broken model."""
-        sums = answer_logprobs(rendered, results)
         item, match = rendered.item, self.matching(rendered)
         assert isinstance(item, Item)
         if item.not_matching is None:
-            against = log_sum([value for n, value in enumerate(sums) if n != match])
+            against = log_sum(np.delete(sums, match, axis=1))
         else:
-            against = sums[rendered.scored.index(item.not_matching)]
-        return {
-            "choices": list(self.labels(rendered)),
-            "choice_logprobs": sums,
-            "choice_tokens": [len(tokens) for tokens in rendered.answers],
-            "matching": match,
-            "total_mass": sum(map(math.exp, sums)),
-            # from logarithms, so that two answers of e^-800 still have a ratio
-            "p_match": math.exp(sums[match] - log_sum(sums)) if log_sum(sums) > -math.inf else None,
-            "logit_diff": sums[match] - against if max(sums[match], against) > -math.inf else None,
-        }
+            against = sums[:, rendered.scored.index(item.not_matching)]
+        # Nothing over nothing is no number, which is null.
+        with np.errstate(invalid="ignore"):
+            return Scores(
+                choices=self.labels(rendered),
+                choice_tokens=tuple(map(len, rendered.answers)),
+                matching=match,
+                choice_logprobs=sums,
+                total_mass=np.exp(sums).sum(axis=1),
+                # from logarithms, so that two answers of e^-800 still have a ratio
+                p_match=np.exp(sums[:, match] - log_sum(sums)),
+                logit_diff=sums[:, match] - against,
+                errors={},
+            )
 
     def _cannot_ask(self, message: str) -> CannotAsk:
         return CannotAsk(message, f"fix the item{', or leave caa_compat out' if self.caa_compat else ''}")

@@ -8,13 +8,22 @@ prompt in common.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from vsteer.errors import SteeringFault
-from vsteer.evaluations.evaluation import CannotScore
+from vsteer.evaluations.evaluation import CannotScore, Evaluation, RowKind
 from vsteer.evaluations.rendered_prompt import RenderedPrompt
 from vsteer.prompts.answers import Tokens
 from vsteer.protocol import Prompt, Request, Result, Steering
+
+Floats = NDArray[np.float64]
+NOT_NUMBERS = "the model's log-probabilities are not numbers (NaN)"
 
 
 def steps(answers: Sequence[Tokens]) -> dict[Tokens, Tokens]:
@@ -46,21 +55,82 @@ def answer_requests(row_id: str, rendered: RenderedPrompt, steering: Steering | 
 
 def answer_logprobs(rendered: RenderedPrompt, results: Sequence[Result]) -> list[float]:
     """Each answer's log-probability, summed over its tokens, from the results of `answer_requests`."""
-    read: dict[Tokens, Mapping[int, float]] = {}
-    for (prefix, tokens), result in zip(steps(rendered.answers).items(), results, strict=True):
+    read: list[float] = []
+    for tokens, result in zip(steps(rendered.answers).values(), results, strict=True):
         found = result.logprobs[0] if result.logprobs else {}
         if missing := [token for token in tokens if token not in found]:
             raise SteeringFault(f"request {result.id!r} came back without log-probabilities of {missing}")
-        read[prefix] = found
-    sums = [sum(read[tokens[:n]][token] for n, token in enumerate(tokens)) for tokens in rendered.answers]
+        read += [found[token] for token in tokens]
+    sums: list[float] = answer_sums(rendered.answers, np.array([read]))[0].tolist()
     if any(math.isnan(value) for value in sums):
-        raise CannotScore("the model's log-probabilities are not numbers (NaN)")
+        raise CannotScore(NOT_NUMBERS)
     return sums
 
 
-def log_sum(values: Sequence[float]) -> float:
-    """The logarithm of the sum of the exponentials."""
-    highest = max(values)
-    if highest == -math.inf:
-        return highest
-    return highest + math.log(sum(math.exp(value - highest) for value in values))
+def answer_sums(answers: Sequence[Tokens], logprobs: Floats) -> Floats:
+    """The log-probabilities of answers, [row, answer], from those of the tokens, in the order of `steps`."""
+    columns = {
+        (prefix, token): n
+        for n, (prefix, token) in enumerate((p, t) for p, tokens in steps(answers).items() for t in tokens)
+    }
+    sums = np.zeros((len(logprobs), len(answers)))
+    for n, tokens in enumerate(answers):
+        for length, token in enumerate(tokens):
+            sums[:, n] += logprobs[:, columns[tokens[:length], token]]
+    return sums
+
+
+def log_sum(values: Floats) -> Floats:
+    """The logarithms of the sums of the exponentials, for each row."""
+    highest = values.max(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found = highest + np.log(np.exp(values - highest[:, None]).sum(axis=1))
+    return np.where(highest == -np.inf, highest, found)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The columns of rows of one prompt that hold what was answered. NaN stands for null."""
+
+    choices: tuple[str, ...]
+    choice_tokens: tuple[int, ...]
+    matching: int
+    choice_logprobs: Floats  # [row, choice]
+    total_mass: Floats
+    p_match: Floats
+    logit_diff: Floats
+    errors: Mapping[int, str]  # the rows that say nothing, and why
+
+
+class GivenAnswersEvaluation(Evaluation):
+    """A kind whose questions have given answers: nothing is generated, and a prompt's rows are one block."""
+
+    row_kind: ClassVar[RowKind] = "choice"
+    has_controls: ClassVar[bool] = True
+
+    @abstractmethod
+    def scores(self, rendered: RenderedPrompt, sums: Floats) -> Scores:
+        """What the answers' log-probabilities, [row, answer], say."""
+
+    def requests(
+        self, row_id: str, rendered: RenderedPrompt, steering: Steering | None, seed: int
+    ) -> tuple[Request, ...]:
+        return answer_requests(row_id, rendered, steering)
+
+    def columns(self, rendered: RenderedPrompt, results: Sequence[Result]) -> dict[str, Any]:
+        scores = self.scores(rendered, np.array([answer_logprobs(rendered, results)]))
+        if scores.errors:
+            raise CannotScore(scores.errors[0])
+        return {
+            "choices": list(scores.choices),
+            "choice_logprobs": scores.choice_logprobs[0].tolist(),
+            "choice_tokens": list(scores.choice_tokens),
+            "matching": scores.matching,
+            "total_mass": float(scores.total_mass[0]),
+            "p_match": _or_none(scores.p_match[0]),
+            "logit_diff": _or_none(scores.logit_diff[0]),
+        }
+
+
+def _or_none(value: Any) -> float | None:
+    return None if math.isnan(value) else float(value)

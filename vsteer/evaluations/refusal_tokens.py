@@ -9,21 +9,20 @@ stored as choices between two answers, these tokens and any other.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 from pydantic import model_validator
 
 from vsteer.datasets import items
 from vsteer.datasets.builtin import behaviours
-from vsteer.evaluations.evaluation import CannotAsk, CannotScore, Evaluation, Questions, RowKind
-from vsteer.evaluations.given_answers import answer_logprobs, answer_requests, log_sum
+from vsteer.evaluations.evaluation import CannotAsk, Questions
+from vsteer.evaluations.given_answers import Floats, GivenAnswersEvaluation, Scores, log_sum
 from vsteer.evaluations.open_ended import prompts_of
 from vsteer.evaluations.rendered_prompt import AnyItem, RenderedPrompt, Rendering
 from vsteer.prompts.answers import decoded, gap
 from vsteer.prompts.template import render_question
-from vsteer.protocol import Request, Result, Steering
 from vsteer.validation import Texts, wrong
 
 # What stands against a model's refusal tokens.
@@ -36,10 +35,8 @@ LEAST_REST = 2.0**-20
 ROUNDING = 1e-4
 
 
-class RefusalTokensEvaluation(Evaluation):
-    row_kind: ClassVar[RowKind] = "choice"
+class RefusalTokensEvaluation(GivenAnswersEvaluation):
     builtin_part: ClassVar[str] = "open"
-    has_controls: ClassVar[bool] = True
 
     kind: Literal["refusal_tokens"]
     tokens: Texts
@@ -90,32 +87,30 @@ class RefusalTokensEvaluation(Evaluation):
     def matching(self, rendered: RenderedPrompt) -> int:
         return 0
 
-    def requests(
-        self, row_id: str, rendered: RenderedPrompt, steering: Steering | None, seed: int
-    ) -> tuple[Request, ...]:
-        """One request, since each answer is one token."""
-        return answer_requests(row_id, rendered, steering)
-
-    def columns(self, rendered: RenderedPrompt, results: Sequence[Result]) -> dict[str, Any]:
-        log_p = log_sum(answer_logprobs(rendered, results))
-        if log_p > ROUNDING:
-            raise CannotScore(f"the model's probabilities of these tokens come to {math.exp(log_p)}")
-        log_p = min(log_p, math.log1p(-LEAST_REST))
-        log_rest = log_one_less(log_p)
-        return {
-            "choices": list(self.labels(rendered)),
-            "choice_logprobs": [log_p, log_rest],
-            "choice_tokens": [1, 1],
-            "matching": 0,
-            "total_mass": 1.0,
-            "p_match": math.exp(log_p),
-            "logit_diff": log_p - log_rest,
+    def scores(self, rendered: RenderedPrompt, sums: Floats) -> Scores:
+        log_p = log_sum(sums)
+        errors = {
+            int(n): f"the model's probabilities of these tokens come to {math.exp(log_p[n])}"
+            for n in np.flatnonzero(log_p > ROUNDING)
         }
+        log_p = np.minimum(log_p, math.log1p(-LEAST_REST))
+        log_rest = log_one_less(log_p)
+        return Scores(
+            choices=self.labels(rendered),
+            choice_tokens=(1, 1),
+            matching=0,
+            choice_logprobs=np.stack([log_p, log_rest], axis=1),
+            total_mass=np.ones(len(sums)),
+            p_match=np.exp(log_p),
+            logit_diff=log_p - log_rest,
+            errors=errors,
+        )
 
 
-def log_one_less(log_p: float) -> float:
+def log_one_less(log_p: Floats | float) -> Floats:
     """log(1 - p), exact for a p near 0 and near 1 alike."""
-    return math.log(-math.expm1(log_p)) if log_p > -math.log(2) else math.log1p(-math.exp(log_p))
+    with np.errstate(divide="ignore"):
+        return np.where(log_p > -math.log(2), np.log(-np.expm1(log_p)), np.log1p(-np.exp(log_p)))
 
 
 def _cannot_ask(message: str) -> CannotAsk:

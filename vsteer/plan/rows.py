@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vsteer.evaluations.evaluation import CannotScore
+from vsteer.evaluations.given_answers import GivenAnswersEvaluation
 from vsteer.evaluations.rendered_prompt import RenderedPrompt
 from vsteer.identity import row_id, sampling_seed
 from vsteer.plan.configurations import Config
@@ -100,6 +101,11 @@ class PromptRows:
     @property
     def count(self) -> int:
         return len(self.configs) * self.samples
+
+    @property
+    def is_block(self) -> bool:
+        """Whether its answers are given, so that all its rows can be scored at once."""
+        return isinstance(self.configs[0].spec.evaluation, GivenAnswersEvaluation)
 
     def rows(self, places: Iterable[int]) -> Iterator[Row]:
         """The rows at these places among the prompt's."""

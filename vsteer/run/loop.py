@@ -1,23 +1,29 @@
 """A plan's rows through an engine into a store: the one loop between them.
 
 Rows go in prompt by prompt with all their configurations, and are written as they finish. Rows that stand
-already are left out, so that the same call goes on where a killed one stopped.
+already are left out, so that the same call goes on where a killed one stopped. To an engine that takes blocks
+a prompt with given answers goes as one, and its rows come back together, as columns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
+from itertools import groupby
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from vsteer.errors import SteeringFault
+from vsteer.plan.block_rows import ConfigColumns
+from vsteer.plan.configurations import Config
 from vsteer.plan.plan import Plan
 from vsteer.plan.rows import PromptRows, Row, row_of
-from vsteer.protocol import Engine, Request, Result
+from vsteer.protocol import Block, Engine, Request, Result
 from vsteer.run.vectors import StoredVectors
 from vsteer.store.planned import Standing
 from vsteer.store.schema import FORKS
@@ -25,6 +31,7 @@ from vsteer.store.store import Store
 
 # How many places are looked at together for what is to do.
 AT_ONCE = 1 << 20
+SUMMED = ("prompt_tokens", "cached_tokens", "completion_tokens")
 
 
 @dataclass
@@ -37,9 +44,10 @@ class Counts:
     cached_tokens: int = 0
     completion_tokens: int = 0
 
-    def add(self, record: Mapping[str, Any]) -> None:
-        self.rows += 1
-        self.failed += record["status"] != "ok"
+    def add(self, record: Mapping[str, Any], rows: int = 1, failed: int | None = None) -> None:
+        """Count a row, or a block's rows, whose sums `record` then has."""
+        self.rows += rows
+        self.failed += record["status"] != "ok" if failed is None else failed
         self.prompt_tokens += record["prompt_tokens"] or 0
         self.cached_tokens += record["cached_tokens"] or 0
         self.completion_tokens += record["completion_tokens"] or 0
@@ -54,15 +62,23 @@ class Provenance:
     session: int
     vectors: StoredVectors
 
-    def of(self, row: Row, results: Sequence[Result]) -> dict[str, Any]:
-        key = row.config.vector.key if row.config.vector else None
+    def name(self, forked: bool) -> str:
+        """What a row says of the engine."""
+        return self.engine + (FORKS if forked else "")
+
+    def of(self, config: Config, forked: bool) -> dict[str, Any]:
+        key = config.vector.key if config.vector else None
         return {
             "vector_sha256": self.vectors.content_sha256[key] if key else "",
             "vector_file_sha256": self.vectors.file_sha256[key] if key else "",
-            "engine": self.engine + (FORKS if all(result.forked for result in results) else ""),
+            "engine": self.name(forked),
             "vllm_version": self.vllm_version,
             "run_session": self.session,
         }
+
+
+# A prompt, and the number of each of its rows' next attempt; 0 where a row is not to be computed.
+Attempts = tuple[PromptRows, NDArray[np.int32]]
 
 
 @dataclass
@@ -71,6 +87,15 @@ class _Waiting:
     attempt: int
     started: datetime
     results: list[Result | None] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _WaitingBlock:
+    prompt: PromptRows
+    columns: ConfigColumns
+    places: NDArray[np.intp]
+    attempts: NDArray[np.int32]
+    started: datetime
 
 
 @dataclass(frozen=True)
@@ -87,7 +112,7 @@ class ToDo:
         places = range(self.first, self.first + self.plan.row_count, AT_ONCE)
         return any(self._attempts(place, min(AT_ONCE, places.stop - place)).any() for place in places)
 
-    def prompts(self) -> Iterator[tuple[PromptRows, NDArray[np.int32]]]:
+    def prompts(self) -> Iterator[Attempts]:
         """The prompts of which a row is to be computed, with the number of each row's attempt; 0: none."""
         place = self.first
         for prompt in self.plan.prompts():
@@ -96,18 +121,87 @@ class ToDo:
             if attempts.any():
                 yield prompt, attempts
 
-    def rows(self) -> Iterator[tuple[Row, int]]:
-        """The rows, each with the number of this attempt."""
-        for prompt, attempts in self.prompts():
-            places = np.flatnonzero(attempts)
-            yield from zip(prompt.rows(places.tolist()), attempts[places].tolist(), strict=True)
-
     def _attempts(self, first: int, count: int) -> NDArray[np.int32]:
         """The number of each row's next attempt; 0 for a row that stands."""
         failed = self.standing.attempts(first, count)
         wanted = failed == (0 if self.retry is None else self.retry.attempts(first, count))
         wanted &= ~self.standing.good[first : first + count]
         return np.where(wanted, failed + 1, 0).astype(np.int32)
+
+
+def rows_of(prompts: Iterable[Attempts]) -> Iterator[tuple[Row, int]]:
+    """The rows one by one, each with the number of this attempt."""
+    for prompt, attempts in prompts:
+        places = np.flatnonzero(attempts)
+        yield from zip(prompt.rows(places.tolist()), attempts[places].tolist(), strict=True)
+
+
+def run_prompts(
+    engine: Engine,
+    prompts: Iterable[Attempts],
+    store: Store,
+    provenance: Provenance,
+    counts: Counts,
+    on_progress: Callable[[Counts, int], None] = lambda counts, waiting: None,
+    stopping: Callable[[], bool] = lambda: False,
+    meter: Callable[[Mapping[str, Any]], None] = lambda record: None,
+) -> None:
+    """Run every row and store it: as blocks where the engine takes them, and else one by one."""
+    rest = store, provenance, counts, on_progress, stopping, meter
+    for as_blocks, some in groupby(prompts, lambda one: engine.info.blocks and one[0].is_block):
+        if as_blocks:
+            run_blocks(engine, some, *rest)
+        else:
+            run_rows(engine, rows_of(some), *rest)
+        if stopping():
+            return
+
+
+def run_blocks(
+    engine: Engine,
+    prompts: Iterable[Attempts],
+    store: Store,
+    provenance: Provenance,
+    counts: Counts,
+    on_progress: Callable[[Counts, int], None] = lambda counts, waiting: None,
+    stopping: Callable[[], bool] = lambda: False,
+    meter: Callable[[Mapping[str, Any]], None] = lambda record: None,
+) -> None:
+    """As `run_rows`, a prompt at once: `on_progress` and `meter` are called for each block."""
+    waiting: dict[str, _WaitingBlock] = {}
+    columns: ConfigColumns | None = None
+    under_way = 0
+
+    def blocks() -> Iterator[Block]:
+        nonlocal columns, under_way
+        for number, (prompt, attempts) in enumerate(prompts):
+            if stopping():
+                return
+            if columns is None or columns.configs is not prompt.configs:
+                columns = ConfigColumns(prompt.configs, partial(provenance.of, forked=False))
+            places = np.flatnonzero(attempts)
+            block = columns.block(prompt, f"{prompt.rendered.prompt_id}.{number}", places)
+            waiting[block.id] = _WaitingBlock(prompt, columns, places, attempts[places], datetime.now(UTC))
+            under_way += len(places)
+            yield block
+
+    for block, scores in engine.run_blocks(blocks()):
+        of = waiting.pop(block.id)
+        made = {
+            "started_at": of.started,
+            "finished_at": datetime.now(UTC),
+            "engine": provenance.name(scores.forked),
+        }
+        rows = of.columns.rows(of.prompt, of.places, scores, of.attempts, made)
+        store.append_rows(rows)
+        under_way -= len(rows)
+        sums = {name: pc.sum(rows[name]).as_py() for name in SUMMED}
+        record = {"kind": rows["kind"][0].as_py(), **sums}
+        counts.add(record, len(rows), rows["error"].length() - rows["error"].null_count)
+        meter(record)
+        on_progress(counts, under_way)
+    if waiting:
+        raise SteeringFault(f"{len(waiting)} blocks were handed to the engine and never came back")
 
 
 def run_rows(
@@ -146,7 +240,7 @@ def run_rows(
         del waiting[name]
         record = {
             **under_way.row.record(results),
-            **provenance.of(under_way.row, results),
+            **provenance.of(under_way.row.config, all(result.forked for result in results)),
             "started_at": under_way.started,
             "finished_at": datetime.now(UTC),
             "attempt": under_way.attempt,

@@ -17,7 +17,7 @@ from vsteer.plan.rates import Meter, keep
 from vsteer.protocol import Engine, Vectors
 from vsteer.run.interrupt import Interrupt
 from vsteer.run.loading import Load
-from vsteer.run.loop import Counts, Provenance, ToDo, run_rows
+from vsteer.run.loop import Counts, Provenance, ToDo, run_prompts
 from vsteer.run.progress import RunProgress, duration
 from vsteer.run.rounding import measure_rounding
 from vsteer.run.stalls import STALL_SECONDS, watched
@@ -132,9 +132,9 @@ class ModelRun:
         self.progress.rows_begin(self.context.counts)
         meter = Meter()
         version = vllm_version() if engine.info.kind == "vllm" else ""
-        run_rows(
+        run_prompts(
             engine,
-            to_do.rows(),
+            to_do.prompts(),
             self.store,
             Provenance(engine.info.kind, version, self.store.session, stored),
             self.context.counts,

@@ -9,16 +9,19 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from operator import itemgetter
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from vsteer.operations import OPERATIONS
 from vsteer.store import schema as s
 
 ROW_ID = re.compile(r"[0-9a-f]{32}")
 Record = Mapping[str, Any]
+Mark = tuple[int, int]
 
 
 class RecordError(ValueError):
@@ -39,11 +42,19 @@ class RecordBuffer:
         self._values_of = itemgetter(*(column.name for column in columns))
         self._checks = [(c, bool(c.null), CHECKS[c.type], frozenset(c.values)) for c in columns]
         self._lists = [(n, KEPT[c.type]) for n, c in enumerate(columns) if c.type in KEPT]
+        self._allowed = {c.name: c.values for c in columns if c.values}
         self._contradiction = contradiction
         self._rows: list[list[Any]] = []
+        self._tables: list[pa.Table] = []
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return sum(map(len, self._tables)) + len(self._rows)
+
+    def add_table(self, table: pa.Table) -> None:
+        """Take records that are columns already."""
+        if problem := table_fault(table, self._schema, self._allowed):
+            raise RecordError(problem)
+        self._tables.append(table)
 
     def add(self, record: Record) -> None:
         if record.keys() != self._names:
@@ -63,15 +74,24 @@ class RecordBuffer:
         # This is one step, so that an interrupt leaves a whole row or none.
         self._rows.append(values)
 
-    def table(self, first: int = 0) -> pa.Table:
-        """The records from number `first` on."""
-        rows = self._rows[first:]
-        columns = zip(*rows, strict=True) if rows else [()] * len(self._schema)
-        arrays = [pa.array(values, field.type) for values, field in zip(columns, self._schema, strict=True)]
-        return pa.Table.from_arrays(arrays, schema=self._schema)
+    def mark(self) -> Mark:
+        """Where the records end now, for `table`."""
+        return len(self._tables), len(self._rows)
+
+    def table(self, behind: Mark = (0, 0)) -> pa.Table:
+        """The records, or those behind a mark."""
+        tables, rows = self._tables[behind[0] :], self._rows[behind[1] :]
+        if rows or not tables:
+            columns = zip(*rows, strict=True) if rows else [()] * len(self._schema)
+            arrays = [
+                pa.array(values, field.type) for values, field in zip(columns, self._schema, strict=True)
+            ]
+            tables.append(pa.Table.from_arrays(arrays, schema=self._schema))
+        return pa.concat_tables(tables)
 
     def clear(self) -> None:
         self._rows.clear()
+        self._tables.clear()
 
 
 def row_buffer() -> RecordBuffer:
@@ -84,6 +104,34 @@ def config_buffer() -> RecordBuffer:
 
 def prompt_buffer() -> RecordBuffer:
     return RecordBuffer(s.PROMPTS_SCHEMA, s.PROMPTS)
+
+
+def table_fault(
+    table: pa.Table, schema: pa.Schema, allowed: Mapping[str, Sequence[str]] = MappingProxyType({})
+) -> str | None:
+    """What is wrong with records that are columns already."""
+    if not table.schema.equals(schema):
+        return "the table's columns are others"
+    for field, column in zip(schema, table.columns, strict=True):
+        if column.null_count and not field.nullable:
+            return f"{field.name} is null, and it never may be"
+        if pa.types.is_floating(field.type) and pc.any(pc.is_nan(column)).as_py():
+            return f"{field.name} is NaN"
+    for name, values in allowed.items():
+        if strange := set(pc.unique(table[name]).to_pylist()) - set(values):
+            return f"{name} is {min(strange)!r}, and one of {', '.join(map(repr, values))} is wanted"
+    if "status" not in schema.names:
+        return None
+    good = pc.equal(table["status"], "ok")
+    if not pc.all(pc.equal(good, pc.is_null(table["error"]))).as_py():
+        return "a row with status error says why, and no other"
+    answered = table.filter(good)
+    if lacking := [name for name in (*CHOICE_COLUMNS, *COUNTS) if answered[name].null_count]:
+        return f"a choice row with status ok has {lacking[0]}"
+    unsteered = answered.filter(pc.equal(pc.list_value_length(answered["layers"]), 0))
+    if pc.any(pc.not_equal(unsteered["steered_tokens"], 0)).as_py():
+        return "a baseline has steered tokens"
+    return None
 
 
 def _good_string(value: object) -> bool:
@@ -191,6 +239,9 @@ def axes_contradiction(record: Record) -> str | None:
     return None
 
 
+COUNTS = ("prompt_tokens", "completion_tokens", "cached_tokens", "steered_tokens")
+
+
 def row_contradiction(record: Record) -> str | None:
     if not ROW_ID.fullmatch(record["row_id"]):
         return f"row_id is {record['row_id']!r}, and 32 hex digits are wanted"
@@ -202,7 +253,7 @@ def row_contradiction(record: Record) -> str | None:
         return None if record["error"] else "a row with status error says why"
     if record["error"] is not None:
         return "a row with status ok has no error"
-    for name in ("prompt_tokens", "completion_tokens", "cached_tokens", "steered_tokens"):
+    for name in COUNTS:
         if record[name] is None or record[name] < 0:
             return f"a row with status ok has a {name} of 0 or more"
     if not record["layers"] and record["steered_tokens"]:

@@ -32,7 +32,7 @@ from vsteer.store.journal import Journal, journals, whole_rows
 from vsteer.store.lock import FolderLock
 from vsteer.store.manifest import MANIFEST, DamagedManifest, Manifest, read_manifest, write_manifest
 from vsteer.store.planned import Planned, Standing, read_standing
-from vsteer.store.records import Record, config_buffer, prompt_buffer, row_buffer
+from vsteer.store.records import Mark, Record, config_buffer, prompt_buffer, row_buffer
 from vsteer.store.sound import set_aside_with_warning
 from vsteer.store.views import CONFIGS, PROMPTS
 
@@ -75,7 +75,7 @@ class Store:
         self._oldest = 0.0  # when the oldest row of the buffer came
         self._wait = min(SOON, shard_seconds)  # how long that row may wait for its shard
         self._journal = Journal(folder)
-        self._kept = 0  # how many rows of the buffer are in the journal
+        self._kept: Mark = (0, 0)  # up to where the buffer's rows are in the journal
         self._failed: Path | None = None  # the shard of a write that failed
         # What stands in which shards: a shard's name is never used twice, so these names say it is so still.
         self._standing: tuple[list[Path], Planned, Standing] | None = None
@@ -165,6 +165,16 @@ class Store:
             if len(self._buffer) == 1:
                 self._oldest = time.monotonic()
 
+    def append_rows(self, rows: pa.Table) -> None:
+        """Take the choice rows of a block, as columns. Where this raises, none was taken."""
+        with self._mutex:
+            self._refuse_if_closed()
+            if self._due():
+                self.flush()
+            if not len(self._buffer):
+                self._oldest = time.monotonic()
+            self._buffer.add_table(rows)
+
     def flush(self) -> None:
         """Make every row durable that was appended."""
         with self._mutex:
@@ -173,7 +183,7 @@ class Store:
                 self._write_shard(self._buffer.table())
                 self._buffer.clear()
                 self._journal.clear()
-                self._kept = 0
+                self._kept = (0, 0)
                 self._wait = min(self._shard_seconds, 2 * self._wait)
 
     def event(self, event: str, **fields: Any) -> None:
@@ -295,9 +305,9 @@ class Store:
                     return
                 if self._due():
                     self.flush()
-                elif len(self._buffer) > self._kept:
+                elif (now := self._buffer.mark()) != self._kept:
                     self._journal.add(self._next, self._buffer.table(self._kept))
-                    self._kept = len(self._buffer)
+                    self._kept = now
 
     def _report(self, moved: list[sh.SetAside]) -> None:
         for file in moved:
