@@ -1,4 +1,4 @@
-"""`make bench`: what the store, the loop, the scorers, the queries and the statistics do on made-up data."""
+"""`make bench`: what the store, the loop, a start, the scorers, queries and statistics do on made-up data."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from tests.bench.coverage import bench_statistics
 from tests.bench.loop import bench_loop
 from tests.bench.queries import bench_live, bench_queries
 from tests.bench.scoring import bench_scoring
+from tests.bench.start import ITEMS, bench_start
 from tests.bench.store import bench_store
 from vsteer.bench.figures import Figure
 from vsteer.cli.bench import on_progress, show
@@ -22,6 +23,7 @@ BENCHES: dict[str, Callable[[float], list[Figure]]] = {
     "scoring": lambda share: bench_scoring(int(100_000 * share)),
     "statistics": lambda share: bench_statistics(int(1000 * share), int(500 * share), on_progress),
     "queries": lambda share: bench_queries(int(10_000_000 * share)),
+    "start": lambda share: bench_start(int(ITEMS * share)),
     "live": lambda share: bench_live(int(10_000_000 * share)),
 }
 
