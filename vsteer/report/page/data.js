@@ -88,7 +88,7 @@ function tableElement(header, body, {most = 300, chosen = () => false} = {}) {
   const numbers = header.map((_, column) => body.some((cells) => isNumber(cells[column])) && body.every((cells) => isNumber(cells[column]) || cells[column] === null || cells[column] === undefined));
   const head = element('tr', {}, header.map((name, column) => element('th', {scope: 'col', class: numbers[column] ? 'number' : null}, name)));
   const lines = body.slice(0, most).map((cells, line) => element('tr', {class: chosen(line) ? 'chosen' : null},
-    cells.map((cell) => element('td', {class: isNumber(cell) ? 'number' : String(cell ?? '').length < 8 ? 'short' : null},
+    cells.map((cell) => element('td', {class: isNumber(cell) ? 'number' : null},
       cell instanceof Node ? cell : isNumber(cell) ? number(cell) : Array.isArray(cell) ? cell.join(', ') : String(cell ?? '')))));
   const left = body.length > most ? element('p', {class: 'quiet'}, `the first ${count(most)} of ${count(body.length)} rows; the CSV has all`) : null;
   return element('div', {class: 'scroll', tabindex: 0, role: 'region', 'aria-label': 'table'},
