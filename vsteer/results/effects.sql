@@ -29,7 +29,8 @@ create or replace temp macro formula(family, c, scale, rate) as case family
 -- And further
 --   direction      which way the multiplier pushes, 1 or -1; an ablation takes away
 --   relative_norm  |multiplier| x the vector's norm / the stream's norm at that layer, measured where the
---                  vector was extracted and in the same model; null where that isn't known
+--                  vector was extracted and in the same model, or by the run at the last token of its prompts where
+--                  the vector came from elsewhere; null where that isn't known
 create or replace temp table conditions as
 with settings as (
     select *, hash(run, evaluation, kind, model, model_commit, dtype, quantization, kv_cache_dtype, template,

@@ -21,6 +21,7 @@ from vsteer.run.loop import Counts, Provenance, ToDo, run_prompts
 from vsteer.run.progress import RunProgress, duration
 from vsteer.run.rounding import measure_rounding
 from vsteer.run.stalls import STALL_SECONDS, watched
+from vsteer.run.stream_norms import StreamNorms
 from vsteer.run.vectors import RunVectors, StoredVectors
 from vsteer.scoring.perplexity import CoherenceFile
 from vsteer.store.planned import Planned, Standing
@@ -53,6 +54,7 @@ class ModelRun:
         self._first = first  # the place of its first row
         self.store, self.progress = context.store, context.progress
         self.vectors = RunVectors(plan, context.store.folder)
+        self.stream = StreamNorms(plan, context.store.folder)
         self.spec = plan.grid.engine_for(plan.grid.model[plan.model])
         self._hung = False
         self._by_vllm: Vectors | None = None  # the directions, once rows were computed with them
@@ -103,7 +105,7 @@ class ModelRun:
             + ", and proving that it steers (this takes a while)"
         )
         began = time.monotonic()
-        engine = self.context.load(self.plan, spec, bool(self.vectors.to_extract))
+        engine = self.context.load(self.plan, spec, bool(self.vectors.to_extract) or self.stream.wanted)
         seconds = time.monotonic() - began
         self.progress.phase(f"{name} is ready after {duration(seconds)}")
         self.store.event(
@@ -127,6 +129,10 @@ class ModelRun:
         self.progress.phase(f"{len(self.plan.vectors):,} vectors, controls included")
         stored = self.vectors.stored()
         self.context.on_vectors(self.plan, stored)
+        if self.stream.wanted:
+            name = self.plan.facts.name
+            self.progress.counting(f"measuring how long the stream of {name} is", len(self.stream.prompts))
+            self.stream.measure(engine, self.progress.step)
         write_vector_norms(self.store.folder)
         engine.load(stored.directions, self.plan.steerings())
         self.progress.rows_begin(self.context.counts)
