@@ -21,6 +21,7 @@ from safetensors.numpy import save as to_safetensors
 
 from tests.hostile import Outcome, outcome, summary
 from tests.vectors.sample import awkward
+from vsteer.errors import VectorError
 from vsteer.vectors.diagnostics.describe import layer_rows
 from vsteer.vectors.files import file_sha256, load, save
 
@@ -194,6 +195,20 @@ def test_bombs_of_zip(tmp_path: Path) -> None:
     assert "can't be read as a torch file" in refused(
         tmp_path / "v.pt", once[:at] + once[at:].replace(struct.pack("<I", 10**6), struct.pack("<I", 2**31))
     )
+
+
+def test_any_byte_of_a_zip_changed(tmp_path: Path) -> None:
+    """It is refused, or the vector is the same: the zip has a checksum of each tensor."""
+    whole, path = whole_torch(), tmp_path / "v.pt"
+    path.write_bytes(whole)
+    expected = load(path).directions[1].tolist()
+    for at in range(len(whole)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+        try:
+            found = load(path)
+        except VectorError:
+            continue
+        assert [row.tolist() for row in found.directions.values()] == [expected]
 
 
 def whole_torch() -> bytes:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 _MAX_PICKLE, _MAX_ENTRIES = 2**21, 20_000
 _MAGIC = 0x1950A86A20F9469CFC6C
 _BFLOAT16 = "bfloat16"
+_ZIP_FAULTS = (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OverflowError)
 _TYPES = {
     "FloatStorage": "<f4", "DoubleStorage": "<f8", "HalfStorage": "<f2", "BFloat16Storage": _BFLOAT16,
     "LongStorage": "<i8", "IntStorage": "<i4", "ShortStorage": "<i2", "CharStorage": "i1",
@@ -72,7 +73,7 @@ def read_torch(content: bytes) -> object:
     """The one object in the file. Whatever is wrong is a ValueError."""
     try:
         return _zipped(content) if content.startswith(b"PK") else _one_after_another(content)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+    except _ZIP_FAULTS as error:
         raise ValueError(f"it is no whole zip file: {error}") from error
     except (IndexError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise ValueError("its pickle is damaged") from error
@@ -95,7 +96,14 @@ def _zipped(content: bytes) -> object:
     if f"{root}byteorder" in entries and archive.read(f"{root}byteorder") != b"little":
         raise ValueError("its numbers are big-endian; save it on another machine")
     pickled = archive.read(pickles[0])
-    return _unpickled(BytesIO(pickled), lambda key: archive.read(f"{root}data/{key}"))
+    return _unpickled(BytesIO(pickled), lambda key: _stored(archive, f"{root}data/{key}"))
+
+
+def _stored(archive: zipfile.ZipFile, name: str) -> bytes:
+    try:
+        return archive.read(name)
+    except _ZIP_FAULTS as error:
+        raise ValueError(f"its zip file is damaged: {error}") from error
 
 
 def _one_after_another(content: bytes) -> object:
