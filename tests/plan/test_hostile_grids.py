@@ -26,7 +26,7 @@ MORE = """\
 engine: {max_model_len: 512, kv_cache_gib: 2, block_size: 16, vllm: {swap_space: 1}}
 controls: {random_vectors: 1, system_prompts: {positive: "Yes."}}
 exclude:
-  - {vector: v, layers: [1], norm: unit, evaluation: ["choice:items.json"], multipliers: -1}
+  - {vector: v, layers: [1], norm: unit, evaluation: ["choice:items"], multipliers: -1}
 """
 WHOLE = yaml.safe_load(GRID.replace("id: tiny-llama", "id: ./base") + MORE)
 WHOLE["evaluations"][1] |= {"temperature": 1, "samples": 2, "stop": "END", "top_p": 0.9, "name": "open"}
