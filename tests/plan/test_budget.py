@@ -65,18 +65,6 @@ def test_the_table_has_room_for_what_the_budget_says(plan: Callable[..., Plan]) 
     assert needs.output_tokens == one.blocks[0].rows + 7 * one.blocks[1].rows
 
 
-def test_time_from_measured_rates(plan: Callable[..., Plan]) -> None:
-    needs = budget.budget(plan())
-    fast, slow = needs.seconds(budget.Rates(prompt=(100.0, 200.0), output=(10.0, 20.0)))
-    later_tokens = 6 * 17 * 2
-    # each of the two open questions with a text of seven tokens, the last of which needs no step
-    questions = next(block for block in needs.blocks if block.kind == "open_ended")
-    assert needs.coherence_tokens == questions.prompt_tokens + 6 * 17 * 2
-    computed = needs.computed_tokens + needs.coherence_tokens
-    assert slow == pytest.approx(computed / 100 + later_tokens / 10)
-    assert fast == pytest.approx(slow / 2)
-
-
 def test_it_says_which_way_each_evaluation_is_computed(tmp_path: Path) -> None:
     resolve("tiny-llama")
     path = tmp_path / "grid.yaml"

@@ -12,14 +12,12 @@ import click
 from vsteer.terminal import echo
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Iterator
 
     from vsteer.grid.spec import Grid
-    from vsteer.plan.budget import BlockBudget, Budget, Rates
+    from vsteer.plan.budget import BlockBudget, Budget
     from vsteer.plan.memory import Memory
-    from vsteer.plan.plan import Plan
-
-    Seconds = tuple[float, float]
+    from vsteer.plan.times import TimePart
 
 WIDTH = 80
 
@@ -37,43 +35,56 @@ def plan(grid: Path, as_json: bool) -> None:
     Example:
       vsteer plan runs/quickstart.yaml
     """
-    from vsteer.plan.rates import known_rates
-
-    show(grid, as_json, known_rates)
+    show(grid, as_json)
 
 
-def show(path: Path, as_json: bool, rates: Callable[[Plan], Rates | None] | None = None) -> None:
-    """Print the plan of a grid, with a range of time where `rates` has measured speeds of its model."""
+def show(path: Path, as_json: bool) -> None:
+    """Print the plan of a grid: with the rows that stand, and the time that is left where it was measured."""
     from vsteer.grid.spec import read_grid
     from vsteer.plan import budget
     from vsteer.plan.memory import memory_of
+    from vsteer.plan.rates import known_rates
+    from vsteer.plan.times import times, total
     from vsteer.run.folder import run_plans
+    from vsteer.run.left import left_of
 
     grid = read_grid(path)
     plans = run_plans(grid)
     budgets = [budget.budget(one) for one in plans]
-    measured = [rates(one) if rates else None for one in plans]
     memories = [memory_of(one) for one in plans]
-    times = [one.seconds(rate) if rate else None for one, rate in zip(budgets, measured, strict=True)]
+    left = left_of(plans)
+    parts = [
+        times(one, size, known_rates(one), rest) for one, size, rest in zip(plans, budgets, left, strict=True)
+    ]
+    standing = [size.rows - sum(rest.rows) for size, rest in zip(budgets, left, strict=True)]
     if as_json:
-        pairs = zip(budgets, times, strict=True)
         models = [
-            budget.as_json(one) | {"seconds": seconds, "memory": memory and vars(memory)}
-            for (one, seconds), memory in zip(pairs, memories, strict=True)
+            budget.as_json(size)
+            | {
+                "standing": stands,
+                "seconds": total(times),
+                "time": [vars(part) for part in times],
+                "memory": memory and vars(memory),
+            }
+            for size, stands, times, memory in zip(budgets, standing, parts, memories, strict=True)
         ]
         echo(json.dumps({"name": grid.name, "models": models, "total": budget.summed(budgets)}, indent=2))
         return
-    echo("\n".join(_text(grid, budgets, times, memories)))
+    echo("\n".join(_text(grid, budgets, standing, parts, memories)))
 
 
 def _text(
-    grid: Grid, budgets: list[Budget], times: list[Seconds | None], memories: list[Memory | None]
+    grid: Grid,
+    budgets: list[Budget],
+    standing: list[int],
+    times: list[list[TimePart]],
+    memories: list[Memory | None],
 ) -> list[str]:
     from vsteer.plan.budget import summed
 
     lines = [f"{grid.name}: {len(budgets)} model{'s' * (len(budgets) > 1)}"]
-    for one, seconds, memory in zip(budgets, times, memories, strict=True):
-        lines += ["", *_model(one, seconds, memory)]
+    for one, stands, parts, memory in zip(budgets, standing, times, memories, strict=True):
+        lines += ["", *_model(one, stands, parts, memory)]
     if len(budgets) > 1:
         total = summed(budgets)
         lines += ["", f"all models: {total['rows']:,} rows, {total['requests']:,} requests,"]
@@ -83,7 +94,7 @@ def _text(
     return lines
 
 
-def _model(one: Budget, seconds: Seconds | None, memory: Memory | None) -> list[str]:
+def _model(one: Budget, standing: int, times: list[TimePart], memory: Memory | None) -> list[str]:
     from vsteer.plan.left_out import described
 
     about = "~" if one.pending else ""
@@ -94,7 +105,7 @@ def _model(one: Budget, seconds: Seconds | None, memory: Memory | None) -> list[
             f"{one.configurations:,} ({one.baselines:,} unsteered, {one.controls:,} controls)"
             + (f" of {one.product:,}" if one.left_out else ""),
         ),
-        ("rows", f"{one.rows:,}"),
+        ("rows", f"{one.rows:,}" + (f", of which {standing:,} stand" if standing else "")),
         ("requests", f"{about}{one.requests:,}"),
         ("prompts", f"{one.prompts:,}"),
         ("prompt tokens", f"{about}{one.prompt_tokens:,}"),
@@ -105,8 +116,7 @@ def _model(one: Budget, seconds: Seconds | None, memory: Memory | None) -> list[
     ]
     if one.coherence_tokens:
         facts.append(("perplexities", f"at most {about}{one.coherence_tokens:,} tokens to compute"))
-    if seconds:
-        facts.append(("time", f"{_time(seconds[0])} to {_time(seconds[1])}"))
+    facts += _times(times)
     if memory:
         facts.append(("weights", f"{_size(memory.weights_bytes)} on each device ({memory.device})"))
     if memory and memory.forks_bytes:
@@ -118,7 +128,7 @@ def _model(one: Budget, seconds: Seconds | None, memory: Memory | None) -> list[
     lines = [_rule(one.model)]
     if one.pending:
         lines += _wrapped("The model is not at hand: tokens are estimated, and ids are pending.", "")
-    lines += [f"{name:<16}{value}" for name, value in facts]
+    lines += [f"{name:<16}{value}".rstrip() for name, value in facts]
     for made in one.made:
         lines += _wrapped(made, "vector ")
     lines += ["", f"{'evaluation':<40}{'configs':>10}{'prompts':>10}{'samples':>8}{'rows':>12}"]
@@ -137,6 +147,30 @@ def _model(one: Budget, seconds: Seconds | None, memory: Memory | None) -> list[
     for note in one.notes:
         lines += _wrapped(note, "note: ")
     return lines
+
+
+def _times(parts: list[TimePart]) -> Iterator[tuple[str, str]]:
+    """The time that is left in all, and in its parts; what no run has measured is unknown."""
+    from vsteer.plan.times import total
+
+    if not parts:
+        yield "time", "nothing is left to compute"
+        return
+    unknown = any(part.seconds is None for part in parts)
+    seconds = total(parts)
+    if seconds is None:
+        yield "time", "unknown: no run of this model on this machine has measured it"
+        return
+    days = sorted({part.day for part in parts if part.seconds})
+    measured = f"measured here on {days[0]}" + (f" to {days[-1]}" if len(days) > 1 else "")
+    yield "time", f"{'at least ' if unknown else ''}{_range(seconds)}, by what was {measured}"
+    for part in parts:
+        yield f"  {part.name}", _range(part.seconds) if part.seconds else "unknown: not measured here yet"
+
+
+def _range(seconds: tuple[float, float]) -> str:
+    least, most = map(_time, seconds)
+    return least if least == most else f"{least} to {most}"
 
 
 def _first_of_each(one: Budget) -> list[BlockBudget]:

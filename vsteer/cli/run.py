@@ -25,9 +25,8 @@ def run(grid: Path, fresh: bool, retry_errors: bool, dry_run: bool) -> None:
     """
     if dry_run:
         from vsteer.cli.plan import show
-        from vsteer.plan.rates import known_rates
 
-        show(grid, as_json=False, rates=known_rates)
+        show(grid, as_json=False)
         return
     from vsteer.cli.layer_curve import layer_curves
     from vsteer.run.start import COMPLETE, INTERRUPTED, run_grid

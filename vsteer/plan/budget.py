@@ -33,14 +33,6 @@ _TOTALS = (
 
 
 @dataclass(frozen=True)
-class Rates:
-    """Measured tokens a second, the slowest and the fastest: computed prompt tokens and generated ones."""
-
-    prompt: tuple[float, float]
-    output: tuple[float, float]
-
-
-@dataclass(frozen=True)
 class BlockBudget:
     """One evaluation under one system prompt."""
 
@@ -111,13 +103,6 @@ class Budget:
     @property
     def disk_bytes(self) -> int:
         return self.rows * BYTES_A_ROW + self.output_tokens * BYTES_A_TOKEN
-
-    def seconds(self, rates: Rates) -> tuple[float, float]:
-        """The least and the most time. The first generated token of a request comes with its prompt."""
-        output = self.output_tokens - self.requests
-        computed = self.computed_tokens + self.coherence_tokens
-        slow, fast = (computed / rates.prompt[n] + output / rates.output[n] for n in (0, 1))
-        return fast, slow
 
 
 def budget(plan: Plan) -> Budget:

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from vsteer.errors import EngineError, StoreError
 from vsteer.grid.spec import EngineSpec
 from vsteer.packages import vllm_version
+from vsteer.plan.budget import budget
 from vsteer.plan.plan import Plan
-from vsteer.plan.rates import Meter, keep
+from vsteer.plan.rates import Meter, Rate, keep, one_rate
+from vsteer.plan.times import characters
 from vsteer.protocol import Engine, Vectors
 from vsteer.run.interrupt import Interrupt
 from vsteer.run.loading import Load
@@ -57,6 +59,7 @@ class ModelRun:
         self.stream = StreamNorms(plan, context.store.folder)
         self.spec = plan.grid.engine_for(plan.grid.model[plan.model])
         self._hung = False
+        self._rates: dict[str, Rate | None] = {}  # what this start measured, for later plans
         self._by_vllm: Vectors | None = None  # the directions, once rows were computed with them
 
     def run(self) -> None:
@@ -108,6 +111,7 @@ class ModelRun:
         engine = self.context.load(self.plan, spec, bool(self.vectors.to_extract) or self.stream.wanted)
         seconds = time.monotonic() - began
         self.progress.phase(f"{name} is ready after {duration(seconds)}")
+        self._rates["start"] = one_rate(1, seconds)
         self.store.event(
             "engine_start",
             model=name,
@@ -120,7 +124,9 @@ class ModelRun:
     def _with_engine(self, engine: Engine, to_do: ToDo) -> None:
         for recipe in self.vectors.to_extract:
             self.progress.counting(f"extracting the vector {recipe.name}", recipe.members)
+            began = time.monotonic()
             warning = self.vectors.extract(engine, recipe, self.progress.step)
+            self._rates["characters"] = one_rate(characters(recipe), time.monotonic() - began)
             self.store.event("extract", vector=recipe.name, warning=warning)
             if warning:
                 self.progress.warn(f"{warning}; better: vsteer vectors extract --dtype float32, then `file:`")
@@ -148,18 +154,21 @@ class ModelRun:
             self._stopping,
             meter.add,
         )
+        self._rates |= meter.rates()
         if engine.info.kind == "vllm":
-            keep(self.plan, meter)
             self._by_vllm = stored.directions
         self._coherence(engine)
+        if engine.info.kind == "vllm":
+            keep(self.plan, self._rates)
 
     def _measure_rounding(self) -> None:
         if self._by_vllm is None or self._stopping():
             return
         self.store.flush()
-        plan, progress = self.plan, self.progress
+        plan, progress, began = self.plan, self.progress, time.monotonic()
         if found := measure_rounding(plan, self.store.folder, self._by_vllm, progress, self._stopping):
             progress.say(found)
+            keep(plan, {"rounding": one_rate(1, time.monotonic() - began)})
 
     def _coherence(self, engine: Engine) -> None:
         """Each text's perplexity, while the model is there. `vsteer score` can do it later."""
@@ -172,11 +181,17 @@ class ModelRun:
                 if not left:
                     return
                 self.progress.counting("perplexity of the texts under the unsteered model", left)
+                began = time.monotonic()
                 found = file.score(engine, lambda _: self.progress.step(), self._stopping)
+                seconds = time.monotonic() - began
         except StoreError as error:
             self.progress.warn(f"no perplexities: {error.message}; later: vsteer score --scorer perplexity")
         else:
             self.store.event("coherence", scored=found.scored, failed=found.failed, open=found.open)
+            size = budget(self.plan)
+            texts = sum(block.rows for block in size.blocks if block.coherence_tokens)
+            scored = size.coherence_tokens * (left - found.open) / max(1, texts)
+            self._rates["coherence_tokens"] = one_rate(scored, seconds)
 
     @property
     def _coherent(self) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +15,7 @@ from vsteer.errors import EngineError, VsteerError
 from vsteer.grid.spec import Grid, as_grid
 from vsteer.plan.left_out import described
 from vsteer.plan.plan import Plan
+from vsteer.plan.rates import keep, one_rate
 from vsteer.run.folder import changes, put_aside, run_folder, run_plans, vector_hashes, write_plan
 from vsteer.run.interrupt import Interrupt
 from vsteer.run.loading import Load, fetch_models, load_vllm
@@ -96,6 +98,7 @@ def run_grid(
                 if event == "replica_died":
                     progress.say(f"replica {fields['replica']} died: {fields['error']}")
 
+            by_vllm = load is None
             load = load or partial(load_vllm, on_event=on_event)
             interrupted, fault = _run_models(plans, planned, store, progress, standing, retry_errors, load)
             standing = store.standing(planned)
@@ -103,12 +106,17 @@ def run_grid(
             store.event("stop", missing=missing, interrupted=interrupted)
             if derive and not interrupted:
                 progress.phase("working out the statistics")
+                began = time.monotonic()
                 # A start that computes no row loads no vectors, and leaves a damaged table of them as it is.
                 if fault_of_norms := run_norms.bring_up_to_date(folder):
                     progress.warn(fault_of_norms)
                 if warning := derive(folder):
                     progress.warn(warning.removeprefix("warning: "))
                     store.event("no_statistics", error=warning)
+                elif by_vllm and standing.count > kept:
+                    rate = one_rate(standing.count, time.monotonic() - began)
+                    for plan in plans:
+                        keep(plan, {"statistics_rows": rate})
     code = INTERRUPTED if interrupted else INCOMPLETE if missing else COMPLETE
     return Outcome(folder, len(planned), len(planned) - missing, len(standing.failed), code, fault)
 
