@@ -160,6 +160,21 @@ def test_the_command_says_what_stands_and_what_is_not_measured(
     path.write_text(replaced("[raw, unit]", "raw", "max_tokens: 7", "max_tokens: 8"))
     texts = plan.blocks[1].rows
     assert f"of which {plan.row_count - texts} stand\n" in shown()
+    rates = {
+        "start": Rate(1 / 40, 1 / 40, "2026-11-29"),
+        "open_ended_rows": Rate(texts / 300, texts / 150, "2026-11-30"),
+    }
+    monkeypatch.setattr("vsteer.plan.rates.known_rates", lambda plan: rates)
+    lines = [
+        "time            at least 3.2 min to 5.7 min",
+        "  measured      here, on 2026-11-29 to 2026-11-30",
+        "  engine start  40 s",
+        "  texts         2.5 min to 5.0 min",
+        "  perplexities  unknown: not measured here yet",
+        "  statistics    unknown: not measured here yet",
+    ]
+    assert "\n".join(lines) in shown()
+    monkeypatch.setattr("vsteer.plan.rates.known_rates", lambda plan: {})
     made = json.loads(CliRunner().invoke(main, ["plan", str(path), "--json"]).output)["models"][0]
     assert (made["seconds"], made["standing"]) == (None, plan.row_count - texts)
     assert [part["name"] for part in made["time"]] == ["engine start", "texts", "perplexities", "statistics"]

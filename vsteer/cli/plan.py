@@ -162,8 +162,8 @@ def _times(parts: list[TimePart]) -> Iterator[tuple[str, str]]:
         yield "time", "unknown: no run of this model on this machine has measured it"
         return
     days = sorted({part.day for part in parts if part.seconds})
-    measured = f"measured here on {days[0]}" + (f" to {days[-1]}" if len(days) > 1 else "")
-    yield "time", f"{'at least ' if unknown else ''}{_range(seconds)}, by what was {measured}"
+    yield "time", ("at least " if unknown else "") + _range(seconds)
+    yield "  measured", f"here, on {days[0]}" + (f" to {days[-1]}" if len(days) > 1 else "")
     for part in parts:
         yield f"  {part.name}", _range(part.seconds) if part.seconds else "unknown: not measured here yet"
 
