@@ -102,6 +102,15 @@ def test_it_says_which_way_each_evaluation_is_computed(tmp_path: Path) -> None:
     assert found.startswith(f"forks, and {long} of 4 prompts as requests")
 
 
+def test_a_perplexity_takes_the_prompt_and_all_but_the_last_token_of_the_text(
+    plan: Callable[..., Plan],
+) -> None:
+    needs = budget.budget(plan())
+    # two open questions, 17 configurations, seven tokens a text
+    (questions,) = (block for block in needs.blocks if block.kind == "open_ended")
+    assert needs.coherence_tokens == questions.prompt_tokens + 6 * 17 * 2
+
+
 def test_no_perplexities_cost_nothing(plan: Callable[..., Plan]) -> None:
     assert budget.budget(plan("max_tokens: 7", "max_tokens: 7, coherence: false")).coherence_tokens == 0
 
