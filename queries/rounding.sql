@@ -7,6 +7,7 @@
 --   rounding       by how much they differ from the run's: the root of their mean square, for an effect of one question
 --   mean_rounding  and on average: what all questions have in common is not averaged away by more questions
 --   largest, layers, multiplier   the vector's largest |mean effect on the logit difference|, and where
+--   norm, relative_norm   the vector's norm; |multiplier| x its length / the stream's, at its largest
 --   below          how many of the vector's configurations have a smaller mean effect than `rounding`
 --   configurations of how many
 --   verdict        the same in words
@@ -16,6 +17,7 @@ with sizes as (
     select r.run, r.model, r.evaluation, e.vector, e.norm, e.positions, e.operation, r.dtype, r.measured,
            r.rounding, r.mean_rounding, max(abs(e.effect)) as largest, arg_max(e.layers, abs(e.effect)) as layers,
            arg_max(e.multiplier, abs(e.effect)) as multiplier,
+           arg_max(e.relative_norm, abs(e.effect)) as relative_norm,
            count(*) filter (abs(e.effect) < r.rounding) as below, count(*) as configurations
     from roundings r join config_effects e using (run, model, evaluation)
     where e.effect is not null
