@@ -15,13 +15,15 @@ import pytest
 from tests.results.made_up import Cell, ask, controls, make_run, sweep, write_vector
 from vsteer.results.queries import queries
 from vsteer.results.views import connect_runs
+from vsteer.store.scores import SCORES_SCHEMA
 from vsteer.vectors.run_norms import write_vector_norms
 
 # These are about rows as such, or need the statistics.
 OF_ROWS = {"failures", "throughput"}
 OF_STATISTICS = {"scaling_fits"}
+OF_TWO_RUNS = {"difference"}
 OF_CONTROLS = {"controls", "control_bands"}
-ASKED = sorted(set(queries()) - OF_ROWS - OF_STATISTICS)
+ASKED = sorted(set(queries()) - OF_ROWS - OF_STATISTICS - OF_TWO_RUNS)
 
 
 def luck(*of: object) -> float:
@@ -85,7 +87,7 @@ def everything(
     ]
     (folder / "scores").mkdir()
     for name, values in (("perplexity", scores), ("refusal", refusals)):
-        pq.write_table(pa.Table.from_pylist(values), folder / "scores" / f"{name}-abc.parquet")
+        pq.write_table(pa.Table.from_pylist(values, SCORES_SCHEMA), folder / "scores" / f"{name}-abc.parquet")
     return folder
 
 
