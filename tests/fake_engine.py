@@ -23,7 +23,6 @@ from vsteer.protocol import (
     BlockScores,
     Engine,
     EngineInfo,
-    Prompt,
     Request,
     Result,
     Steering,
@@ -169,40 +168,7 @@ class FakeBlockEngine(FakeEngine):
             yield block, self._scores(block)
 
     def _scores(self, block: Block) -> BlockScores:
-        results = [self._row(block, n) for n in range(len(block.steerings))]
-        errors = {
-            n: str(result.error) for n, row in enumerate(results) for result in row if result.status != "ok"
-        }
-        logprobs = [
-            [
-                result.logprobs[0][token] if n not in errors else 0.0
-                for result, (_, tokens) in zip(row, block.asked, strict=True)
-                for token in tokens
-            ]
-            for n, row in enumerate(results)
-        ]
-        return BlockScores(
-            np.array(logprobs),
-            np.array([sum(result.cached_tokens for result in row) for row in results]),
-            np.array([sum(result.steered_tokens for result in row) for row in results]),
-            errors,
-        )
-
-    def _row(self, block: Block, n: int) -> list[Result]:
-        steering, span = block.steerings[n], block.spans()[n]
-        prompt = block.prompt
-        return [
-            self._answer(
-                Request(
-                    str(n),
-                    Prompt(prompt.token_ids + prefix, prompt.template_length, prompt.user_turn_length),
-                    Steering(steering.terms, span) if steering else None,
-                    logprob_token_ids=tokens,
-                    answer_tokens=len(prefix),
-                )
-            )
-            for prefix, tokens in block.asked
-        ]
+        return BlockScores.of(block, {one.id: self._answer(one) for one in block.requests()})
 
     def under_way(self) -> list[str]:
         return [*super().under_way(), *(block.id for block in self._blocks)]

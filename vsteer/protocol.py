@@ -6,6 +6,7 @@ is resolved here, once, from the original prompt's layout; nothing later guesses
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -195,6 +196,19 @@ class Block:
             known[positions] = self.prompt.span(positions)
         return [known[steering.positions if steering else None] for steering in self.steerings]
 
+    def requests(self) -> Iterator[Request]:
+        """The same as requests, named by the place of the steering and of the prefix: `0.0`, `0.1`, ..."""
+        prompt = self.prompt
+        for place, (steering, span) in enumerate(zip(self.steerings, self.spans(), strict=True)):
+            for n, (prefix, tokens) in enumerate(self.asked):
+                yield Request(
+                    f"{place}.{n}",
+                    Prompt(prompt.token_ids + prefix, prompt.template_length, prompt.user_turn_length),
+                    Steering(steering.terms, span) if steering else None,
+                    logprob_token_ids=tokens,
+                    answer_tokens=len(prefix),
+                )
+
 
 @dataclass(frozen=True, eq=False)
 class BlockScores:
@@ -206,6 +220,26 @@ class BlockScores:
     # the steerings that failed, by their place, and why; their lines above mean nothing
     errors: Mapping[int, str] = field(default_factory=dict)
     forked: bool = False  # as in `Result`
+
+    @classmethod
+    def of(cls, block: Block, results: Mapping[str, Result]) -> BlockScores:
+        """What the results of the block's requests, by their ids, come to."""
+        logprobs, cached, steered, errors = [], [], [], {}
+        for place in range(len(block.steerings)):
+            row = [results[f"{place}.{n}"] for n in range(len(block.asked))]
+            if failed := next((result for result in row if result.status != "ok"), None):
+                errors[place] = failed.error or "no reason given"
+            logprobs.append(
+                [
+                    math.nan if place in errors else result.logprobs[0][token]
+                    for result, (_, tokens) in zip(row, block.asked, strict=True)
+                    for token in tokens
+                ]
+            )
+            cached.append(sum(result.cached_tokens for result in row))
+            steered.append(sum(result.steered_tokens for result in row))
+        forked = all(result.forked for result in results.values())
+        return cls(np.array(logprobs), np.array(cached), np.array(steered), errors, forked)
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from tests.engine.conftest import BATCHED_TOKENS, CAPTURING, WITHOUT_MULTIPLIER,
 from tests.engine.test_families import named, parity_of, reference_of, setup_of
 from vsteer.engine.driver import VllmEngine
 from vsteer.engine.proof.fork_parity import compare_forks
-from vsteer.engine.proof.parity import TOLERANCE, compare, make_requests, make_vectors
+from vsteer.engine.proof.parity import TOLERANCE, VECTOR_NAMES, compare, make_requests, make_vectors
 from vsteer.engine.proof.reference import ReferenceEngine
 from vsteer.families import FAMILIES
-from vsteer.protocol import OPEN_END, Engine, Prompt, Request, Vectors
+from vsteer.protocol import OPEN_END, Block, Engine, Positions, Prompt, Request, Steering, Term, Vectors
 
 PROMPTS = 12
 ROWS = 240
@@ -195,3 +195,59 @@ def test_forks_of_another_table_are_refused(engine: VllmEngine, reference: Refer
     engine._table_sha256 = "another"
     with pytest.raises(Exception, match="another steering table"):
         list(engine.run(rows))
+
+
+@on(CAPTURING[1], slow=(CAPTURING[0], *CAPTURING[2:]))
+def test_blocks_give_what_their_requests_give(engine: VllmEngine, reference: ReferenceEngine) -> None:
+    """Answers that begin alike, unsteered and steered, and a prompt that no pass has room for."""
+    made = made_blocks(engine)
+    engine.load(make_vectors(reference), [one for block in made for one in block.steerings if one])
+    found = {block.id: scores for block, scores in engine.run_blocks(iter(made))}
+    assert engine.under_way() == []
+    assert {name: scores.forked for name, scores in found.items()} == {
+        block.id: block.id != "long" for block in made
+    }
+    for block in made:
+        plain = [dataclasses.replace(request, answer_tokens=None) for request in block.requests()]
+        results = {result.id: result for result in engine.run(plain)}
+        scores = found[block.id]
+        assert not scores.errors
+        for place in range(len(block.steerings)):
+            of_row = [results[f"{place}.{n}"] for n in range(len(block.asked))]
+            expected = [
+                result.logprobs[0][token]
+                for result, (_, tokens) in zip(of_row, block.asked, strict=True)
+                for token in tokens
+            ]
+            assert scores.logprobs[place].tolist() == pytest.approx(expected, abs=TOLERANCE)
+            assert scores.steered_tokens[place] == sum(result.steered_tokens for result in of_row)
+
+
+def made_blocks(engine: VllmEngine) -> list[Block]:
+    rng = np.random.default_rng(5)
+    vocab, layers = engine.info.vocab_size, engine.info.layers
+    spans: tuple[Positions, ...] = ("all", "after_prompt", "last_prompt_token", (3, 7))
+    steerings = [
+        None,
+        *(
+            Steering((Term(VECTOR_NAMES[n % 2], n % layers, (-1.0) ** n),), positions)
+            for n, positions in enumerate(spans * 4)
+        ),
+    ]
+    blocks = []
+    for name, length in (("a", 30), ("long", BATCHED_TOKENS + 20), ("b", 50), ("c", 12)):
+        tokens = tuple(int(token) for token in rng.integers(0, vocab, length))
+        a, b, c, d, e = (int(token) for token in rng.choice(vocab, 5, replace=False))
+        asked = (((), (a, d)), ((a,), (b, c)), ((a, b), (e,)))
+        blocks.append(Block(name, Prompt(tokens, length - 2, length - 5), asked, tuple(steerings)))
+    return blocks
+
+
+@on(slow=CAPTURING[:1])
+def test_a_block_that_cannot_be_served_fails_row_by_row(engine: VllmEngine) -> None:
+    engine.load({}, [])
+    wrong = Block("wrong", Prompt.plain([1, 2, engine.info.vocab_size]), (((), (5,)),), (None, None))
+    ((block, scores),) = engine.run_blocks([wrong])
+    assert block is wrong
+    assert set(scores.errors) == {0, 1}
+    assert "outside the vocabulary" in scores.errors[0]

@@ -10,7 +10,7 @@ import contextlib
 import itertools
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from vsteer.engine.captures import CaptureAdmission, joined_streams
 from vsteer.engine.death_watch import DeathWatch
-from vsteer.engine.forks import ForkCollector, ForkScores, packed, unpacked
+from vsteer.engine.forks import BlockForks, ForkCollector, ForkScores, OpenBlock, packed, unpacked
 from vsteer.engine.options import EngineOptions, why_no_forks
 from vsteer.engine.proof.canary import prove_steering
 from vsteer.engine.start import check_plugin_is_allowed, engine_args, engine_environment
@@ -33,6 +33,8 @@ from vsteer.engine.worker.step import NOT_SEEN, CellSpan
 from vsteer.errors import EngineError, SteeringFault, UsageError
 from vsteer.models.hugging_face import load_config
 from vsteer.protocol import (
+    Block,
+    BlockScores,
     Engine,
     EngineInfo,
     Request,
@@ -109,6 +111,7 @@ class VllmEngine(Engine):
                     "max_num_seqs, or another kv_cache_gib",
                 ) from error
         self.tokenizer: Any = self._llm.get_tokenizer()
+        forks = why_no_forks(options, kv_cache_dtype, has_gpu()) is None
         self.info = EngineInfo(
             kind="vllm",
             dtype=str(config.model_config.dtype).removeprefix("torch."),
@@ -118,7 +121,8 @@ class VllmEngine(Engine):
             vocab_size=config.model_config.get_vocab_size(),
             max_model_len=config.model_config.max_model_len,
             cache_block=config.cache_config.block_size if config.cache_config.enable_prefix_caching else 0,
-            forks=why_no_forks(options, kv_cache_dtype, has_gpu()) is None,
+            forks=forks,
+            blocks=forks,
         )
         self._max_in_flight = 2 * options.max_num_seqs + 64
         self._table: SteeringTable | None = None
@@ -129,8 +133,9 @@ class VllmEngine(Engine):
         self.steps = 0
         self._numbers = itertools.count(1)
         # without room it takes no request
-        room = config.scheduler_config.max_num_batched_tokens if self.info.forks else 0
-        self._forks = ForkCollector(room)
+        self._room = config.scheduler_config.max_num_batched_tokens if self.info.forks else 0
+        self._forks = ForkCollector(self._room)
+        self._blocks: list[BlockForks] = []
         # how many requests were computed as forks
         self.forked = 0
         try:
@@ -193,6 +198,27 @@ class VllmEngine(Engine):
         finally:
             self._abort()
 
+    def run_blocks(self, blocks: Iterable[Block]) -> Iterator[tuple[Block, BlockScores]]:
+        """As forks of one unsteered pass each; a block that no pass has room for as requests."""
+        try:
+            for block in blocks:
+                taken = BlockForks(block, [self._cell(steering) for steering in block.steerings])
+                limits = self.info.vocab_size, self.info.max_model_len
+                unsteered = itertools.islice(block.requests(), len(block.asked))
+                # a request says why it can't be served
+                if taken.open.nodes > self._room or any(one.invalid_because(*limits) for one in unsteered):
+                    results = {result.id: result for result in self.run(block.requests())}
+                    yield block, BlockScores.of(block, results)
+                    continue
+                self._blocks.append(taken)
+                waiting = [one.open for one in self._blocks]
+                most = max(sum(one.nodes for one in waiting), sum(one.fork_nodes for one in waiting))
+                if most >= self._room:
+                    yield from self._compute_blocks()
+            yield from self._compute_blocks()
+        finally:
+            self._blocks = []
+
     def recomputed_tokens(self) -> int:
         """Positions of steered requests computed again after preemptions, since the table was loaded.
 
@@ -203,7 +229,7 @@ class VllmEngine(Engine):
 
     def under_way(self) -> list[str]:
         forks = (request.id for block in self._forks.blocks for request, _, _ in block.requests)
-        return [*self._in_flight, *forks]
+        return [*self._in_flight, *forks, *(taken.block.id for taken in self._blocks)]
 
     def kill(self) -> None:
         for process in self._watch.processes():
@@ -269,26 +295,48 @@ class VllmEngine(Engine):
         self._captures.begin(request)
         return None
 
-    def _cell_span(self, request: Request) -> CellSpan | None:
-        if request.steering is None or not request.steering.acting_terms:
-            return None
+    def _cell(self, steering: Steering | None) -> int:
+        """0 for what is unsteered."""
+        if steering is None or not steering.acting_terms:
+            return 0
         if self._table is None:
             raise SteeringFault("a steered request came before load()")
-        cell = self._table.cell_of(request.steering)
+        return self._table.cell_of(steering)
+
+    def _cell_span(self, request: Request) -> CellSpan | None:
+        cell = self._cell(request.steering)
+        if not cell:
+            return None
+        assert request.steering is not None
+        assert self._table is not None
         start, end = request.prompt.span(request.steering.positions)
         return CellSpan(next(self._numbers), cell, self._table.fingerprints[cell], start, end)
 
     def _compute_forks(self) -> Iterator[Result]:
         blocks = self._forks.take()
+        for block, scores in zip(blocks, self._fork_scores(blocks), strict=True):
+            self.forked += len(block.requests)
+            yield from block.results(scores)
+
+    def _compute_blocks(self) -> Iterator[tuple[Block, BlockScores]]:
+        taken = self._blocks
+        found = self._fork_scores([one.open for one in taken])
+        self._blocks = []
+        for one, scores in zip(taken, found, strict=True):
+            self.forked += len(one.block.steerings) * len(one.block.asked)
+            yield one.block, one.scores(scores)
+
+    def _fork_scores(self, blocks: Sequence[OpenBlock]) -> list[ForkScores]:
+        if not blocks:
+            return []
         payload = packed([block.closed() for block in blocks])
         answers = self._rpc("vsteer_forks", self._table_sha256, payload)
         self.steps += 1
         found = [unpacked(answer, ForkScores) for answer in answers]
-        for n, block in enumerate(blocks):
+        for n in range(len(blocks)):
             if any((of_rank[n].steered != found[0][n].steered).any() for of_rank in found):
                 raise SteeringFault("the workers steered different tokens of a fork")
-            self.forked += len(block.requests)
-            yield from block.results(found[0][n])
+        return found[0]
 
     def _step(self) -> list[tuple[_Flight, Any]]:
         with self._watch.alive():

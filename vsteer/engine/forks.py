@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from vsteer.errors import SteeringFault
 from vsteer.operations import PLACES
-from vsteer.protocol import Request, Result, expected_steered_tokens
+from vsteer.protocol import Block, BlockScores, Request, Result, expected_steered_tokens
 
 # What is kept of unsteered prompts at a time: keys, values and streams. A single prompt may be more.
 KEPT_BYTES = 2**29
@@ -70,17 +70,23 @@ class OpenBlock:
         return self.nodes + sum(answer[:length] not in self._node for length in range(1, len(answer) + 1))
 
     def add(self, request: Request, cell: int, span: Span) -> None:
-        answer = request.prompt.token_ids[len(self.prompt) :]
+        node = self.ask(request.prompt.token_ids[len(self.prompt) :], request.logprob_token_ids)
+        self.requests.append((request, self.fork(cell, span), node))
+
+    def ask(self, answer: tuple[int, ...], tokens: Sequence[int]) -> int:
+        """Ask for these tokens behind an answer; the node behind which they stand."""
         for length in range(1, len(answer) + 1):
             if answer[:length] not in self._node:
                 self._node[answer[:length]] = len(self._tokens)
                 self._tokens.append(answer[length - 1])
                 self._parents.append(self._node[answer[: length - 1]])
         node = self._node[answer]
-        self._asked.setdefault(node, {}).update(dict.fromkeys(request.logprob_token_ids))
-        # the span of what is unsteered does not matter
-        fork = self._forks.setdefault((cell, span if cell else (0, 0)), len(self._forks))
-        self.requests.append((request, fork, node))
+        self._asked.setdefault(node, {}).update(dict.fromkeys(tokens))
+        return node
+
+    def fork(self, cell: int, span: Span) -> int:
+        """The place of a fork; the span of what is unsteered does not matter."""
+        return self._forks.setdefault((cell, span if cell else (0, 0)), len(self._forks))
 
     @property
     def nodes(self) -> int:
@@ -159,6 +165,39 @@ class OpenBlock:
             # what the unsteered pass computed for all forks
             cached_tokens=self._owns(span[0]) if cell else 0,
             steered_tokens=steered,
+            forked=True,
+        )
+
+
+class BlockForks:
+    """A block as the workers take it, with the fork of each of its steerings."""
+
+    def __init__(self, block: Block, cells: Sequence[int]) -> None:
+        self.block = block
+        self.open = OpenBlock(block.prompt.token_ids)
+        for answer, tokens in block.asked:
+            self.open.ask(answer, tokens)
+        self._spans = block.spans()
+        self._forks = [self.open.fork(cell, span) for cell, span in zip(cells, self._spans, strict=True)]
+        self._steered = np.array(cells) > 0
+
+    def scores(self, found: ForkScores) -> BlockScores:
+        """The block's scores, once the steered tokens of each of its forks are proven."""
+        tokens = np.array([len(self.block.prompt.token_ids) + len(answer) for answer, _ in self.block.asked])
+        start, end = np.array(self._spans).reshape(-1, 2).T[:, :, None]
+        expected = np.where(self._steered[:, None], np.maximum(0, np.minimum(end, tokens) - start), 0)
+        steered = found.steered[self._forks]
+        if (steered != expected).any():
+            place = int(np.argwhere(steered != expected)[0, 0])
+            raise SteeringFault(
+                f"fork {place} of {self.block.id!r} did not steer the span {self._spans[place]}"
+            )
+        # what the unsteered pass computed for all forks, at each place that is read
+        shared = np.minimum(start[:, 0], len(self.block.prompt.token_ids) - 1) * len(tokens)
+        return BlockScores(
+            found.logprobs[self._forks],
+            np.where(self._steered, shared, 0),
+            steered.sum(axis=1),
             forked=True,
         )
 
