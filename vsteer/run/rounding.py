@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -106,10 +107,14 @@ def _chosen(plan: Plan, folder: Path) -> list[tuple[str, str, str, str, str, flo
 
 def _reference(plan: Plan) -> Engine:
     """The same model in float32, on this machine's CPU. Raises ModelError where it can't be had."""
+    import torch
+
     from vsteer.engine.proof.reference import ReferenceEngine
 
     folder = plan.facts.folder
     assert folder is not None
+    # vLLM leaves the process that starts it with one thread
+    torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
     if plan.facts.quantization or getattr(load_config(folder), "quantization_config", None):
         raise ModelError("a quantised checkpoint has no float32 weights", "")
     needed = MEMORY_FACTOR * sum(file.stat().st_size for file in folder.glob("*.safetensors"))

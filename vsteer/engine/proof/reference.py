@@ -131,7 +131,9 @@ class ReferenceEngine(Engine):
         with self._hooks(request):
             self._seen = 0
             while len(tokens) < request.max_tokens:
-                out = self.model(input_ids=self._tensor(ids), past_key_values=cache, use_cache=True)
+                out = self.model(
+                    input_ids=self._tensor(ids), past_key_values=cache, use_cache=True, logits_to_keep=1
+                )
                 self._seen += len(ids)
                 cache = out.past_key_values
                 logits = out.logits[0, -1].float()
