@@ -51,7 +51,7 @@ class DyingClient:
 def engine() -> VllmEngine:
     made: Any = VllmEngine.__new__(VllmEngine)
     made._llm = DyingClient()
-    made._forks = ForkCollector(0)
+    made._forks, made._blocks = ForkCollector(0), []
     made._in_flight, made._numbers, made._captures = {}, itertools.count(1), CaptureAdmission(4)
     made._watch = DeathWatch(made._llm.engine_core)
     made.steps = 0
