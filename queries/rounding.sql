@@ -9,7 +9,7 @@
 --   largest, layers, multiplier   the vector's largest |mean effect on the logit difference|, and where
 --   norm, relative_norm   the vector's norm; |multiplier| x its length / the stream's, at its largest
 --   below          how many of the vector's configurations have a smaller mean effect than `rounding`
---   configurations of how many
+--   configurations  how many there are
 --   verdict        the same in words
 -- Caveat: an effect below `rounding` is not shown to be one of the vector's, whatever its interval over questions.
 --   One above it may still be chance: see controls.
