@@ -51,6 +51,7 @@ HUGE: list[tuple[str, int, str]] = [
     ("".join(f"{' ' * n}a:\n" for n in range(1300)), 50, "nested too deeply"),
     ("- " * 5000 + "1", 1, "nested too deeply"),
     (merges_of_merges(30), 1, "expected settings, found "),
+    (GRID.replace("{residual: 0.1}", "unit, " * 1000), 6, "1,001 norms, and at most 1,000 are taken"),
     # 20,000 merges of 20 keys each
     (f"- &a {{{', '.join(f'k{n}: 1' for n in range(20))}}}\n- <<: [{'*a, ' * 20_000}]", 2, "aliases make"),
     ("a: &a 1\na2: &a 2", 2, "two values have the anchor 'a'"),

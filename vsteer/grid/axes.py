@@ -17,7 +17,7 @@ from vsteer.validation import did_you_mean, many, shortened, shown, wrong
 
 Group = tuple[int, ...]  # the layers of one steering; mostly one
 
-MOST_VALUES = 10_000
+MOST_VALUES, MOST_NORMS = 10_000, 1_000
 _LAYER_FORMS = (
     "write all, [9, 10], {from: 8, to: 24, step: 2}, {depth: [0.2, 0.6]}, or [[10, 14]] for both at once"
 )
@@ -141,6 +141,12 @@ def parse_positions(value: Any) -> Positions:
         hint = did_you_mean(value, list(POSITION_WORDS), _POSITION_FORMS)
         raise wrong(f"expected positions, found {shown(value)}", hint)
     return value
+
+
+def parse_norms(value: Any) -> tuple[str, ...]:
+    if isinstance(value, list) and len(value) > MOST_NORMS:
+        raise wrong(f"{len(value):,} norms, and at most {MOST_NORMS:,} are taken", _NORM_FORMS)
+    return many(parse_norm)(value)
 
 
 def parse_norm(value: Any) -> str:

@@ -25,7 +25,7 @@ from pydantic import (
 
 from vsteer.engine.options import EngineOptions
 from vsteer.evaluations.kinds import AnyKind, KindName
-from vsteer.grid.axes import Layers, parse_layers, parse_multipliers, parse_norm, parse_positions
+from vsteer.grid.axes import Layers, parse_layers, parse_multipliers, parse_norms, parse_positions
 from vsteer.grid.names import Named, named_evaluations
 from vsteer.grid.problems import GridError, Loc, Source
 from vsteer.grid.values import OutOfBounds, plain
@@ -62,7 +62,7 @@ _IN_VLLM = {
 _DUMMY = "dummy"
 
 
-Norms = Annotated[tuple[str, ...], PlainValidator(many(parse_norm)), AS_LIST]
+Norms = Annotated[tuple[str, ...], PlainValidator(parse_norms), AS_LIST]
 Multipliers = Annotated[tuple[float, ...], PlainValidator(parse_multipliers), AS_LIST]
 PositionList = Annotated[tuple[Positions, ...], PlainValidator(many(parse_positions)), AS_LIST]
 LayerChoice = Annotated[Layers, PlainValidator(parse_layers), PlainSerializer(lambda layers: layers.written)]
