@@ -100,7 +100,7 @@ def test_sql_by_a_query_s_name_or_in_words(run: vsteer.Run) -> None:
     assert str(run.status.done) in repr(answer)
     assert run.sql("layer_peaks").arrow().num_rows > 0
     assert run.sql("select getvariable('layer') as x", layer=3).fetchall() == [("3",)]
-    with pytest.raises(UsageError, match=r"(?s)no query 'layer_peeks'.*did you mean layer_peaks"):
+    with pytest.raises(UsageError, match=r"(?s)no query 'layer_peeks'.*did you mean 'layer_peaks'"):
         run.sql("layer_peeks")
     with pytest.raises(UsageError, match="DuckDB can't answer it"):
         run.sql("select nothing from nowhere")
