@@ -16,6 +16,7 @@ import scipy.stats
 from tests.results.made_up import Cell, ask, make_run, sweep
 from vsteer.results.views import connect_runs
 from vsteer.store.files import write_parquet
+from vsteer.store.scores import SCORES_SCHEMA
 
 ITEMS = 10
 # how many of the ten refuse: unsteered, at layer 1, at layer 2
@@ -78,7 +79,7 @@ def write_scores(run: Path, *left_out: tuple[str, int | None, int]) -> None:
             | {"row_finished_at": at - timedelta(seconds=9)},
         ]
     (run / "scores").mkdir(exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(scores), run / "scores" / f"refusal-{HASH}.parquet")
+    pq.write_table(pa.Table.from_pylist(scores, SCORES_SCHEMA), run / "scores" / f"refusal-{HASH}.parquet")
 
 
 def wilson(count: int, texts: int = ITEMS) -> tuple[float, float]:

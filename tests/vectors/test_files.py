@@ -8,6 +8,7 @@ import resource
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,19 @@ def test_the_content_tells_not_the_ending(tmp_path: Path, suffix: str) -> None:
     path = saved(tmp_path, suffix).rename(tmp_path / "v.bin")
     assert file_format(path) == suffix[1:]
     assert same_bits(load(path), awkward(layers=(1, 2, 3)))
+
+
+def test_a_header_of_any_length_is_no_pickle(tmp_path: Path) -> None:
+    """A safetensors file starts with the length of its header, whose first byte may be a pickle's."""
+    first_bytes = set()
+    for length in range(0, 264, 8):
+        path = tmp_path / f"{length}.safetensors"
+        one = vector({0: [1, 2]})
+        save(replace(one, origin=replace(one.origin, data="x" * length)), path)
+        first_bytes.add(path.read_bytes()[0])
+        assert file_format(path) == "safetensors"
+        assert load(path).origin.data == "x" * length
+    assert 0x80 in first_bytes
 
 
 def test_an_existing_file_stays_unless_asked(tmp_path: Path) -> None:

@@ -91,11 +91,11 @@ def _format(path: Path, start: bytes, size: int) -> str:
         return "gguf"
     if start.startswith(numpy_file.MAGIC):
         return "npy"
-    if start.startswith((b"PK\x03\x04", b"\x80")):
-        return "caa"
-    # safetensors starts with the length of its header, which is a JSON object.
+    # safetensors starts with the length of its header, a JSON object; the length may begin as a pickle does.
     if start[8:] == b"{" and struct.unpack("<Q", start[:8])[0] < 100_000_000:
         return "safetensors"
+    if start.startswith((b"PK\x03\x04", b"\x80")):
+        return "caa"
     raise VectorError(
         f"{path} ({size} bytes) is no vector: neither safetensors, nor GGUF, nor a torch or numpy file",
         "vsteer reads .safetensors, llama.cpp's .gguf, CAA's and torch's .pt, and .npy",
