@@ -211,22 +211,32 @@ def test_the_plan_is_written_and_found_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    "content",
     [
-        ("", "is damaged"),
-        ('{"schema_version": 1, "rows', "is damaged"),
-        ("[1, 2]", "is damaged"),
-        ('{"name": "x"}', "is damaged"),
-        ('{"schema_version": "1", "rows": 3}', "is damaged"),
-        ("\udcff", "is damaged"),
-        ('{"schema_version": 2, "rows": 3}', "a newer vsteer: its schema is version 2"),
+        "",
+        '{"schema_version": 1, "rows',
+        "[1, 2]",
+        '{"name": "x"}',
+        '{"schema_version": "1", "rows": 3}',
+        "\udcff",
     ],
 )
-def test_a_manifest_that_cannot_be_used_stops_everything(tmp_path: Path, content: str, says: str) -> None:
+def test_a_damaged_manifest_is_set_aside_and_rows_stay(tmp_path: Path, content: str) -> None:
     fill(tmp_path, 0, 3)
     (tmp_path / "manifest.json").write_text(content, errors="surrogateescape")
+    before = sorted((tmp_path / "rows").glob("*.parquet"))
+    with pytest.warns(match="manifest.json"), open_store(tmp_path) as store:
+        assert store.manifest is None
+    assert sorted((tmp_path / "rows").glob("*.parquet")) == before
+    (kept,) = (tmp_path / "set-aside").glob("*manifest*")
+    assert kept.read_text(errors="surrogateescape") == content
+
+
+def test_a_manifest_of_a_newer_vsteer_stops_everything(tmp_path: Path) -> None:
+    fill(tmp_path, 0, 3)
+    (tmp_path / "manifest.json").write_text('{"schema_version": 2, "rows": 3}')
     before = sorted(tmp_path.rglob("*.parquet"))
-    with pytest.raises(StoreError, match=says):
+    with pytest.raises(StoreError, match="a newer vsteer: its schema is version 2"):
         open_store(tmp_path)
     assert sorted(tmp_path.rglob("*.parquet")) == before
     assert holder(tmp_path) is None

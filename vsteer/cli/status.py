@@ -32,7 +32,7 @@ def status(run: Path, as_json: bool) -> None:
     found = status_of(find_run(run))
     event = found.last_event or {}
     if found.manifest:
-        click.echo(f"warning: {found.manifest}", err=True)
+        echo(f"warning: {found.manifest}", err=True)
     if as_json:
         entry = {
             "planned": found.planned,
