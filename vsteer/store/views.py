@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import duckdb
 import numpy as np
 
 from vsteer.store import shards as sh
 from vsteer.store.database import file_list, in_memory
-from vsteer.store.sound import sound_shards
+from vsteer.store.sound import sound_shards, steadily
 
 CONFIGS, PROMPTS = "configs.parquet", "prompts.parquet"
 # Among the rows of one id: a good one before an error, then the latest.
@@ -23,7 +24,10 @@ BEST_FIRST = "(status = 'ok') desc, attempt desc, finished_at desc"
 
 def rows_sql(folder: Path) -> str:
     """A SELECT of every row of a run that stands in a sound shard, each once."""
-    shards = sound_shards(folder)
+    return steadily(folder, lambda _: _rows_sql(sound_shards(folder)))
+
+
+def _rows_sql(shards: Sequence[Path]) -> str:
     if sh.is_compact(shards) or not any_id_twice(shards):
         return f"select * from read_parquet({file_list(shards)})"
     return (
@@ -52,10 +56,16 @@ def any_id_twice(shards: Sequence[Path]) -> bool:
     """Whether some id may stand more than once: by 64 bits of each, in 8 bytes a row."""
     hashes = np.empty(sh.row_count(shards), np.uint64)
     end = 0
-    with in_memory() as database:
-        found = database.sql(f"select hash(row_id) as h from read_parquet({file_list(shards)})")
-        for batch in found.to_arrow_reader(1 << 17):
-            end += len(batch)
-            hashes[end - len(batch) : end] = batch["h"].to_numpy()
+    try:
+        with in_memory() as database:
+            found = database.sql(f"select hash(row_id) as h from read_parquet({file_list(shards)})")
+            for batch in found.to_arrow_reader(1 << 17):
+                end += len(batch)
+                hashes[end - len(batch) : end] = batch["h"].to_numpy()
+    except duckdb.IOException as error:
+        if missing := next((shard for shard in shards if not shard.exists()), None):
+            # a compaction took it away in the middle
+            raise FileNotFoundError(str(missing)) from error
+        raise
     hashes.sort()
     return bool((hashes[1:] == hashes[:-1]).any())
