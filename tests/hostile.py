@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import resource
 import signal
 import sys
@@ -77,3 +78,19 @@ def summary(what: str, found: Sequence[Outcome]) -> None:
     longest, most = max(one.seconds for one in found), max(one.peak for one in found)
     read = sum(not one.message for one in found)
     print(f"{what}, {read} of them read: at most {longest:.2f} s and {most / 2**20:.0f} MiB")
+
+
+def mutated(content: bytes, r: random.Random, within: int | None = None) -> bytes:
+    """A file cut, or with a byte changed, replaced by what readers trip over, or taken out near its start."""
+    changed = bytearray(content)
+    at = r.randrange(min(len(content), within or len(content)))
+    match r.randrange(4):
+        case 0:
+            del changed[at:]
+        case 1:
+            changed[at] = r.randrange(256)
+        case 2:
+            changed[at : at + 1] = r.choice([b"[" * 5000, b"9" * 5000, rb"\ud800", b"\0", b'"', b"-1"])
+        case _:
+            del changed[at : at + r.randint(1, 20)]
+    return bytes(changed)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.hostile import Outcome, outcome, summary
+from tests.hostile import Outcome, mutated, outcome, summary
 from tests.plan.sample import GRID, filled
 from vsteer.grid.spec import read_grid
 from vsteer.models import resolve
@@ -145,18 +145,7 @@ def test_mutated_folders(grid: Path) -> None:
     whole = {path: path.read_bytes() for path in sorted(folder.glob("*.*")) if path.is_file()}
     for _ in range(60):
         path, content = r.choice(list(whole.items()))
-        changed = bytearray(content)
-        at = r.randrange(min(len(content), 2000))
-        match r.randrange(4):
-            case 0:
-                del changed[at:]
-            case 1:
-                changed[at] = r.randrange(256)
-            case 2:
-                changed[at : at + 1] = r.choice([b"[" * 5000, b"9" * 5000, rb"\ud800", b"\0", b'"', b"-1"])
-            case _:
-                del changed[at : at + r.randint(1, 20)]
-        path.write_bytes(changed)
+        path.write_bytes(mutated(content, r, within=2000))
         found.append(outcome(partial(planned, grid)))
         path.write_bytes(content)
     summary("60 model folders", found)

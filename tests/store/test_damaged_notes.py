@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.hostile import Outcome, outcome, summary
+from tests.hostile import Outcome, mutated, outcome, summary
 from tests.store.makers import row, write_plan
 from vsteer.store.events import EVENTS, append_event, read_events
 from vsteer.store.manifest import MANIFEST, read_manifest
@@ -123,18 +123,7 @@ def test_mutated_notes(tmp_path: Path, count: int) -> None:
     for _ in range(count):
         path = tmp_path / r.choice([MANIFEST, EVENTS])
         whole = path.read_bytes()
-        changed = bytearray(whole)
-        at = r.randrange(len(whole))
-        match r.randrange(4):
-            case 0:
-                del changed[at:]
-            case 1:
-                changed[at] = r.randrange(256)
-            case 2:
-                changed[at : at + 1] = r.choice([b"[" * 5000, b"9" * 5000, rb"\ud800", b"\0", b'"', b"-1"])
-            case _:
-                del changed[at : at + r.randint(1, 20)]
-        path.write_bytes(changed)
+        path.write_bytes(mutated(whole, r))
         found.append(outcome(partial(status, tmp_path)))
         path.write_bytes(whole)
     summary(f"{count} manifests and files of events", found)
