@@ -46,9 +46,8 @@ class SteeringWorker:
             raise SteeringFault("forks came with cells of another steering table")
         model = getattr(model, "unwrap", lambda: model)()
         with table.lent() as token_cell:
-            return packed(
-                ForkedPass(model, token_cell, table.first_layers).compute(unpacked(payload, ForkBlock))
-            )
+            forked = ForkedPass(model, token_cell, table.first_layers, table.acts)
+            return packed(forked.compute(unpacked(payload, ForkBlock)))
 
     def vsteer_recomputed(self) -> int:
         return self._vsteer_table().step_table.recomputed

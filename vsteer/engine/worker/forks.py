@@ -19,7 +19,16 @@ import torch
 from numpy.typing import NDArray
 
 from vsteer.engine.forks import EMBEDDED, KEPT_BYTES, ForkBlock, ForkScores
-from vsteer.engine.worker.fork_attention import ForkAttention, ForkGroup, ForkPrompt
+from vsteer.engine.worker.fork_attention import (
+    ForkAttention,
+    ForkBatch,
+    ForkPrompt,
+    LayerAttention,
+    OwnPart,
+    batch_of,
+)
+from vsteer.engine.worker.layer import norm_behind_attention
+from vsteer.errors import SteeringFault
 from vsteer.patches import forked_attention
 
 # Rows of logits that are held at a time: each is as wide as the vocabulary.
@@ -40,10 +49,17 @@ class _Fork:
 
 class ForkedPass:
     """`model` is a causal model of vLLM's with steered layers and `token_cell` their buffer; `first_layers`
-    says behind which layer each cell first acts."""
+    says behind which layer each cell first acts, and `acts`, [layer, cell], where it acts behind a layer."""
 
-    def __init__(self, model: Any, token_cell: torch.Tensor, first_layers: NDArray[np.int32]) -> None:
-        self._model, self._token_cell, self._first_layers = model, token_cell, first_layers
+    def __init__(
+        self,
+        model: Any,
+        token_cell: torch.Tensor,
+        first_layers: NDArray[np.int32],
+        acts: NDArray[np.bool_],
+    ) -> None:
+        self._model, self._token_cell = model, token_cell
+        self._first_layers, self._acts = first_layers, acts
         self._layers = list(model.model.layers)
         self._device = token_cell.device
         # vLLM set memory aside for steps of so many tokens
@@ -70,8 +86,14 @@ class ForkedPass:
         return scores
 
     def _attend(self, layer: int, module: Any) -> ForkAttention:
-        self._attention.append(ForkAttention(layer, module))
+        self._attention.append(ForkAttention(LayerAttention(layer, module)))
         return self._attention[-1]
+
+    def _begin(self, parts: Sequence[OwnPart], keeps: bool) -> ForkBatch:
+        batch = batch_of(parts, [attention.of for attention in self._attention], keeps)
+        for attention in self._attention:
+            attention.batch = batch
+        return batch
 
     def _forks(self, n: int, block: ForkBlock) -> Iterator[_Fork]:
         columns = (block.cells.tolist(), block.owns.tolist(), block.spans.tolist())
@@ -91,9 +113,7 @@ class ForkedPass:
 
     def _unsteered(self, prompts: dict[int, ForkPrompt], scores: Sequence[ForkScores]) -> None:
         offsets = np.cumsum([0, *(one.nodes for one in prompts.values())]).tolist()
-        self._begin(
-            [ForkGroup.at(one, 0, [at]) for one, at in zip(prompts.values(), offsets, strict=False)], True
-        )
+        self._begin([OwnPart(one, 0) for one in prompts.values()], keeps=True).grow(len(prompts))
         self._token_cell.zero_()
         tokens = np.concatenate([one.block.tokens for one in prompts.values()])
         positions = torch.cat([one.positions for one in prompts.values()])
@@ -101,7 +121,7 @@ class ForkedPass:
         residual: torch.Tensor | None = None
         for layer in range(EMBEDDED, len(self._layers)):
             if layer != EMBEDDED:
-                hidden, residual = self._layers[layer](positions, hidden, residual)
+                hidden, residual = self._layers[layer].unsteered(positions, hidden, residual)
             for one, at in zip(prompts.values(), offsets, strict=False):
                 if layer in one.joins:
                     own = slice(at + one.first, at + one.nodes)
@@ -110,9 +130,9 @@ class ForkedPass:
                         hidden[own].clone(),
                         None if residual is None else residual[own].clone(),
                     )
-        rows = [
-            at + node for one, at in zip(prompts.values(), offsets, strict=False) for node in one.block.scored
-        ]
+        rows = np.concatenate(
+            [at + one.block.scored for one, at in zip(prompts.values(), offsets, strict=False)]
+        )
         found = self._scored(hidden, residual, rows, [one.block for one in prompts.values()])
         # nothing is found on a rank that has no logits
         for (n, one), (logprobs, top, top_logprob) in zip(prompts.items(), found, strict=False):
@@ -126,17 +146,39 @@ class ForkedPass:
     ) -> None:
         """One batch of forks, in the order in which they join."""
         of = [prompts[fork.prompt] for fork in batch]
-        ends = np.cumsum([one.nodes - fork.begin for fork, one in zip(batch, of, strict=True)]).tolist()
-        offsets = [0, *ends]
+        parts = [OwnPart(one, fork.begin) for fork, one in zip(batch, of, strict=True)]
+        offsets = np.cumsum([0, *(part.nodes for part in parts)])
         cells = np.concatenate([_cells(fork, one.block) for fork, one in zip(batch, of, strict=True)])
         written = torch.from_numpy(cells).to(self._device)
         positions = torch.cat([one.positions[fork.begin :] for fork, one in zip(batch, of, strict=True)])
+        # where something is asked, and how many such rows come before each fork's
+        rows = np.concatenate(
+            [
+                at + one.block.scored - fork.begin
+                for fork, one, at in zip(batch, of, offsets.tolist(), strict=False)
+            ]
+        )
+        rows_before = np.cumsum([0, *(len(one.block.scored) for one in of)])
+        acts = self._acts[:, [fork.cell for fork in batch]]
+        steered_at = np.zeros_like(acts)
+        attention = self._begin(parts, keeps=False)
         hidden: torch.Tensor | None = None
         residual: torch.Tensor | None = None
         under_way = 0
         for layer in range(batch[0].joins, len(self._layers)):
-            if under_way:
+            last = layer == len(self._layers) - 1
+            own = rows[: rows_before[under_way]]
+            if under_way and (acts[layer, :under_way].any() or self._layers[layer].placed):
                 hidden, residual = self._layers[layer](positions[: offsets[under_way]], hidden, residual)
+                steered_at[layer, :under_way] = True
+                if last:
+                    hidden, residual = hidden[own], residual[own]
+            elif under_way:
+                as_they_are = np.array_equal(own, np.arange(offsets[under_way]))
+                wanted = own if last and not as_they_are else None
+                hidden, residual = self._unsteered_layer(
+                    layer, positions[: offsets[under_way]], hidden, residual, wanted
+                )
             joined = under_way
             while joined < len(batch) and batch[joined].joins == layer:
                 joined += 1
@@ -144,31 +186,56 @@ class ForkedPass:
                 new = slice(under_way, joined)
                 joining = written[offsets[under_way] : offsets[joined]]
                 joining_hidden, joining_residual = self._joining(layer, batch[new], of[new], joining)
+                if layer != EMBEDDED:
+                    steered_at[layer, new] = True
+                if last and joining_residual is not None:
+                    its = rows[rows_before[under_way] : rows_before[joined]] - offsets[under_way]
+                    joining_hidden, joining_residual = joining_hidden[its], joining_residual[its]
                 hidden = joining_hidden if hidden is None else torch.cat([hidden, joining_hidden])
                 if joining_residual is not None:
                     residual = (
                         joining_residual if residual is None else torch.cat([residual, joining_residual])
                     )
                 under_way = joined
-                self._begin(_grouped(batch[:joined], of, offsets), False)
+                attention.grow(joined)
                 self._token_cell[: len(written)].copy_(written)
+        if (acts & ~steered_at).any():
+            raise SteeringFault("a fork went through a layer unsteered at which it is steered")
         assert hidden is not None
-        rows = [
-            at + node - fork.begin
-            for fork, one, at in zip(batch, of, offsets, strict=False)
-            for node in one.block.scored
-        ]
-        found = self._scored(hidden, residual, rows, [one.block for one in of])
+        found = self._scored(hidden, residual, np.arange(len(hidden)), [one.block for one in of])
         for fork, (logprobs, top, top_logprob) in zip(batch, found, strict=False):
             of_block, place = scores[fork.prompt], fork.place
             of_block.logprobs[place], of_block.top[place] = logprobs, top
             of_block.top_logprob[place] = top_logprob
         # counted from what the layers' buffer holds
         on = (self._token_cell[: len(cells)].cpu().numpy() == cells) & (cells > 0)
-        for fork, one, at in zip(batch, of, offsets, strict=False):
+        for fork, one, at in zip(batch, of, offsets.tolist(), strict=False):
             sees = one.block.sees[one.block.scored][:, fork.begin :]
             steered = sees & on[at : at + one.nodes - fork.begin]
             scores[fork.prompt].steered[fork.place] = steered.sum(1)
+
+    def _unsteered_layer(
+        self,
+        layer: int,
+        positions: torch.Tensor,
+        hidden: torch.Tensor | None,
+        residual: torch.Tensor | None,
+        wanted: NDArray[np.int64] | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """A layer at which no fork is steered; what is behind its attention only for the wanted rows."""
+        module: Any = self._layers[layer]
+        if wanted is None:
+            found: tuple[torch.Tensor, torch.Tensor] = module.unsteered(positions, hidden, residual)
+            return found
+        rows = torch.from_numpy(wanted).to(self._device)
+        attention = self._attention[layer]
+        attention.rows = rows
+        try:
+            with forked_attention.narrowed(norm_behind_attention(module), rows):
+                found = module.unsteered(positions, hidden, residual)
+        finally:
+            attention.rows = None
+        return found
 
     def _joining(
         self, layer: int, forks: Sequence[_Fork], of: Sequence[ForkPrompt], cells: torch.Tensor
@@ -190,11 +257,11 @@ class ForkedPass:
         self,
         hidden: torch.Tensor,
         residual: torch.Tensor | None,
-        rows: Sequence[int],
+        rows: NDArray[np.int64],
         blocks: Sequence[ForkBlock],
     ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.float32]]]:
         """What is asked in each block; their scored nodes stand in `rows` one after another."""
-        chosen = torch.tensor(rows, device=self._device)
+        chosen = torch.from_numpy(rows).to(self._device)
         tokens = torch.from_numpy(np.concatenate([block.asked for block in blocks])).to(self._device)
         before = np.cumsum([0, *(len(block.scored) for block in blocks)])
         row_of = np.concatenate([block.asked_at + at for block, at in zip(blocks, before, strict=False)])
@@ -207,11 +274,14 @@ class ForkedPass:
                 # under tensor parallelism some devices gather them on the first rank alone
                 continue
             logits = logits.float()
-            total = torch.logsumexp(logits, dim=-1)
             first, last = np.searchsorted(row_of, [begin, begin + len(some)])
             at = torch.from_numpy(row_of[first:last] - begin).to(self._device)
+            wanted = logits[at, tokens[first:last]]
             largest, top = logits.max(dim=-1)
-            parts.append((logits[at, tokens[first:last]] - total[at], top.int(), largest - total))
+            # in place, since a second tensor of that size takes longer than the sum
+            sums = logits.sub_(largest[:, None]).exp_().sum(dim=-1).log()
+            total = largest + sums
+            parts.append((wanted - total[at], top.int(), -sums))
         if not parts:
             return
         logprobs, tops, top_logprobs = (torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True))
@@ -220,10 +290,6 @@ class ForkedPass:
             own, nodes = slice(asked, asked + len(block.asked)), slice(at, at + len(block.scored))
             yield logprobs[own], tops[nodes], top_logprobs[nodes]
             asked += len(block.asked)
-
-    def _begin(self, groups: Sequence[ForkGroup], keeps: bool) -> None:
-        for attention in self._attention:
-            attention.groups, attention.keeps = groups, keeps
 
 
 def _kept_bytes_a_token(layers: Sequence[Any], stream: torch.Tensor) -> int:
@@ -248,13 +314,6 @@ def _cells(fork: _Fork, block: ForkBlock) -> NDArray[np.int32]:
     positions = block.positions[fork.begin :]
     inside = (positions >= fork.span[0]) & (positions < fork.span[1])
     return np.where(inside, fork.cell, 0).astype(np.int32)
-
-
-def _grouped(forks: Sequence[_Fork], of: Sequence[ForkPrompt], offsets: Sequence[int]) -> list[ForkGroup]:
-    rows: dict[tuple[int, int], tuple[ForkPrompt, list[int]]] = {}
-    for fork, prompt, at in zip(forks, of, offsets, strict=False):
-        rows.setdefault((fork.prompt, fork.begin), (prompt, []))[1].append(at)
-    return [ForkGroup.at(prompt, begin, found) for (_, begin), (prompt, found) in rows.items()]
 
 
 def _chunks(parts: Sequence[T], size: Callable[[T], int], room: int) -> Iterator[list[T]]:

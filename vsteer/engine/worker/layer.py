@@ -43,6 +43,13 @@ class SteeredLayer(nn.Module):
             self.capture(hidden_states, residual)
         return hidden_states, residual
 
+    def unsteered(
+        self, positions: torch.Tensor, hidden_states: torch.Tensor, residual: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The layer as vLLM has it, where it is known that nothing acts in it."""
+        found: tuple[torch.Tensor, torch.Tensor] = super().forward(positions, hidden_states, residual)
+        return found
+
     def steered(self, hidden_states: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
         """`residual` behind what acts behind the layer."""
         dtype = residual.dtype
@@ -79,9 +86,14 @@ def steer_layer(layer: Any, steering: Steering, placed: Sequence[Placed], captur
     layer.__class__ = _mixed(SteeredLayer, type(layer))
     layer.steering, layer.placed, layer.capture = steering, nn.ModuleList(placed), capture
     if placed:
-        norm = next(getattr(layer, name) for name in BEHIND_ATTENTION if hasattr(layer, name))
+        norm = norm_behind_attention(layer)
         norm.__class__ = _mixed(SteeredNorm, type(norm))
         norm.placed = layer.placed
+
+
+def norm_behind_attention(layer: Any) -> Any:
+    """The one that sums (hidden, residual) there."""
+    return next(getattr(layer, name) for name in BEHIND_ATTENTION if hasattr(layer, name))
 
 
 _MIXED: dict[tuple[type, type], type] = {}

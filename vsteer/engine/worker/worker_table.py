@@ -49,6 +49,8 @@ class WorkerTable:
         self._layers: dict[int, Steering] = {}
         self.sha256 = ""  # of the table's file
         self.first_layers: NDArray[np.int32] = np.zeros(1, np.int32)
+        # [layer, cell]: where something is added behind the layer
+        self.acts: NDArray[np.bool_] = np.zeros((1, 1), bool)
         # module -> layer
         self._placed: dict[str, dict[int, Placed]] = {module: {} for module in capacity.modules}
         self._captures: dict[int, Capture] = {}
@@ -79,6 +81,7 @@ class WorkerTable:
                 _replace(placed.row.T, torch.from_numpy(np.ascontiguousarray(rows)))
         self.step_table = StepTable(fingerprints)
         self.sha256 = sha
+        self.acts = (arrays["scale"] != 0).any(axis=-1)
         self.first_layers = first_layers(
             arrays["scale"], [arrays[module] for module in self._placed if module in arrays]
         )
