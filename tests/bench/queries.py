@@ -20,11 +20,12 @@ import pyarrow as pa
 from vsteer.analysis.statistics import write_statistics
 from vsteer.bench.figures import Figure
 from vsteer.results.queries import queries
+from vsteer.results.views import NORMS
 from vsteer.store import shards as sh
 from vsteer.store.compaction import BATCH, ORDER, ROW_GROUP
 from vsteer.store.database import in_memory, quoted
 from vsteer.store.files import as_parquet, parquet_writer
-from vsteer.store.schema import CONFIGS_SCHEMA, PROMPTS_SCHEMA, ROWS_SCHEMA
+from vsteer.store.schema import CONFIGS_SCHEMA, NORMS_SCHEMA, PROMPTS_SCHEMA, ROWS_SCHEMA
 from vsteer.store.scores import SCORES_FOLDER, schema_of, scores_path
 from vsteer.store.views import CONFIGS, PROMPTS
 
@@ -123,9 +124,8 @@ def make_run(folder: Path, rows: int, shard: int | None = None) -> int:
         for scorer in ("perplexity", "refusal"):
             made = f"(from scores where scorer = {quoted(scorer)})"
             _write(database, scores_path(folder, scorer, HASH), made, schema_of(HASH, {}))
-        norms = folder / "vectors" / "norms.parquet"
-        norms.parent.mkdir()
-        database.execute(f"copy norms to '{norms}' (format parquet)")
+        (folder / NORMS).parent.mkdir()
+        _write(database, folder / NORMS, "norms", NORMS_SCHEMA)
         if shard:
             return _write_shards(database, folder / sh.ROWS_FOLDER, shard)
         file = folder / sh.ROWS_FOLDER / "rows"
