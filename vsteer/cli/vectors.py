@@ -9,6 +9,8 @@ import click
 
 from vsteer.cli.extract import extract
 from vsteer.cli.plain_table import number, plain_table
+from vsteer.cli.responses import responses
+from vsteer.cli.train import train
 from vsteer.errors import UsageError, VectorError
 from vsteer.terminal import echo
 from vsteer.vectors import derive
@@ -240,3 +242,5 @@ def _comparison_json(
 
 
 vectors.add_command(extract)
+vectors.add_command(train)
+vectors.add_command(responses)

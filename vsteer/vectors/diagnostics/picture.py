@@ -1,5 +1,6 @@
 """A picture of a vector: its length, and its length over the stream's, layer by layer."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,17 @@ _COLOUR = "#3b6ea5"
 
 
 def draw(vector: SteeringVector, path: Path) -> None:
-    """Write the picture as PNG or SVG, by the path's ending. An older one is replaced."""
+    draw_chart(lambda altair: _chart(altair, vector), path)
+
+
+def check_ending(path: Path) -> None:
     if path.suffix not in {".png", ".svg"}:
         raise UsageError(f"{path} ends in neither .png nor .svg", "the ending says what is drawn")
+
+
+def draw_chart(chart: Callable[[Any], Any], path: Path) -> None:
+    """Write what `chart` makes with altair as PNG or SVG, by the path's ending. An older one is replaced."""
+    check_ending(path)
     try:
         import altair
         import vl_convert
@@ -22,7 +31,7 @@ def draw(vector: SteeringVector, path: Path) -> None:
         raise UnsupportedError(
             f"drawing needs {error.name}, which isn't installed", "pip install altair vl-convert-python"
         ) from error
-    spec = _chart(altair, vector).to_dict()
+    spec = chart(altair).to_dict()
     with new_file(path, VectorError, overwrite=True) as temporary:
         if path.suffix == ".png":
             temporary.write_bytes(vl_convert.vegalite_to_png(spec, scale=2))
