@@ -21,7 +21,7 @@ LAYERS = (
     ("protocol", "validation", "models", "store"),
     ("datasets", "prompts", "engine", "results"),
     ("evaluations", "vectors", "scoring", "host"),
-    ("analysis", "grid"),
+    ("analysis", "grid", "mechanism"),
     ("report", "plan"),
     ("run",),
     ("api", "bench"),

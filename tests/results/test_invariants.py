@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.results.made_up import Cell, ask, controls, make_run, sweep, write_vector
-from vsteer.results.queries import queries
+from vsteer.results.queries import MECHANISM, queries
 from vsteer.results.views import connect_runs
 from vsteer.store.scores import SCORES_SCHEMA
 from vsteer.vectors.run_norms import write_vector_norms
@@ -23,7 +23,8 @@ OF_ROWS = {"failures", "throughput"}
 OF_STATISTICS = {"scaling_fits"}
 OF_TWO_RUNS = {"difference"}
 OF_CONTROLS = {"controls", "control_bands"}
-ASKED = sorted(set(queries()) - OF_ROWS - OF_STATISTICS - OF_TWO_RUNS)
+OF_MECHANISM = {name for name, query in queries().items() if MECHANISM in query.needs}
+ASKED = sorted(set(queries()) - OF_ROWS - OF_STATISTICS - OF_TWO_RUNS - OF_MECHANISM)
 
 
 def luck(*of: object) -> float:

@@ -17,9 +17,10 @@ import pytest
 from tests.results.made_up import Cell, Steered, ask, make_run, sweep, write_vector
 from tests.store import makers
 from vsteer.errors import StoreError, UsageError
-from vsteer.results.queries import DIFFERENCES, FITS, STATISTICS, queries
+from vsteer.results.queries import DIFFERENCES, FITS, MECHANISM, STATISTICS, queries
 from vsteer.results.statistics_files import TABLES
 from vsteer.results.views import connect_runs, run_names, statements
+from vsteer.store import mechanism
 from vsteer.store.scores import SCORES_SCHEMA
 from vsteer.store.store import open_store
 from vsteer.vectors.run_norms import norms_are_current, write_vector_norms
@@ -52,6 +53,7 @@ def test_a_query_says_that_it_needs_statistics_where_it_reads_them(tmp_path: Pat
             wanted = {STATISTICS} if read & set(TABLES) else set()
             wanted |= {FITS} if "scaling" in read else set()
             wanted |= {DIFFERENCES} if "differences" in read else set()
+            wanted |= {MECHANISM} if read & set(mechanism.TABLES) else set()
             assert query.needs == wanted, name
 
 
@@ -64,7 +66,7 @@ def test_every_query_has_its_columns_where_there_is_nothing_to_say(name: str, tm
         rows = result.fetchall()
     assert rows == [] or name == "throughput"
     assert len(columns) > 5
-    if name not in ("failures", "throughput"):
+    if name not in ("failures", "throughput") and MECHANISM not in queries()[name].needs:
         assert "norm" in columns
         assert any(column.startswith("relative_norm") for column in columns) or name == "model_transfer"
 

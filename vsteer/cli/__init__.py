@@ -33,6 +33,7 @@ VERBS = {
         "vsteer.cli.vectors:vectors",
         "Look at steering vectors, compare them, derive others.",
     ),
+    "mechanism": ("vsteer.cli.mechanism:mechanism", "Look into why a steering works, on one device."),
     "bench": ("vsteer.cli.bench:bench", "Measure vsteer on this machine."),
     "models": ("vsteer.cli.models:models", "List, fetch and locate the named models that need no hub."),
 }

@@ -11,6 +11,7 @@ from typing import Any
 
 import altair as alt
 
+from vsteer.report import mechanism_charts
 from vsteer.report.marks import (
     BANDS,
     DIVERGING,
@@ -65,6 +66,9 @@ def charts() -> dict[str, Any]:
         "line": line(),
         "slopes": slopes(),
         "spread": spread(),
+        "head_scores": mechanism_charts.head_scores(),
+        "faithfulness": mechanism_charts.faithfulness(),
+        "sparsity": mechanism_charts.sparsity(),
     }
 
 

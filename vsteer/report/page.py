@@ -45,6 +45,9 @@ DRAWN = (
     "coherence_frontier",
     "capability_cost",
     "steerability",
+    "node_scores",
+    "circuit_faithfulness",
+    "sparsity_curves",
 )
 MORE = (
     "letter_bias",
@@ -52,6 +55,8 @@ MORE = (
     "layer_transfer",
     "model_transfer",
     "rounding",
+    "edges_by_kind",
+    "freezing_costs",
     "throughput",
 )
 # what has no multiplier stands in no multiplier curve

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.resources import files
 
-FIGURE_SCRIPTS = ("data.js", "figures.js", "choose.js", "alone.js")
+FIGURE_SCRIPTS = ("data.js", "figures.js", "mechanism.js", "choose.js", "alone.js")
 SCRIPTS = (*FIGURE_SCRIPTS, "draw.js", "parts.js", "texts.js", "main.js")
 
 

@@ -12,9 +12,9 @@ from vsteer.results.views import setup, statements
 from vsteer.store.database import quoted
 from vsteer.validation import did_you_mean, shown
 
-# What a query may need beside the rows: the tables of statistics; and, made when a query asks for them, fits
-# over the models of several runs, and intervals of what runs or models differ in.
-STATISTICS, FITS, DIFFERENCES = "statistics", "fits over models", "differences"
+# What a query may need beside the rows: the tables of statistics, and those of `vsteer mechanism`; and, made
+# when a query asks for them, fits over several runs' models, and intervals of what runs or models differ in.
+STATISTICS, FITS, DIFFERENCES, MECHANISM = "statistics", "fits over models", "differences", "mechanism"
 # The views that these two fill.
 MADE_WHEN_ASKED = {FITS: "scaling", DIFFERENCES: "differences"}
 

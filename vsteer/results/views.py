@@ -6,6 +6,8 @@ runs                     the runs' names, and their places in the order in which
 rows, configs, prompts   the runs' tables, with a column `run`
 norms, scores            how long the vectors are; what scorers found in the rows as they now stand
 rounding                 effects in 16 bits beside the same ones in float32
+edges, nodes, positions, dimensions, circuits, circuit_overlaps, freezing, head_values, sparsity   what
+                         `vsteer mechanism` put into mechanism/ beside a run's rows
 intervals, peaks, bands, asymmetries, doses, scaling   the tables of statistics_files.py, where a run has them
                          and they were made of its rows as they stand (`without_statistics`)
 differences              intervals between runs or models, once something asks for them
@@ -30,6 +32,7 @@ from vsteer.results.statistics_files import (
     statistics_path,
     why_no_statistics,
 )
+from vsteer.store import mechanism
 from vsteer.store.database import exact, in_memory, quoted
 from vsteer.store.rounding import ROUNDING_FILE, ROUNDING_SCHEMA
 from vsteer.store.schema import (
@@ -113,10 +116,17 @@ def setup(folders: Sequence[Path]) -> list[str]:
     current = {run: folder for run, folder in runs.items() if statistics_are_current(folder)}
     for table in TABLES:
         tables[table] = [(run, _file(statistics_path(folder, table))) for run, folder in current.items()]
+    for table in mechanism.TABLES:
+        tables[table] = [
+            (run, _file(file))
+            for run, folder in runs.items()
+            for file in mechanism.sound_tables(folder, table)
+        ]
     if len(runs) > 1:
         # a run's own is of its models alone: see analysis/over_runs.py
         tables["scaling"] = []
     empty = {name: _no_rows_of(arrow_schema(name, columns)) for name, columns in TABLES.items()}
+    empty |= {name: _no_rows_of(schema) for name, schema in mechanism.SCHEMAS.items()}
     empty |= {"norms": _no_rows_of(NORMS_SCHEMA), "rounding": _no_rows_of(ROUNDING_SCHEMA)}
     selects = {name: _together(parts) if parts else empty[name] for name, parts in tables.items()}
     selects["scores"] = _scores(runs)

@@ -15,7 +15,9 @@ const systemText = (family) => {
   return !family.system ? 'no system prompt' : `system prompt ${quoted(family.system)}${prompt && prompt !== family.system ? `, which is ${quoted(prompt)}` : ''}`;
 };
 // Of what a figure is: the model, what it was asked, and how it was steered.
-function aboutOf(name, {family}) {
+function aboutOf(name, state) {
+  const {family} = state;
+  if (FIGURES[name].about) return FIGURES[name].about(state);
   if (family === null) return '';
   const vector = `vector ${family.vector}`, model = `Model ${family.model}`;
   if (FIGURES[name].vector) return `${model}, ${vector}.`;

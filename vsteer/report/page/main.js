@@ -16,6 +16,7 @@ const SECTIONS = [
   {id: 'vector', title: 'Activations and directions', two: ['components', 'cosine'], side: ['cosine_row', 'worth_norm_over_stream', 'worth_class_separation', 'worth_split_half', 'worth_pair_agreement', 'worth_letter_share', 'worth_rounding']},
   {id: 'items', title: 'Single items', figures: ['slopes'], two: ['spread', 'wrong']},
   {id: 'texts', title: 'Generations', make: textsSection},
+  {id: 'mechanism', title: 'Why it works: mechanism', figures: ['head_scores'], two: ['faithfulness', 'sparsity']},
   {id: 'more', title: 'Further questions', make: moreSection},
 ];
 
