@@ -1,6 +1,6 @@
-"""Seam: the attention and the norms of vLLM's layers while the forked pass runs.
+"""Seam: the attention, norms and activations of vLLM's layers while the forked pass runs.
 
-Its attention would read the paged cache, and on a CPU its norms are made of a dozen small steps, which cost
+Their attention would read the paged cache. On a CPU norms and activations are made of small steps, which cost
 as much as a layer's products where nothing is compiled.
 """
 
@@ -11,8 +11,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.nn import functional
 from vllm import _custom_ops
+from vllm.model_executor.layers.activation import SiluAndMul
 from vllm.model_executor.layers.layernorm import RMSNorm
+from vllm.platforms import current_platform
 
 Attend = Callable[..., Any]
 
@@ -21,25 +24,20 @@ Attend = Callable[..., Any]
 def replaced(layers: Sequence[Any], make: Callable[[int, Any], Attend]) -> Iterator[None]:
     """`make(layer, attention)` gives what answers in place of each layer's attention."""
     modules = [layer.self_attn.attn for layer in layers]
-    norms = [
-        norm
-        for layer in layers
-        for norm in layer.modules()
-        if isinstance(norm, RMSNorm) and _has_kernel(norm)
-    ]
-    methods = [norm._forward_method for norm in norms]
+    parts = [part for layer in layers for part in layer.modules() if _is_slow(part)]
+    methods = [part._forward_method for part in parts]
     try:
         for layer, module in enumerate(modules):
             # the instance's own attribute stands before its class's
             module.forward = make(layer, module)
-        for norm, method in zip(norms, methods, strict=True):
-            norm._forward_method = _kernel_norm(norm, method)
+        for part, method in zip(parts, methods, strict=True):
+            part._forward_method = _fast_norm(part, method) if isinstance(part, RMSNorm) else _silu_and_mul
         yield
     finally:
         for module in modules:
             module.__dict__.pop("forward", None)
-        for norm, method in zip(norms, methods, strict=True):
-            norm._forward_method = method
+        for part, method in zip(parts, methods, strict=True):
+            part._forward_method = method
 
 
 @contextmanager
@@ -130,17 +128,19 @@ class PagedKernel:
         return out
 
 
-def _has_kernel(norm: RMSNorm) -> bool:
-    return (
-        norm.weight.device.type == "cpu"
-        and type(norm).forward_native is RMSNorm.forward_native
-        and norm.variance_size_override is None
-        and norm.has_weight
-        and hasattr(torch.ops._C, "fused_add_rms_norm")
-    )
+def _is_slow(part: Any) -> bool:
+    if isinstance(part, RMSNorm):
+        return (
+            part.weight.device.type == "cpu"
+            and type(part).forward_native is RMSNorm.forward_native
+            and part.variance_size_override is None
+            and part.has_weight
+            and hasattr(torch.ops._C, "fused_add_rms_norm")
+        )
+    return type(part) is SiluAndMul and current_platform.is_cpu()
 
 
-def _kernel_norm(norm: Any, method: Callable[..., Any]) -> Callable[..., Any]:
+def _fast_norm(norm: Any, method: Callable[..., Any]) -> Callable[..., Any]:
     """The norm by one kernel, as vLLM has it on a GPU; it writes over what it is given."""
     weight: torch.Tensor = norm.weight.data
     epsilon: float = norm.variance_epsilon
@@ -156,3 +156,9 @@ def _kernel_norm(norm: Any, method: Callable[..., Any]) -> Callable[..., Any]:
         return x, residual
 
     return forward
+
+
+def _silu_and_mul(x: torch.Tensor) -> torch.Tensor:
+    """As vLLM has it, with one tensor less to make room for."""
+    half = x.shape[-1] // 2
+    return functional.silu(x[..., :half]).mul_(x[..., half:])

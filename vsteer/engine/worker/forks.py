@@ -31,8 +31,9 @@ from vsteer.engine.worker.layer import norm_behind_attention
 from vsteer.errors import SteeringFault
 from vsteer.patches import forked_attention
 
-# Rows of logits that are held at a time: each is as wide as the vocabulary.
-SCORED_AT_ONCE = 256
+# Logits that are held at a time. Rows wait until there are so many, since the unembedding is read as long for
+# a few.
+LOGITS_BYTES = 2**27
 
 T = TypeVar("T")
 
@@ -45,6 +46,15 @@ class _Fork:
     begin: int  # its first own node
     span: tuple[int, int]
     joins: int  # behind which layer
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What is asked behind the scored nodes of one fork, and where its answers go."""
+
+    block: ForkBlock
+    scores: ForkScores
+    place: int | NDArray[np.bool_]
 
 
 class ForkedPass:
@@ -65,6 +75,9 @@ class ForkedPass:
         # vLLM set memory aside for steps of so many tokens
         self._room = len(token_cell)
         self._attention: list[ForkAttention] = []
+        self._rows_at_once = max(1, LOGITS_BYTES // (4 * model.config.vocab_size))
+        # behind the final norm, and what is asked there
+        self._waiting: list[tuple[torch.Tensor, list[_Asked]]] = []
         self._kept_bytes = _kept_bytes_a_token(self._layers, model.model.embed_tokens.weight)
 
     def compute(self, blocks: Sequence[ForkBlock]) -> list[ForkScores]:
@@ -83,6 +96,7 @@ class ForkedPass:
             forks.sort(key=lambda one: (one.joins, one.prompt, one.begin))
             for batch in _chunks(forks, lambda one: prompts[one.prompt].nodes - one.begin, self._room):
                 self._forked(batch, prompts, scores)
+            self._answer()
         return scores
 
     def _attend(self, layer: int, module: Any) -> ForkAttention:
@@ -133,13 +147,9 @@ class ForkedPass:
         rows = np.concatenate(
             [at + one.block.scored for one, at in zip(prompts.values(), offsets, strict=False)]
         )
-        found = self._scored(hidden, residual, rows, [one.block for one in prompts.values()])
-        # nothing is found on a rank that has no logits
-        for (n, one), (logprobs, top, top_logprob) in zip(prompts.items(), found, strict=False):
-            unsteered = one.block.cells == 0
-            scores[n].logprobs[unsteered] = logprobs
-            scores[n].top[unsteered] = top
-            scores[n].top_logprob[unsteered] = top_logprob
+        own_rows = torch.from_numpy(rows).to(self._device)
+        asked = [_Asked(one.block, scores[n], one.block.cells == 0) for n, one in prompts.items()]
+        self._ask(hidden[own_rows], None if residual is None else residual[own_rows], asked)
 
     def _forked(
         self, batch: Sequence[_Fork], prompts: Sequence[ForkPrompt], scores: Sequence[ForkScores]
@@ -202,11 +212,10 @@ class ForkedPass:
         if (acts & ~steered_at).any():
             raise SteeringFault("a fork went through a layer unsteered at which it is steered")
         assert hidden is not None
-        found = self._scored(hidden, residual, np.arange(len(hidden)), [one.block for one in of])
-        for fork, (logprobs, top, top_logprob) in zip(batch, found, strict=False):
-            of_block, place = scores[fork.prompt], fork.place
-            of_block.logprobs[place], of_block.top[place] = logprobs, top
-            of_block.top_logprob[place] = top_logprob
+        asked = [
+            _Asked(one.block, scores[fork.prompt], fork.place) for fork, one in zip(batch, of, strict=True)
+        ]
+        self._ask(hidden, residual, asked)
         # counted from what the layers' buffer holds
         on = (self._token_cell[: len(cells)].cpu().numpy() == cells) & (cells > 0)
         for fork, one, at in zip(batch, of, offsets.tolist(), strict=False):
@@ -253,23 +262,27 @@ class ForkedPass:
         self._token_cell[: len(cells)].copy_(cells)
         return hidden, self._layers[layer].steered(hidden, residual)
 
-    def _scored(
-        self,
-        hidden: torch.Tensor,
-        residual: torch.Tensor | None,
-        rows: NDArray[np.int64],
-        blocks: Sequence[ForkBlock],
-    ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.float32]]]:
-        """What is asked in each block; their scored nodes stand in `rows` one after another."""
-        chosen = torch.from_numpy(rows).to(self._device)
+    def _ask(self, hidden: torch.Tensor, residual: torch.Tensor | None, asked: list[_Asked]) -> None:
+        """Keep what is asked until there is enough; the scored nodes are the rows, one after another."""
+        normed = self._model.model.norm(hidden, residual)
+        self._waiting.append((normed if residual is None else normed[0], asked))
+        if sum(len(rows) for rows, _ in self._waiting) >= self._rows_at_once:
+            self._answer()
+
+    def _answer(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        if not waiting:
+            return
+        rows = torch.cat([rows for rows, _ in waiting])
+        every = [one for _, asked in waiting for one in asked]
+        blocks = [one.block for one in every]
         tokens = torch.from_numpy(np.concatenate([block.asked for block in blocks])).to(self._device)
         before = np.cumsum([0, *(len(block.scored) for block in blocks)])
         row_of = np.concatenate([block.asked_at + at for block, at in zip(blocks, before, strict=False)])
         parts = []
-        for begin in range(0, len(rows), SCORED_AT_ONCE):
-            some = chosen[begin : begin + SCORED_AT_ONCE]
-            normed, _ = self._model.model.norm(hidden[some], None if residual is None else residual[some])
-            logits = self._model.compute_logits(normed)
+        for begin in range(0, len(rows), self._rows_at_once):
+            some = rows[begin : begin + self._rows_at_once]
+            logits = self._model.compute_logits(some)
             if logits is None:
                 # under tensor parallelism some devices gather them on the first rank alone
                 continue
@@ -285,11 +298,13 @@ class ForkedPass:
         if not parts:
             return
         logprobs, tops, top_logprobs = (torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True))
-        asked = 0
-        for block, at in zip(blocks, before, strict=False):
-            own, nodes = slice(asked, asked + len(block.asked)), slice(at, at + len(block.scored))
-            yield logprobs[own], tops[nodes], top_logprobs[nodes]
-            asked += len(block.asked)
+        done = 0
+        for one, at in zip(every, before, strict=False):
+            own, nodes = slice(done, done + len(one.block.asked)), slice(at, at + len(one.block.scored))
+            one.scores.logprobs[one.place] = logprobs[own]
+            one.scores.top[one.place] = tops[nodes]
+            one.scores.top_logprob[one.place] = top_logprobs[nodes]
+            done += len(one.block.asked)
 
 
 def _kept_bytes_a_token(layers: Sequence[Any], stream: torch.Tensor) -> int:
