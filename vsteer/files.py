@@ -84,10 +84,10 @@ def _without_waiting(path: str, flags: int) -> int:
 def written_whole(path: Path, *, shared: bool = False) -> Iterator[Path]:
     """The temporary path to write to. It becomes `path` when the block ends well, and goes when it doesn't.
 
-    What a kill leaves there is overwritten the next time. Where several processes may write `path` at once,
-    `shared` gives each a temporary path of its own.
+    What a kill leaves there goes first. Where several processes may write `path` at once, `shared` gives each
+    a temporary path of its own.
     """
-    temporary = temporary_path(path, secrets.token_hex(4) if shared else "")
+    temporary = vacant_path(path, secrets.token_hex(4) if shared else "")
     try:
         yield temporary
         put_in_place(temporary, path)
@@ -112,9 +112,14 @@ def new_file(path: Path, error: Callable[[str, str], Exception], overwrite: bool
         ) from fault
 
 
-def temporary_path(path: Path, owner: str = "") -> Path:
-    """Hidden, and with another ending, so that nothing that looks for files by suffix finds it."""
-    return path.with_name(f".{path.name}{f'.{owner}' if owner else ''}{TEMPORARY}")
+def vacant_path(path: Path, owner: str = "") -> Path:
+    """Where to write what will be `path`; nothing stands there, not even a link that others put there.
+
+    It is hidden and has another ending, so that nothing that looks for files by suffix finds it.
+    """
+    temporary = path.with_name(f".{path.name}{f'.{owner}' if owner else ''}{TEMPORARY}")
+    temporary.unlink(missing_ok=True)
+    return temporary
 
 
 def put_in_place(temporary: Path, path: Path) -> None:

@@ -37,9 +37,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def figures(folder: Path) -> dict[str, Any]:
-    """Each figure's specification, by the part of its file's name that says what it is."""
+    """Each figure as it is drawn first, by the part of its file's name that says what it is."""
     made = list(every_figure(gathered([folder], run_names([folder]))))
-    return {one["file"].split("-")[0]: one["spec"] for one in made}
+    return {one["file"].split("-")[0]: one["spec"] for one in reversed(made)}
 
 
 def drawn(spec: Any) -> ET.Element:
@@ -220,3 +220,37 @@ def test_files_have_names_of_their_own_whatever_the_run_is_called(tmp_path: Path
     assert len(names) == len(set(names)) > 3
     assert all(re.fullmatch(r"[A-Za-z0-9_+.-]{1,180}", name) for name in names)
     assert not any("/" in name or name.startswith(".") for name in names)
+
+
+@pytest.mark.long
+def test_vectors_whose_names_a_file_cannot_tell_apart_each_have_their_figures(tmp_path: Path) -> None:
+    vectors = ("东京", "大阪", "a:b", "a/b", "A/b", "x" * 60 + "1", "x" * 60 + "2", "\U0001f642", "漢" * 100)
+    steered = [one for vector in vectors for one in sweep(vector, (1, 2), (1.0,))]
+    folder = make_run(tmp_path / "run", steered, lambda cell: 1.0)
+    made = list(every_figure(gathered([folder], run_names([folder]))))
+    layers = [one for one in made if one["file"].startswith("layers-") and "effect_" not in one["file"]]
+    titles = ["".join(one["spec"]["title"]["text"]).replace(" ", "") for one in layers]
+    assert [sum(f"vector{vector}bylayer" in title for title in titles) for vector in vectors] == [1] * 9
+    names = [one["file"] for one in made]
+    assert len({name.lower() for name in names}) == len(names)
+    assert all(len(name.encode()) <= 190 for name in names)
+    assert any("东京" in name for name in names)
+
+
+@pytest.mark.long
+def test_there_is_a_figure_of_every_multiplier_and_measure(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", sweep("warm", (1, 2), (-2.0, -0.5, 0.5, 2.0)), logit)
+    names = [one["file"] for one in every_figure(gathered([folder], run_names([folder])))]
+    about = "toy_7b-choice_toy-warm-raw-all"
+    measures = ("", "-effect_p", "-effect_headroom")
+    assert [name for name in names if name.startswith("layers-")] == [
+        f"layers-{about}-multiplier{size}{measure}" for measure in measures for size in ("2", "0.5")
+    ]
+    assert [name for name in names if name.startswith("heat-")] == [
+        f"heat-{about}{each}" for each in measures
+    ]
+    # what shows the same in every measure is drawn once
+    assert [name for name in names if name.startswith("mass-")] == [
+        f"mass-{about}-multiplier2",
+        f"mass-{about}-multiplier0.5",
+    ]

@@ -19,8 +19,9 @@ from tests.store import makers
 from vsteer.errors import StoreError, UsageError
 from vsteer.results.queries import DIFFERENCES, FITS, MECHANISM, STATISTICS, queries
 from vsteer.results.statistics_files import TABLES
-from vsteer.results.views import connect_runs, run_names, statements
+from vsteer.results.views import connect_runs, readable, run_names, statements
 from vsteer.store import mechanism
+from vsteer.store.database import in_memory
 from vsteer.store.scores import SCORES_SCHEMA
 from vsteer.store.store import open_store
 from vsteer.vectors.run_norms import norms_are_current, write_vector_norms
@@ -253,6 +254,17 @@ def test_a_folder_that_is_no_run_is_an_error(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", sweep("toy", (1,), (1.0,)), one)
     with pytest.raises(UsageError, match="twice"):
         connect_runs([run, run])
+
+
+def test_no_room_for_an_answer_is_not_called_a_damaged_run(tmp_path: Path) -> None:
+    sorting = "select count(distinct hash(range)) from range(1_000_000)"
+    with (
+        pytest.raises(StoreError, match="more room than there is") as refused,
+        readable(tmp_path),
+        in_memory(memory_limit="4MB", threads=1, temp_directory="") as database,
+    ):
+        database.sql(sorting).fetchall()
+    assert "TMPDIR" in refused.value.hint
 
 
 def test_names_that_sql_would_take_for_something_else(tmp_path: Path) -> None:

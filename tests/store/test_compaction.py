@@ -225,3 +225,33 @@ def test_a_run_may_have_any_name(tmp_path: Path, name: str) -> None:
         assert check(run, planned(range(2)))[0].what == "superseded"
         store.compact()
     assert check(run, planned(range(2))) == []
+
+
+def test_a_file_that_a_reader_has_open_on_nfs_is_no_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There the name of a deleted file changes until it is closed, and its folder can't be removed."""
+    unlink = Path.unlink
+    opened: list[Path] = []
+
+    def as_on_nfs(path: Path, missing_ok: bool = False) -> None:
+        if path.parent.name == "rows.old" and not opened:
+            opened.append(path.rename(path.with_name(".nfs000000000001")))
+        else:
+            unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", as_on_nfs)
+    with open_store(tmp_path) as store:
+        write_plan(store, 3)
+        for number in range(3):
+            store.append(row(number))
+        store.flush()
+        assert store.compact() is not None
+        assert opened[0].exists()
+        assert [found[0] for found in stored(tmp_path)] == sorted(map(row_id, range(3)))
+    # the reader is done
+    unlink(opened[0])
+    with open_store(tmp_path) as store:
+        assert store.set_aside == []
+    assert not (tmp_path / "rows.old").exists()
+    assert check(tmp_path, planned(range(3))) == []

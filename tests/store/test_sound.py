@@ -134,6 +134,20 @@ def test_a_shard_is_verified_once_and_again_when_it_was_touched(
     assert read == [*shards, shards[2]]
 
 
+def test_a_table_that_is_a_link_is_verified_again_when_its_target_was_touched(
+    tmp_path: Path, made: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(made, run)
+    table, target = run / "configs.parquet", tmp_path / "elsewhere"
+    table.rename(target)
+    table.symlink_to(target)
+    schemas = {table: CONFIGS_SCHEMA}
+    assert faults_of_tables(run, schemas) == {table: None}
+    flip(target, 4000)
+    assert faults_of_tables(run, schemas) == {table: "its checksum is another's"}
+
+
 @pytest.mark.parametrize("note", [b"", b"[1]", b'{"part-', b"\xff"])
 def test_a_damaged_note_costs_another_verification_and_nothing_else(
     tmp_path: Path, made: Path, note: bytes

@@ -290,18 +290,6 @@ def test_a_forked_engine_does_not_keep_the_folder(tmp_path: Path) -> None:
         child.join()
 
 
-def test_a_lock_that_is_a_link_leaves_its_target_alone(tmp_path: Path) -> None:
-    mine = tmp_path / "mine.txt"
-    mine.write_text("a week of work")
-    run = tmp_path / "run"
-    run.mkdir()
-    (run / "run.lock").symlink_to(mine)
-    for look in (open_store, holder):
-        with pytest.raises(StoreError, match=r"run\.lock is a symbolic link"):
-            look(run)
-    assert mine.read_text() == "a week of work"
-
-
 def test_looking_at_a_run_never_keeps_one_from_starting(tmp_path: Path) -> None:
     open_store(tmp_path).close()
     stop = threading.Event()

@@ -30,7 +30,7 @@ class Answer:
 
     def __repr__(self) -> str:
         """A small table in plain text, wide ones and long ones cut."""
-        import duckdb
+        from vsteer.store.database import in_memory
 
-        with duckdb.connect() as database:
+        with in_memory() as database:
             return str(database.from_arrow(self._table))

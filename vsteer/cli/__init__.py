@@ -3,6 +3,7 @@
 `vsteer --help` must not import torch or vllm, so the group knows each verb by its name and help line alone.
 """
 
+import errno
 import importlib
 import logging
 import signal
@@ -12,7 +13,7 @@ from typing import Any
 
 import click
 
-from vsteer.errors import VsteerError
+from vsteer.errors import UsageError, VsteerError
 from vsteer.packages import __version__
 from vsteer.terminal import LogFormatter, echo
 
@@ -86,6 +87,15 @@ class VerbGroup(click.Group):
             return super().invoke(ctx)
         except VsteerError as error:
             raise Failure(error) from error
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            from vsteer.validation import shortened
+
+            # whatever was looked for under such a name
+            message = f"{shortened(str(error.filename))} is too long for the name of a file"
+            hint = "name a file or a folder; SQL goes behind `vsteer sql -c`"
+            raise Failure(UsageError(message, hint)) from error
         except KeyboardInterrupt:
             # click would turn this into "Aborted!" and exit code 1, which means "error" here.
             echo("interrupted", err=True)

@@ -22,21 +22,31 @@ PNG_PPI, PNG_SCALE = 400.0, 0.54
 # What stands in for the page: the data are all that the scripts ask of it.
 PAGE = "const document = {getElementById: () => ({textContent: %s})};"
 EVERY_FIGURE = """
-const SPECS = %s, PALETTE = %s, DRAWN = new Set();
-const WANTED = (FAMILIES.length ? FAMILIES : [null]).flatMap((family) => Object.keys(FIGURES).map((name) => [name, family]));
+const SPECS = %s, PALETTE = %s, DRAWN = new Set(), CALLED = new Map();
+const WANTED = (FAMILIES.length ? FAMILIES : [null]).flatMap((family) => Object.keys(FIGURES).flatMap((name) =>
+  (inMeasures(name) ? Object.keys(MEASURES) : ['effect']).flatMap((measure) => (FIGURES[name].sized ? [undefined, ...sizesOf(family)] : [undefined]).map((size) =>
+    [name, choiceOf(family, measure, undefined, size)]))));
 function figureAt(n) {
-  const [name, family] = WANTED[n], state = choiceOf(family), file = fileOf(name, state);
-  const given = DRAWN.has(file) ? '' : FIGURES[name].give(state);
+  const [name, state] = WANTED[n], given = FIGURES[name].give(state);
   if (typeof given === 'string') return '';
-  DRAWN.add(file);
-  return JSON.stringify({file, spec: standAlone(name, state, given, SPECS[FIGURES[name].spec ?? name], PALETTE)});
+  const spec = JSON.stringify(standAlone(name, state, given, SPECS[FIGURES[name].spec ?? name], PALETTE));
+  if (DRAWN.has(spec)) return '';
+  DRAWN.add(spec);
+  // Two names may have nothing in common but what a file's name keeps of them.
+  const file = fileOf(name, state), place = file.toLowerCase(), count = (CALLED.get(place) ?? 0) + 1;
+  CALLED.set(place, count);
+  return `{"file": ${JSON.stringify(count === 1 ? file : `${file}-${count}`)}, "spec": ${spec}}`;
 }
 WANTED.length;
 """  # noqa: E501
 
 
 def write_figures(data: Mapping[str, Any], into: Path) -> list[Path]:
-    """Draw every figure of every vector in its settings, as the page shows it at first; its files."""
+    """Draw every figure of every vector in its settings; the files.
+
+    Each is drawn in every measure and at every size of multiplier that the page offers; where it is of one
+    layer, that is the one with the largest effect.
+    """
     import vl_convert
 
     with disk_errors(f"making {into}"):
@@ -52,7 +62,7 @@ def write_figures(data: Mapping[str, Any], into: Path) -> list[Path]:
         for ending, content in drawn.items():
             path = into / f"{figure['file']}.{ending}"
             with disk_errors(f"writing {path}"):
-                write_file(path, content)
+                write_file(path, content, shared=True)
             written.append(path)
     return written
 

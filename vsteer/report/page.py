@@ -92,7 +92,7 @@ def write_report(folders: Sequence[Path], out: Path | None = None, figures: Path
         run_norms.bring_up_to_date(folder)
     path = out or folders[0] / NAME
     data = gathered(folders, runs)
-    write_file(path, page(data).encode())
+    write_file(path, page(data).encode(), shared=True)
     if figures:
         write_figures(data, figures)
     return path

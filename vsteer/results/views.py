@@ -93,6 +93,11 @@ def readable(folder: Path) -> Iterator[None]:
         yield
     except (duckdb.CatalogException, duckdb.BinderException, duckdb.ParserException):
         raise  # our own mistake
+    except duckdb.OutOfMemoryException as error:
+        raise StoreError(
+            f"the rows of {folder} take more room than there is: {str(error).splitlines()[0][:200]}",
+            hint="free some memory or disk, or set TMPDIR to a folder where temporary files have room",
+        ) from error
     except (duckdb.Error, pa.ArrowException) as error:
         raise StoreError(
             f"the rows or scores in {folder} can't be read: {str(error).splitlines()[0][:200]}",

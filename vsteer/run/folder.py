@@ -20,6 +20,7 @@ from vsteer.packages import __version__, installed
 from vsteer.plan.plan import Plan, make_plans
 from vsteer.run.loading import as_stored
 from vsteer.store.events import read_events
+from vsteer.store.files import disk_errors
 from vsteer.store.lock import FolderLock
 from vsteer.store.manifest import DamagedManifest, read_manifest
 from vsteer.store.shards import ROWS_FOLDER
@@ -77,7 +78,8 @@ def put_aside(folder: Path) -> None:
     lock = FolderLock(folder)
     try:
         stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
-        folder.rename(folder.with_name(f"{folder.name}.before-{stamp}"))
+        with disk_errors(f"putting {folder} aside"):
+            folder.rename(folder.with_name(f"{folder.name}.before-{stamp}"))
     finally:
         lock.release()
 

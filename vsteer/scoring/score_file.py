@@ -20,7 +20,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vsteer.files import put_in_place, temporary_path
+from vsteer.files import put_in_place, vacant_path
 from vsteer.results.views import readable
 from vsteer.scoring.scorers import Scores
 from vsteer.store.database import exact, in_memory, quoted
@@ -77,8 +77,8 @@ class WholeParquet:
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self.path = path
-        self._temporary = temporary_path(path)
         with self._disk():
+            self._temporary = vacant_path(path)
             self._file = self._temporary.open("wb")
             self._writer = parquet_writer(self._file, with_place(schema))
 

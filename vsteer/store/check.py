@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from vsteer.files import TEMPORARY
 from vsteer.store import schema as s
 from vsteer.store import shards as sh
-from vsteer.store.database import file_list, quoted
+from vsteer.store.database import file_list, in_memory, quoted
 from vsteer.store.manifest import DamagedManifest, Manifest, read_manifest
 from vsteer.store.planned import Planned, Standing, read_standing
 from vsteer.store.schema import FORKS
@@ -157,7 +157,7 @@ def _related(shards: Sequence[Path], tables: Sequence[Path]) -> list[Finding]:
         return []
     rows = f"read_parquet({file_list(shards)})"
     findings = []
-    with duckdb.connect() as database:
+    with in_memory() as database:
         for table in tables:
             # These are rows whose configuration or prompt nobody can look up.
             key, known = KEYS[table.name], f"read_parquet({file_list([table])})"

@@ -7,6 +7,7 @@ is killed anywhere leaves rows/ or rows.old/ complete. `recover` goes on from th
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,7 +23,7 @@ from vsteer.errors import StoreError
 from vsteer.files import sync
 from vsteer.store import shards as sh
 from vsteer.store.database import file_list, in_memory
-from vsteer.store.files import FULL, disk_errors, parquet_writer
+from vsteer.store.files import FULL, disk_errors, parquet_writer, refuse_link
 from vsteer.store.ids import RowIds
 from vsteer.store.schema import ROWS_SCHEMA
 from vsteer.store.views import any_id_twice, placed, superseded_sql
@@ -100,6 +101,9 @@ def rows_of(shards: Sequence[Path], ids: RowIds) -> pa.Table:
 def recover(folder: Path) -> list[sh.SetAside]:
     """Finish or undo a compaction that was killed; only the holder of the lock may call it."""
     rows, new, old = _folders(folder)
+    for each in (rows, new, old):
+        # They are renamed and deleted.
+        refuse_link(each, "put the folder itself there; the run's whole folder may be a link")
     with disk_errors(f"recovering {rows}"):
         if old.is_dir() and not rows.is_dir():
             old.rename(rows)
@@ -133,7 +137,12 @@ def _drop(folder: Path, old: Path, replaced: set[str]) -> list[sh.SetAside]:
                 path.unlink()
             else:
                 moved.append(sh.set_aside(folder, path, "it is not a file of vsteer's"))
-        old.rmdir()
+        try:
+            old.rmdir()
+        except OSError as error:
+            # On NFS a file that a reader has open stays as .nfs until it is closed: the next start clears it.
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
         sync(folder)
     return moved
 

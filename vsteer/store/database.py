@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import secrets
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,14 @@ import duckdb
 
 
 def in_memory(**config: str | int) -> duckdb.DuckDBPyConnection:
-    """A database in memory. Its progress bar would be drawn into what is piped to a file."""
-    database = duckdb.connect(config=config)
+    """A database in memory. Its progress bar would be drawn into what is piped to a file.
+
+    What its memory can't hold it puts into a folder of its own among the system's temporary files, which goes
+    when it is closed. It keeps the footers of Parquet files: a run that goes on has a thousand of them.
+    """
+    scratch = Path(os.environ.get("TMPDIR") or "/tmp", f"vsteer-{secrets.token_hex(8)}")
+    settings = {"temp_directory": str(scratch), "parquet_metadata_cache": True, **config}
+    database = duckdb.connect(config=settings)
     # In Jupyter without ipywidgets it is off, and DuckDB refuses to set it at all.
     if database.execute("select current_setting('enable_progress_bar')").fetchall() != [(False,)]:
         database.execute("set enable_progress_bar = false")

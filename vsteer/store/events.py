@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vsteer.files import open_regular, parse_json, read_regular
-from vsteer.store.files import disk_errors
+from vsteer.store.files import disk_errors, refuse_link
 
 EVENTS = "events.jsonl"
 SEAL, SEALED = b', "crc32": "%08x"}', re.compile(rb'(.*), "crc32": "([0-9a-f]{8})"}', re.DOTALL)
@@ -27,7 +27,9 @@ def append_event(folder: Path, event: str, **fields: Any) -> Event:
     line = text + SEAL % zlib.crc32(text) + b"\n"
     path = folder / EVENTS
     with disk_errors(f"writing {path}"):
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK, 0o644)
+        refuse_link(path)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_NOFOLLOW
+        handle = os.open(path, flags, 0o644)
         try:
             before = os.fstat(handle).st_size
             try:
@@ -82,6 +84,7 @@ def end_torn_line(folder: Path) -> None:
     """End a last line that a kill cut, so that the next event begins on its own."""
     path = folder / EVENTS
     with disk_errors(f"writing {path}"):
+        refuse_link(path)
         try:
             with open_regular(path) as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - 1))

@@ -32,10 +32,26 @@ def disk_errors(doing: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise  # the name is at fault, and the command line says so
         hint = HINTS.get(error.errno or 0, "check that disk; what was written is kept")
         if hint == READ_ONLY and doing.startswith("reading "):
             hint = UNREADABLE
         raise StoreError(f"{doing} failed: {error.strerror or error}", hint=hint) from error
+
+
+def refuse_name(folder: Path) -> None:
+    """Readers of Parquet take no path that isn't UTF-8, as an old disk or archive may have."""
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        raise StoreError(f"the path {folder} is not UTF-8", hint="give the folder another name") from None
+
+
+def refuse_link(path: Path, hint: str = "delete the link") -> None:
+    """What is changed in its place must lie there: a link's target is somebody else's."""
+    if path.is_symlink():
+        raise StoreError(f"{path} is a symbolic link, and vsteer would change what it points to", hint=hint)
 
 
 def write_sealed(path: Path, table: pa.Table) -> None:
@@ -44,9 +60,9 @@ def write_sealed(path: Path, table: pa.Table) -> None:
         write_parquet(temporary, table)
 
 
-def write_file(path: Path, content: bytes | memoryview) -> None:
-    """Put `content` at `path`, whole or not at all."""
-    with disk_errors(f"writing {path}"), written_whole(path) as temporary:
+def write_file(path: Path, content: bytes | memoryview, *, shared: bool = False) -> None:
+    """Put `content` at `path`, whole or not at all; `shared` where no lock keeps others from doing it too."""
+    with disk_errors(f"writing {path}"), written_whole(path, shared=shared) as temporary:
         temporary.write_bytes(content)
 
 

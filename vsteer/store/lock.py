@@ -13,7 +13,7 @@ from pathlib import Path
 
 from vsteer.errors import StoreError
 from vsteer.files import parse_json, read_regular
-from vsteer.store.files import disk_errors
+from vsteer.store.files import disk_errors, refuse_link
 
 LOCK = "run.lock"
 # A reader that checks whether a run is live holds the lock for microseconds; a run waits longer than that.
@@ -45,11 +45,17 @@ class FolderLock:
     def __init__(self, folder: Path) -> None:
         path = folder / LOCK
         with disk_errors(f"locking {path}"):
-            _refuse_link(path)
+            refuse_link(path)
             self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
             try:
                 if not _locked(self._handle):
                     raise _in_use(folder, _read_holder(path))
+                if not _is_still(path, self._handle):
+                    # What is locked went away with its folder, and others may have the one that is there now.
+                    raise StoreError(
+                        f"{folder} was put aside or replaced while its lock was awaited",
+                        hint="give the same command again",
+                    )
                 me = Holder(
                     os.getpid(), socket.gethostname(), datetime.now(UTC).isoformat(timespec="seconds")
                 )
@@ -79,12 +85,19 @@ def _locked(handle: int) -> bool:
             return True
 
 
+def _is_still(path: Path, handle: int) -> bool:
+    try:
+        return os.path.samestat(os.lstat(path), os.fstat(handle))
+    except FileNotFoundError:
+        return False
+
+
 def holder(folder: Path) -> Holder | None:
     """Who runs on this folder now, or None. No run is ever refused because somebody looked."""
     path = folder / LOCK
     with disk_errors(f"reading {path}"):
         try:
-            _refuse_link(path)
+            refuse_link(path)
             handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         except FileNotFoundError:
             return None
@@ -95,12 +108,6 @@ def holder(folder: Path) -> Holder | None:
         finally:
             os.close(handle)
     return None
-
-
-def _refuse_link(path: Path) -> None:
-    """The lock is written into, and a link's target is somebody else's file."""
-    if path.is_symlink():
-        raise StoreError(f"{path} is a symbolic link, and a lock never is", hint="delete the link")
 
 
 def _read_holder(path: Path) -> Holder:

@@ -25,7 +25,7 @@ from vsteer.files import parse_json, read_regular, written_whole
 from vsteer.store import shards as sh
 from vsteer.store.database import file_list, in_memory
 from vsteer.store.events import append_event
-from vsteer.store.files import disk_errors
+from vsteer.store.files import disk_errors, refuse_name
 from vsteer.store.lock import FolderLock
 from vsteer.store.seal import broken
 
@@ -36,6 +36,7 @@ T = TypeVar("T")
 
 
 def require_run(folder: Path) -> Path:
+    refuse_name(folder)
     with disk_errors(f"reading {folder}"):
         there = (folder / sh.ROWS_FOLDER).is_dir() or (folder / sh.OLD_ROWS_FOLDER).is_dir()
     if not there:
@@ -128,8 +129,9 @@ def _verified(
     noted = _read_note(folder)
     now, faults = dict(noted), {}
     for file in files:
-        name, found = str(file.relative_to(folder)), file.lstat()
         # A change of a file's bytes changes its ctime too, which no program can set.
+        name = str(file.relative_to(folder))
+        found = file.stat() if file.exists() else file.lstat()
         stamp = [found.st_size, found.st_mtime_ns, found.st_ctime_ns]
         faults[file] = None if noted.get(name) == stamp else fault_of(file)
         if faults[file] is None:

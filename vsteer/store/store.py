@@ -27,7 +27,7 @@ from vsteer.store import compaction
 from vsteer.store import shards as sh
 from vsteer.store.compaction import Compacted
 from vsteer.store.events import append_event, end_torn_line, read_events
-from vsteer.store.files import as_parquet, disk_errors, write_file, write_sealed
+from vsteer.store.files import as_parquet, disk_errors, refuse_name, write_file, write_sealed
 from vsteer.store.journal import Journal, journals, whole_rows
 from vsteer.store.lock import FolderLock
 from vsteer.store.manifest import MANIFEST, DamagedManifest, Manifest, read_manifest, write_manifest
@@ -46,6 +46,7 @@ SOON = 1.0
 
 def open_store(folder: Path, *, shard_rows: int = SHARD_ROWS, shard_seconds: float = SHARD_SECONDS) -> Store:
     """Open a run folder for writing, new or not, and repair what a kill or a bad disk left there."""
+    refuse_name(folder)
     with disk_errors(f"making {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
     lock = FolderLock(folder)

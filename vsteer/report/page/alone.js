@@ -37,6 +37,8 @@ function wrapped(text, most) {
   }, ['']);
 }
 
+// Whether a figure shows the chosen measure: upwards, or as a tint.
+const inMeasures = (name) => FIGURES[name].axis === undefined || FIGURES[name].tinted === true;
 const axisOf = (name, state) => FIGURES[name].axis ?? `↑ ${MEASURES[state.measure].says}`;
 // What a figure shows in words, below its title: of what it is, its axis, and how to read it.
 const wordsOf = (name, state, given) => [aboutOf(name, state), sentence(axisOf(name, state).replace('↑ ', 'Upwards: ')), ...given.says].map(capital).filter(Boolean).join(' ');
@@ -66,6 +68,11 @@ function fileOf(name, state) {
     if (FIGURES[name].sized && size !== null) parts.push(`multiplier${size}`);
   }
   if (FIGURES[name].layered && layer !== null) parts.push(`layer${layer}`);
-  if (state.measure !== 'effect' && FIGURES[name].axis === undefined) parts.push(state.measure);
-  return parts.map((part) => String(part ?? '').normalize('NFKD').replace(/[^A-Za-z0-9._+]+/g, '_').slice(0, 40)).filter(Boolean).join('-').slice(0, 180);
+  if (state.measure !== 'effect' && inMeasures(name)) parts.push(state.measure);
+  // Letters of any script, Latin ones without their accents, in fewer bytes than a file's name may have.
+  const plain = (text) => text.normalize('NFKD').replace(/(\p{Script=Latin})\p{M}+/gu, '$1').normalize('NFC').replace(/[^\p{L}\p{M}\p{N}._+]+/gu, '_');
+  const kept = (text, most) => [...text].slice(0, most).join(''), bytes = (text) => encodeURIComponent(text).replace(/%../g, 'x').length;
+  let file = parts.map((part) => kept(plain(String(part ?? '')), 40)).filter(Boolean).join('-');
+  while (bytes(file) > 180) file = kept(file, [...file].length - 1);
+  return file;
 }

@@ -17,10 +17,12 @@ const layersOf = (family) => {
   return found.length ? found : ascending(ofVector('pca', {family}).map((row) => row.layer));
 };
 
+const sizesOf = (family) => ascending(steeredOnly(configurations(family)).filter((row) => row.multiplier !== null).map((row) => Math.abs(row.multiplier)));
+
 // A family at its largest effect of a single layer, or at the layer and the size that are wished for.
 function choiceOf(family, measure = 'effect', layer = undefined, size = undefined) {
   const found = steeredOnly(configurations(family));
-  const alone = found.filter((row) => single(row) !== null), sizes = ascending(found.filter((row) => row.multiplier !== null).map((row) => Math.abs(row.multiplier)));
+  const alone = found.filter((row) => single(row) !== null), sizes = sizesOf(family);
   const top = best(alone.length ? alone : found), layers = layersOf(family);
   return {family, measure,
     size: size !== undefined && sizes.includes(size) ? size : top && top.multiplier !== null ? Math.abs(top.multiplier) : null,

@@ -106,7 +106,7 @@ const FIGURES = {
     },
   },
   heat: {
-    tables: ['multiplier_curves'], axis: '',
+    tables: ['multiplier_curves'], axis: '', tinted: true,
     give(state) {
       const found = swept(state);
       if (!found.length) return noCurves(state, 'no map over multipliers');
