@@ -77,7 +77,10 @@ def summary(what: str, found: Sequence[Outcome]) -> None:
     """What a run with -s shows."""
     longest, most = max(one.seconds for one in found), max(one.peak for one in found)
     read = sum(not one.message for one in found)
-    print(f"{what}, {read} of them read: at most {longest:.2f} s and {most / 2**20:.0f} MiB")
+    words = max(len(one.message) for one in found)
+    print(
+        f"{what}, {read} of them read: at most {longest:.2f} s, {most / 2**20:.0f} MiB and {words} characters"
+    )
 
 
 def mutated(content: bytes, r: random.Random, within: int | None = None) -> bytes:

@@ -7,6 +7,7 @@ import random
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from vsteer.errors import StoreError
 from vsteer.scoring.scorers import PLAIN
 from vsteer.scoring.stored_texts import score_texts
 from vsteer.store import shards as sh
+from vsteer.store import views
 from vsteer.store.events import read_events
 from vsteer.store.schema import CONFIGS_SCHEMA, PROMPTS_SCHEMA
 from vsteer.store.sound import NOTE, faults_of_tables, sound_shards
@@ -134,6 +136,30 @@ def test_a_shard_is_verified_once_and_again_when_it_was_touched(
     assert read == [*shards, shards[2]]
 
 
+def test_that_no_row_stands_twice_is_found_out_once_and_again_when_shards_come(
+    tmp_path: Path, made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(made, run)
+    looked: list[int] = []
+    any_id_twice = views.any_id_twice
+
+    def counted(shards: Sequence[Path]) -> bool:
+        looked.append(len(shards))
+        return any_id_twice(shards)
+
+    monkeypatch.setattr(views, "any_id_twice", counted)
+    wanted = rows(run)
+    assert rows(run) == wanted
+    assert looked == [4]
+    # as two runs would leave it whose folder nobody could lock
+    shard = shard_of(run, 1)
+    shutil.copy(shard, shard.with_name(shard.name.replace("part-00000003", "part-00000009")))
+    for _ in range(2):
+        assert rows(run) == wanted
+    assert looked == [4, 5, 5]
+
+
 def test_a_table_that_is_a_link_is_verified_again_when_its_target_was_touched(
     tmp_path: Path, made: Path
 ) -> None:
@@ -213,7 +239,7 @@ def test_the_note_has_what_is_there_and_is_left_alone_while_nothing_changes(
     with open_store(run) as store:
         store.compact()
     (compacted,) = sound_shards(run)
-    assert set(json.loads((run / NOTE).read_bytes())) == {
+    assert set(json.loads((run / NOTE).read_bytes())["files"]) == {
         f"rows/{compacted.name}",
         "configs.parquet",
         "prompts.parquet",

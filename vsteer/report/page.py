@@ -19,6 +19,7 @@ from string import Template
 from typing import Any
 
 from vsteer.analysis.over_runs import scaling_over_runs
+from vsteer.errors import StoreError
 from vsteer.operations import OPERATIONS
 from vsteer.packages import __version__
 from vsteer.report.diagnostics import diagnostics
@@ -92,7 +93,12 @@ def write_report(folders: Sequence[Path], out: Path | None = None, figures: Path
         run_norms.bring_up_to_date(folder)
     path = out or folders[0] / NAME
     data = gathered(folders, runs)
-    write_file(path, page(data).encode(), shared=True)
+    try:
+        write_file(path, page(data).encode(), shared=True)
+    except StoreError as error:
+        raise StoreError(
+            error.message, "is there room, and may you write there? -o gives another place"
+        ) from error
     if figures:
         write_figures(data, figures)
     return path

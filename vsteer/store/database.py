@@ -18,8 +18,8 @@ def in_memory(**config: str | int) -> duckdb.DuckDBPyConnection:
     when it is closed. It keeps the footers of Parquet files: a run that goes on has a thousand of them.
     """
     scratch = Path(os.environ.get("TMPDIR") or "/tmp", f"vsteer-{secrets.token_hex(8)}")
-    settings = {"temp_directory": str(scratch), "parquet_metadata_cache": True, **config}
-    database = duckdb.connect(config=settings)
+    database = duckdb.connect(config={"temp_directory": str(scratch), **config})
+    database.execute("set parquet_metadata_cache = true")
     # In Jupyter without ipywidgets it is off, and DuckDB refuses to set it at all.
     if database.execute("select current_setting('enable_progress_bar')").fetchall() != [(False,)]:
         database.execute("set enable_progress_bar = false")

@@ -1,20 +1,23 @@
 """What a reader may read of a run: files whose bytes are those that were written, each verified once.
 
 `.verified.json` in the run's folder notes the size and times of each file that was found sound, so that the
-next reader only looks at those. A damaged file is set aside as a run does it. Where that can't be done, since
-the run goes on or the folder can't be written, it stays and is left out. A warning says so either way.
+next reader only looks at those, and which shards have no row in common. A damaged file is set aside as a run
+does it. Where that can't be done, since the run goes on or the folder can't be written, it stays and is left
+out. A warning says so either way.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import duckdb
 import pyarrow as pa
@@ -127,29 +130,53 @@ def _verified(
     folder: Path, files: Sequence[Path], fault_of: Callable[[Path], str | None], note: bool
 ) -> dict[Path, str | None]:
     noted = _read_note(folder)
-    now, faults = dict(noted), {}
+    now, faults = dict(noted.files), {}
     for file in files:
         # A change of a file's bytes changes its ctime too, which no program can set.
         name = str(file.relative_to(folder))
         found = file.stat() if file.exists() else file.lstat()
         stamp = [found.st_size, found.st_mtime_ns, found.st_ctime_ns]
-        faults[file] = None if noted.get(name) == stamp else fault_of(file)
+        faults[file] = None if noted.files.get(name) == stamp else fault_of(file)
         if faults[file] is None:
             now[name] = stamp
-    if note and now != noted:
+    if note and now != noted.files:
         there = {name: stamp for name, stamp in now.items() if (folder / name).exists()}
-        # Whoever can't write here verifies again next time.
-        with suppress(OSError), written_whole(folder / NOTE, shared=True) as temporary:
-            temporary.write_text(json.dumps(there))
+        _write_note(folder, _Note(there, noted.distinct))
     return faults
 
 
-def _read_note(folder: Path) -> dict[str, list[int]]:
+def noted_distinct(folder: Path, shards: Sequence[Path]) -> bool:
+    """Whether somebody found that no row stands twice in these shards, whose names tell their bytes."""
+    return _read_note(folder).distinct == _names(shards)
+
+
+def note_distinct(folder: Path, shards: Sequence[Path]) -> None:
+    _write_note(folder, _Note(_read_note(folder).files, _names(shards)))
+
+
+def _names(shards: Sequence[Path]) -> str:
+    return hashlib.sha256("\n".join(shard.name for shard in shards).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class _Note:
+    files: Mapping[str, Any]
+    distinct: str
+
+
+def _read_note(folder: Path) -> _Note:
     try:
         noted = parse_json(read_regular(folder / NOTE, 2**26))
-    except (OSError, ValueError):
-        return {}
-    return noted if isinstance(noted, dict) else {}
+        files, distinct = noted["files"], noted["distinct"]
+    except (OSError, ValueError, TypeError, KeyError):
+        files, distinct = {}, ""
+    return _Note(files if isinstance(files, dict) else {}, distinct if isinstance(distinct, str) else "")
+
+
+def _write_note(folder: Path, note: _Note) -> None:
+    # Whoever can't write here looks again next time.
+    with suppress(OSError), written_whole(folder / NOTE, shared=True) as temporary:
+        temporary.write_text(json.dumps(asdict(note)))
 
 
 def set_aside_damaged(folder: Path, faults: Mapping[Path, str | None], locked: Path, so: str) -> None:

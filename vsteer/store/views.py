@@ -15,7 +15,7 @@ import numpy as np
 
 from vsteer.store import shards as sh
 from vsteer.store.database import file_list, in_memory
-from vsteer.store.sound import sound_shards, steadily
+from vsteer.store.sound import note_distinct, noted_distinct, sound_shards, steadily
 
 CONFIGS, PROMPTS = "configs.parquet", "prompts.parquet"
 # Among the rows of one id: a good one before an error, then the latest.
@@ -24,11 +24,11 @@ BEST_FIRST = "(status = 'ok') desc, attempt desc, finished_at desc"
 
 def rows_sql(folder: Path) -> str:
     """A SELECT of every row of a run that stands in a sound shard, each once."""
-    return steadily(folder, lambda _: _rows_sql(sound_shards(folder)))
+    return steadily(folder, lambda _: _rows_sql(folder, sound_shards(folder)))
 
 
-def _rows_sql(shards: Sequence[Path]) -> str:
-    if sh.is_compact(shards) or not any_id_twice(shards):
+def _rows_sql(folder: Path, shards: Sequence[Path]) -> str:
+    if sh.is_compact(shards) or _distinct(folder, shards):
         return f"select * from read_parquet({file_list(shards)})"
     return (
         f"select * exclude (filename, file_row_number) from {placed(shards)}"
@@ -52,13 +52,23 @@ def superseded_sql(shards: Sequence[Path]) -> str:
     )
 
 
+def _distinct(folder: Path, shards: Sequence[Path]) -> bool:
+    if noted_distinct(folder, shards):
+        return True
+    if any_id_twice(shards):
+        return False
+    note_distinct(folder, shards)
+    return True
+
+
 def any_id_twice(shards: Sequence[Path]) -> bool:
     """Whether some id may stand more than once: by 64 bits of each, in 8 bytes a row."""
-    hashes = np.empty(sh.row_count(shards), np.uint64)
-    end = 0
+    rows, end = f"read_parquet({file_list(shards)})", 0
     try:
         with in_memory() as database:
-            found = database.sql(f"select hash(row_id) as h from read_parquet({file_list(shards)})")
+            ((count,),) = database.execute(f"select count(*) from {rows}").fetchall()
+            hashes = np.empty(count, np.uint64)
+            found = database.sql(f"select hash(row_id) as h from {rows}")
             for batch in found.to_arrow_reader(1 << 17):
                 end += len(batch)
                 hashes[end - len(batch) : end] = batch["h"].to_numpy()
