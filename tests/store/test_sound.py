@@ -141,6 +141,7 @@ def test_that_no_row_stands_twice_is_found_out_once_and_again_when_shards_come(
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(made, run)
+    (run / NOTE).unlink(missing_ok=True)
     looked: list[int] = []
     any_id_twice = views.any_id_twice
 

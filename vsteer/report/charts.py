@@ -253,7 +253,8 @@ def tradeoff(cost: str) -> Any:
     """Effect against its cost, a point for each layer and multiplier."""
     found = chart().encode(
         alt.X("cost:Q", title=cost, scale=alt.Scale(zero=False)),
-        alt.Y("y:Q", title=""),
+        # room for the labels above points
+        alt.Y("y:Q", title="", scale=alt.Scale(padding=18)),
         SIGN_COLOUR,
     )
     error = found.encode(alt.X("cost_low:Q"), alt.X2("cost_high:Q"))

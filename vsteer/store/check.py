@@ -75,9 +75,9 @@ def check(folder: Path, planned: Planned) -> list[Finding]:
 
 def _table_fault(path: Path, schema: pa.Schema, manifest: Manifest | None) -> str | None:
     count = (manifest or {}).get(path.stem)
-    if path.exists() and not path.is_file():
-        return "it is no file"
     try:
+        if (path.exists() or path.is_symlink()) and (why := fault_of_table(path)):
+            return why
         table = pq.read_table(path, page_checksum_verification=True)
     except FileNotFoundError:
         return "it is not there"

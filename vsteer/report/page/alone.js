@@ -49,7 +49,7 @@ const unmarked = (name, rows) => (name === 'at' ? [] : (rows ?? []).map((row) =>
 function standAlone(name, state, given, spec, palette) {
   const cells = name === 'heat' ? different(given.data.rows.map((row) => row.multiplier)).length : 0;
   const width = Math.max(COLUMN, 70 + CELL * cells);
-  const title = {text: wrapped(given.title, Math.floor(width / 7)), subtitle: wrapped(wordsOf(name, state, given), Math.floor(width / 5.1))};
+  const title = {text: wrapped(given.title, Math.floor(width / 7)), subtitle: wrapped(wordsOf(name, state, given), Math.floor(width / 5.7))};
   const made = inColours({...withLegends(spec, given), background: '#ffffff', title}, palette);
   const upwards = FIGURES[name].upwards ?? (FIGURES[name].axis === undefined ? MEASURES[state.measure].upwards : '');
   return {...made, width, padding: 6, height: typeof made.height === 'number' ? Math.min(made.height, 240) : made.height, config: {...configOf(palette, {words: 12, title: 13, subtitle: 11}), ...made.config},
