@@ -27,8 +27,6 @@ def test_the_made_up_run_is_one_of_the_stores(tmp_path: Path) -> None:
             " and evaluation = 'choice:refusal'"
             " qualify row_number() over (partition by curve order by effect desc) = 1"
         ).fetchall()
-        ((known,),) = database.execute("select count(relative_norm) from conditions").fetchall()
-    assert known > steered / 2
     # They are around the layer where they were put: what was added to each row is a tenth of the effect.
     assert peaks
     assert all(abs(layer - 16) <= 4 for (layer,) in peaks)
