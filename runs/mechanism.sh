@@ -1,5 +1,5 @@
 #!/bin/sh
-# Why does a sentiment steering of the embedded model work? All commands of docs/mechanism.md, within half an hour on two
+# Why does a sentiment steering of the embedded model work? All commands of docs/mechanism.md. Made for half an hour on two
 # cores. Another model, one of its layers and a multiplier may be given: sh runs/mechanism.sh gemma3-270m 8 1
 # What is done is kept, so that the same call goes on.
 set -eu
@@ -14,7 +14,7 @@ mkdir -p "$work"
 test -e "$work/sentiment.safetensors" ||
   vsteer vectors extract "$model" sentiment --token last --dtype float32 --eager -o "$work/sentiment.safetensors"
 vsteer mechanism attribute "$model" "$work/sentiment.safetensors" --layer "$layer" --multiplier "$multiplier" sentiment \
-  --limit 16 --max-tokens 48 --exact 200 --out "$found"
+  --limit 8 --max-tokens 32 --exact 200 --out "$found"
 vsteer mechanism circuit "$found"
 vsteer mechanism freeze "$found" --questions sentiment --limit 24 --system "$system"
 vsteer mechanism values "$found"
