@@ -10,7 +10,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from vsteer.engine.options import EngineOptions
 from vsteer.engine.proof.reference import ReferenceEngine
 from vsteer.engine.table import Capacity
 from vsteer.errors import EngineError
-from vsteer.protocol import Positions, Prompt, Request, Steering, Term, Vectors
+from vsteer.protocol import Block, Positions, Prompt, Request, Steering, Term, Vectors
 
 VECTOR = "random"
 DTYPE = "bfloat16"
@@ -88,23 +88,30 @@ def _measured(
     engine.load(vectors, steerings)
     count = 1 if len(steerings) > 100 else 2
 
+    def prompts(round_: int) -> list[Prompt]:
+        return _prompts(count, 100 * SCENARIOS.index(scenario) + round_)
+
     def rows(round_: int) -> list[Request]:
-        seed = 100 * SCENARIOS.index(scenario) + round_
         return [
-            Request(f"{p}/{s}", prompt, steering, logprob_token_ids=ANSWERS, answer_tokens=0)
-            for p, prompt in enumerate(_prompts(count, seed))
+            Request(f"{p}/{s}", prompt, steering, logprob_token_ids=ANSWERS)
+            for p, prompt in enumerate(prompts(round_))
             for s, steering in enumerate(steerings)
         ]
 
     def forks(round_: int) -> float:
-        before, asked = engine.forked, rows(round_)
-        rate = _rate(engine, asked)
-        if engine.forked - before != len(asked):
+        blocks = [
+            Block(str(p), prompt, (((), ANSWERS),), tuple(steerings))
+            for p, prompt in enumerate(prompts(round_))
+        ]
+        start = time.perf_counter()
+        found = [scores for _, scores in engine.run_blocks(blocks)]
+        rate = sum(len(scores.logprobs) for scores in found) / (time.perf_counter() - start)
+        if not all(scores.forked for scores in found):
             raise EngineError("the engine did not compute these rows as forks", hint="see vsteer doctor")
         return rate
 
     def requests(round_: int) -> float:
-        return _rate(engine, [replace(row, answer_tokens=None) for row in rows(round_)])
+        return _rate(engine, rows(round_))
 
     def one_by_one(round_: int) -> float:
         return loop(_rate, rows(round_)[:: max(1, len(steerings) // 4)])
@@ -167,13 +174,15 @@ def _rate(engine: VllmEngine | ReferenceEngine, requests: Sequence[Request]) -> 
 
 
 def _operations(rows: Sequence[Request], layers: int, layer: int, head: int) -> float:
-    """Multiplications and additions with weights, of which each fork has those behind its layer."""
+    """Multiplications and additions with weights: each fork has those of its own tokens behind its layer, but
+    in the last layer only its last token's."""
     found = 0
     for row in rows:
         assert row.steering is not None
         start, _ = row.prompt.span(row.steering.positions)
         above = layers - 1 - row.steering.terms[0].layer
-        found += (len(row.prompt.token_ids) - start) * above * layer + head
+        own = len(row.prompt.token_ids) - start
+        found += (own * max(0, above - 1) + min(1, above)) * layer + head
     for prompt in {row.prompt.token_ids for row in rows}:
         found += len(prompt) * layers * layer + head
     return 2.0 * found

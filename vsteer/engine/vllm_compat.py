@@ -43,7 +43,16 @@ SEAMS: dict[str, tuple[str, ...]] = {
         "vllm.v1.core.kv_cache_utils.get_request_block_hasher",
     ),
     "patches/cpu_generator.py": (f"{_V1_RUNNER}.sample_tokens", f"{_V1_RUNNER}._bookkeeping_sync"),
-    "patches/forked_attention.py": ("vllm.model_executor.layers.attention.attention.Attention.forward",),
+    "patches/forked_attention.py": (
+        "vllm.model_executor.layers.attention.attention.Attention.forward",
+        "vllm._custom_ops.cpu_attn_reshape_and_cache",
+        "vllm._custom_ops.cpu_attn_get_scheduler_metadata",
+        "vllm._custom_ops.cpu_attention_with_kv_cache",
+        "vllm.v1.attention.backends.cpu_attn.CPUAttentionBackendImpl.__init__",
+        "vllm.v1.attention.backends.cpu_attn.CPUAttentionBackendImpl.forward",
+        "vllm.model_executor.custom_op.CustomOp.forward",
+        "vllm.model_executor.layers.activation.SiluAndMul.forward_native",
+    ),
     "patches/v1_runner.py": (
         f"{_V1_RUNNER}._prepare_inputs",
         f"{_V1_RUNNER}._update_states",
