@@ -263,7 +263,7 @@ def test_the_command_scores_a_stored_run_and_shares_its_file(
     asked: list[str] = []
 
     def load(facts: Any, spec: EngineSpec) -> Counting:
-        assert loading._same_model(facts) == plan.facts.folder
+        assert loading.same_model(facts) == plan.facts.folder
         assert facts.identity() == plan.facts.identity()
         assert spec == plan.grid.engine
         asked.append(facts.name)
@@ -291,11 +291,9 @@ def test_another_model_in_the_same_place_is_refused(grid: Path) -> None:
     folder = run_grid(grid, load=fake.load()).folder
     ((facts, _),) = loading.stored_models(folder)
     with pytest.raises(ModelError, match="isn't here any more as it was"):
-        loading._same_model(replace(facts, weights={"sha256": "0" * 64}))
+        loading.same_model(replace(facts, weights={"sha256": "0" * 64}))
     with pytest.raises(ModelError, match="isn't here any more as it was"):
-        loading._same_model(
-            replace(facts, folder=None, weights={"hub": "nobody/nothing", "commit": "0" * 40})
-        )
+        loading.same_model(replace(facts, folder=None, weights={"hub": "nobody/nothing", "commit": "0" * 40}))
 
 
 def test_a_manifest_that_does_not_say_how_models_ran_is_reported(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vsteer.cli.plain_table import number, plain_table
+from vsteer.cli.project import project
 from vsteer.errors import UsageError
 from vsteer.terminal import echo
 
@@ -401,3 +402,6 @@ def _numbers(text: str, option: str) -> list[float]:
     if not found or any(not 0 < value < 1e9 for value in found):
         raise UsageError(f"{option} is a list of positive numbers", f"such as {option} 1,2")
     return found
+
+
+mechanism.add_command(project)

@@ -25,6 +25,7 @@ from vsteer.packages import __version__
 from vsteer.report.diagnostics import diagnostics
 from vsteer.report.facts import alike, facts
 from vsteer.report.figures import write_figures
+from vsteer.report.projections import projections
 from vsteer.report.scripts import SCRIPTS, page_file
 from vsteer.report.tables import Table, answer, item_slopes, table
 from vsteer.report.texts import texts
@@ -113,6 +114,7 @@ def gathered(folders: Sequence[Path], runs: Mapping[str, Path]) -> dict[str, Any
         tables["item_slopes"] = item_slopes(database, folders)
         tables |= {"doses": table(database, DOSES), "without_multiplier": table(database, WITHOUT_MULTIPLIER)}
         tables |= diagnostics(database, runs) | texts(database)
+        tables["projections"] = projections(database, runs)
         found = facts(database, runs)
         twice = alike(database)
     rounded = tables["rounding"].columns
@@ -171,6 +173,10 @@ def reasons(found: Sequence[Mapping[str, Any]], runs: Mapping[str, Path]) -> dic
         "capability": (
             f"no evaluation of capability {here} at the same steering (its name or data would contain mmlu,"
             " truthfulqa or capability)"
+        ),
+        "projections": (
+            f"no text {here} was projected on a vector: vsteer mechanism project MODEL VECTOR --layer L"
+            f" --run {folder}"
         ),
         "vectors": (
             f"no vector of this name was extracted {here}: its activations and cosines are not beside it"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.resources import files
 
 FIGURE_SCRIPTS = ("data.js", "figures.js", "mechanism.js", "choose.js", "alone.js")
-SCRIPTS = (*FIGURE_SCRIPTS, "draw.js", "parts.js", "texts.js", "main.js")
+SCRIPTS = (*FIGURE_SCRIPTS, "draw.js", "parts.js", "texts.js", "projections.js", "main.js")
 
 
 def page_file(name: str) -> str:

@@ -150,10 +150,10 @@ def _from_manifest(entry: dict[str, Any]) -> tuple[ModelFacts, EngineSpec]:
 
 def load_stored(facts: ModelFacts, spec: EngineSpec) -> VllmEngine:
     """One engine of the very model that made a stored run, whatever the number of replicas then."""
-    return engine_maker(replace(facts, folder=_same_model(facts)), spec)()
+    return engine_maker(replace(facts, folder=same_model(facts)), spec)()
 
 
-def _same_model(facts: ModelFacts) -> Path:
+def same_model(facts: ModelFacts) -> Path:
     weights = facts.weights or {}
     there = facts.folder if facts.folder and facts.folder.is_dir() else None
     if "commit" in weights:

@@ -17,6 +17,7 @@ const SECTIONS = [
   {id: 'items', title: 'Single items', figures: ['slopes'], two: ['spread', 'wrong']},
   {id: 'texts', title: 'Generations', make: textsSection},
   {id: 'mechanism', title: 'Why it works: mechanism', figures: ['head_scores'], two: ['faithfulness', 'sparsity']},
+  {id: 'projections', title: 'Along a vector, token by token', make: projectionsSection},
   {id: 'more', title: 'Further questions', make: moreSection},
 ];
 
