@@ -13,7 +13,7 @@ from tests.fake_engine import FakeEngine, FastBlockEngine
 from vsteer.bench.figures import Figure
 from vsteer.bench.run import made_up_plan
 from vsteer.plan.plan import Plan
-from vsteer.run.loop import Counts, Provenance, rows_of, run_prompts, run_rows
+from vsteer.run.loop import Counts, Provenance, RowLoop, rows_of
 from vsteer.run.vectors import RunVectors
 from vsteer.store.store import open_store
 
@@ -67,11 +67,11 @@ def _run(plan: Plan, kind: type[FakeEngine], folder: Path, rows: int) -> tuple[f
         )
         start = time.perf_counter()
         if engine.info.blocks:
-            counts = Counts()
-            run_prompts(engine, todo, store, making, counts)
+            loop = RowLoop(engine, store, making)
+            loop.run(todo)
             store.flush()
-            return 0.0, counts.rows / (time.perf_counter() - start)
-        run_rows(engine, islice(rows_of(todo), rows), store, making, Counts(), watch)
+            return 0.0, loop.counts.rows / (time.perf_counter() - start)
+        RowLoop(engine, store, making, on_progress=watch).run_rows(islice(rows_of(todo), rows))
         seconds = time.perf_counter() - start
     return grown[rows] - grown[int(rows * EARLY)], rows / seconds
 

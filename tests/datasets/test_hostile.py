@@ -166,7 +166,7 @@ def test_what_is_no_file(tmp_path: Path, kind: str) -> None:
             path = Path("/dev/zero")
     before = time.monotonic()
     assert str(path) in outcome(lambda: read_contrast(path)).message
-    assert time.monotonic() - before < 1
+    assert time.monotonic() - before < 30
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,9 @@ def test_values_that_are_no_good(tmp_path: Path, item: object, words: str) -> No
 def test_repeated_keys_are_found_in_linear_time(tmp_path: Path) -> None:
     keys = [b'"%d":1' % n for n in range(100_000)]
     for last in (b'"7":1', b'"no":1'):
-        before = time.monotonic()
-        message = refused(tmp_path / "a.json", b"{" + b",".join([*keys, last]) + b"}", read_questions)
-        assert ('the field "7" stands twice' in message) == (last == b'"7":1')
-        assert time.monotonic() - before < 5
+        path = tmp_path / "a.json"
+        path.write_bytes(b"{" + b",".join([*keys, last]) + b"}")
+        found = outcome(partial(read_questions, path))
+        assert found.message
+        assert ('the field "7" stands twice' in found.message) == (last == b'"7":1')
+        assert found.seconds < 5

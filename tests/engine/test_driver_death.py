@@ -80,8 +80,8 @@ def test_what_waits_for_a_dead_engine_is_failed() -> None:
     began = time.monotonic()
     watch = DeathWatch(client.engine_core)
     with pytest.raises(EngineDeadError):
-        client.waiting.result(timeout=10)
-    assert time.monotonic() - began < 5
+        client.waiting.result(timeout=60)
+    assert time.monotonic() - began < 30
     watch.close()
-    watch._thread.join(timeout=5)
+    watch._thread.join(timeout=30)
     assert not watch._thread.is_alive()

@@ -324,7 +324,7 @@ def test_two_runs_on_one_folder_are_refused(grid: Path) -> None:
         process.join()
 
 
-def wait_for(true: Any, seconds: float = 30) -> None:
+def wait_for(true: Any, seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         with contextlib.suppress(StoreError):
@@ -347,7 +347,7 @@ def test_the_first_interrupt_finishes_what_is_under_way(grid: Path) -> None:
     time.sleep(0.4)
     assert process.pid is not None
     os.kill(process.pid, signal.SIGINT)
-    outcome = answers.get(timeout=30)
+    outcome = answers.get(timeout=120)
     process.join()
     assert outcome.exit_code == INTERRUPTED
     assert 0 < outcome.good < outcome.planned

@@ -30,8 +30,8 @@ MAX_TOKENS = 120
 TEMPLATE = 64
 # What one of these questions can cost at most, worked out from the bytes that are sent.
 MOST = len(RUBRIC.prompt("Was it good?", "text number 1 is glad").encode()) + TEMPLATE + MAX_TOKENS
-# More than any of these questions takes.
-SOON = 4.0
+# Far more than any of these questions takes, and far less than a wait for the longest of them.
+SOON = 30.0
 
 Behaviour = Callable[[socket.socket, int], None]
 

@@ -342,4 +342,4 @@ def test_what_is_no_file(tmp_path: Path, kind: str) -> None:
             path = Path("/dev/zero")
     before = time.monotonic()
     assert f"could not read {path}" in outcome(partial(used, path)).message
-    assert time.monotonic() - before < 5
+    assert time.monotonic() - before < 30

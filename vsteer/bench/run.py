@@ -24,7 +24,7 @@ from vsteer.plan.budget import budget
 from vsteer.plan.model_facts import find_model
 from vsteer.plan.plan import Plan, make_plan
 from vsteer.plan.rows import Row
-from vsteer.run.loop import Counts, Provenance, run_rows
+from vsteer.run.loop import Provenance, RowLoop
 from vsteer.run.vectors import RunVectors
 from vsteer.store.store import open_store
 from vsteer.vectors.files import save
@@ -77,7 +77,7 @@ def _over_generate(
         def through_run(round_: int) -> float:
             rows = rows_of(round_)
             start = time.perf_counter()
-            run_rows(ours, ((row, 1) for row in rows), store, provenance, Counts())
+            RowLoop(ours, store, provenance).run_rows((row, 1) for row in rows)
             store.flush()
             return len(rows) / (time.perf_counter() - start)
 

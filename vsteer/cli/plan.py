@@ -26,7 +26,7 @@ WIDTH = 80
 @click.argument("grid", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 def plan(grid: Path, as_json: bool) -> None:
-    """Say what the file GRID comes to: configurations, rows, tokens, disk, and the first prompts in full.
+    """Show what the file GRID comes to: configurations, rows, tokens, disk, and the first prompts in full.
 
     Nothing is run or fetched. Where the model isn't here, lengths are estimated, and the grid must say
     how many layers it has (`layers: N`).

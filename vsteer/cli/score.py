@@ -97,9 +97,9 @@ def score(
     """Score what the run in the folder RUN wrote, into RUN/scores/. Nothing is generated.
 
     refusal, repetition, length and characters look at texts; perplexity loads the run's own model, unsteered,
-    and asks how likely it holds each text; judge asks a model for a number from 0 to 10 by a rubric, at an
-    endpoint or in the local engine. The same command scores only what is new; an answer of a judge is never
-    paid for twice. A judge's key is read from OPENAI_API_KEY in the environment. Exit codes: 0 complete, 3 a
+    and asks how likely it finds each text; judge asks a model for a number from 0 to 10 by a rubric, at an
+    endpoint or in the local engine. The same command scores only what is new; a judge's answer is never paid
+    for twice. A judge's key is read from OPENAI_API_KEY in the environment. Exit codes: 0 complete, 3 a
     judge has texts left open.
 
     \b

@@ -78,7 +78,7 @@ Row = Mapping[str, Any]
     "--prompt",
     required=True,
     metavar="P",
-    help="A part of the question, or of an item's or prompt's id its beginning.",
+    help="A part of the question, or the beginning of an item's or a prompt's id.",
 )
 @click.option("--evaluation", default="", help="One evaluation only.")
 @click.option("--layer", metavar="L", help="The layer, or layers steered at once such as 10+14.")

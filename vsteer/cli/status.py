@@ -79,7 +79,7 @@ def status(run: Path, as_json: bool) -> None:
 @click.argument("run", type=RUN)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 def check(run: Path, as_json: bool) -> None:
-    """Hold RUN against its plan: every planned row once, no other, all readable.
+    """Check RUN against its plan: each planned row is there once, no other is, and all can be read.
 
     RUN is the file of a grid, which is planned as it is now, or a run's folder, whose plan is that of its
     last start. Exits 1 when something is wrong.

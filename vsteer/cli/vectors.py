@@ -32,11 +32,11 @@ _PATH = click.Path(path_type=Path)
 
 @click.group()
 def vectors() -> None:
-    """Look at steering vectors, compare them, and make others of them.
+    """Look at steering vectors, compare them, and derive others from them.
 
     A vector is a .safetensors file of vsteer, a .gguf control vector of llama.cpp or repeng, CAA's
     vec_layer_*.pt (a file, or the folder of a behaviour), or one tensor a layer in .safetensors, .pt or
-    .npy. The content tells which. Layer L is the output of decoder block L, counted from 0.
+    .npy. The content decides which it is. Layer L is the output of decoder block L, counted from 0.
 
     \b
     Example:

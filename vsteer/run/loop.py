@@ -136,118 +136,104 @@ def rows_of(prompts: Iterable[Attempts]) -> Iterator[tuple[Row, int]]:
         yield from zip(prompt.rows(places.tolist()), attempts[places].tolist(), strict=True)
 
 
-def run_prompts(
-    engine: Engine,
-    prompts: Iterable[Attempts],
-    store: Store,
-    provenance: Provenance,
-    counts: Counts,
-    on_progress: Callable[[Counts, int], None] = lambda counts, waiting: None,
-    stopping: Callable[[], bool] = lambda: False,
-    meter: Callable[[Mapping[str, Any]], None] = lambda record: None,
-) -> None:
-    """Run every row and store it: as blocks where the engine takes them, and else one by one."""
-    rest = store, provenance, counts, on_progress, stopping, meter
-    for as_blocks, some in groupby(prompts, lambda one: engine.info.blocks and one[0].is_block):
-        if as_blocks:
-            run_blocks(engine, some, *rest)
-        else:
-            run_rows(engine, rows_of(some), *rest)
-        if stopping():
-            return
+@dataclass(frozen=True)
+class RowLoop:
+    """What takes rows through an engine and writes them.
 
-
-def run_blocks(
-    engine: Engine,
-    prompts: Iterable[Attempts],
-    store: Store,
-    provenance: Provenance,
-    counts: Counts,
-    on_progress: Callable[[Counts, int], None] = lambda counts, waiting: None,
-    stopping: Callable[[], bool] = lambda: False,
-    meter: Callable[[Mapping[str, Any]], None] = lambda record: None,
-) -> None:
-    """As `run_rows`, a prompt at once: `on_progress` and `meter` are called for each block."""
-    waiting: dict[str, _WaitingBlock] = {}
-    columns: ConfigColumns | None = None
-    under_way = 0
-
-    def blocks() -> Iterator[Block]:
-        nonlocal columns, under_way
-        for number, (prompt, attempts) in enumerate(prompts):
-            if stopping():
-                return
-            if columns is None or columns.configs is not prompt.configs:
-                columns = ConfigColumns(prompt.configs, partial(provenance.of, forked=False))
-            places = np.flatnonzero(attempts)
-            block = columns.block(prompt, f"{prompt.rendered.prompt_id}.{number}", places)
-            waiting[block.id] = _WaitingBlock(prompt, columns, places, attempts[places], datetime.now(UTC))
-            under_way += len(places)
-            yield block
-
-    for block, scores in engine.run_blocks(blocks()):
-        of = waiting.pop(block.id)
-        made = {
-            "started_at": of.started,
-            "finished_at": datetime.now(UTC),
-            "engine": provenance.name(scores.forked),
-        }
-        rows = of.columns.rows(of.prompt, of.places, scores, of.attempts, made)
-        store.append_rows(rows)
-        under_way -= len(rows)
-        sums = {name: pc.sum(rows[name]).as_py() for name in SUMMED}
-        record = {"kind": rows["kind"][0].as_py(), **sums}
-        counts.add(record, len(rows), rows["error"].length() - rows["error"].null_count)
-        meter(record)
-        on_progress(counts, under_way)
-    if waiting:
-        raise SteeringFault(f"{len(waiting)} blocks were handed to the engine and never came back")
-
-
-def run_rows(
-    engine: Engine,
-    rows: Iterable[tuple[Row, int]],
-    store: Store,
-    provenance: Provenance,
-    counts: Counts,
-    on_progress: Callable[[Counts, int], None] = lambda counts, waiting: None,
-    stopping: Callable[[], bool] = lambda: False,
-    meter: Callable[[Mapping[str, Any]], None] = lambda record: None,
-) -> None:
-    """Run every row and store it. Once `stopping` is true no row is submitted; those under way are finished.
-
-    `on_progress` is called for each row that is written, with how many are under way; `meter` for its record.
+    For each row that is written, or each block of rows, `on_progress` is called with how many rows are under
+    way, and `meter` with its record. Once `stopping` is true nothing more is submitted; what is under way is
+    finished.
     """
-    waiting: dict[str, _Waiting] = {}
 
-    def requests() -> Iterator[Request]:
-        for row, attempt in rows:
-            if stopping():
+    engine: Engine
+    store: Store
+    provenance: Provenance
+    counts: Counts = field(default_factory=Counts)
+    on_progress: Callable[[Counts, int], None] = lambda counts, waiting: None
+    stopping: Callable[[], bool] = lambda: False
+    meter: Callable[[Mapping[str, Any]], None] = lambda record: None
+
+    def run(self, prompts: Iterable[Attempts]) -> None:
+        """Run every row and store it: as blocks where the engine takes them, and else one by one."""
+        blocks = self.engine.info.blocks
+        for as_blocks, some in groupby(prompts, lambda one: blocks and one[0].is_block):
+            if as_blocks:
+                self._run_blocks(some)
+            else:
+                self.run_rows(rows_of(some))
+            if self.stopping():
                 return
-            made = row.requests()
-            if row.row_id in waiting:
-                raise SteeringFault(f"the row {row.row_id} stands twice in the plan")
-            waiting[row.row_id] = _Waiting(row, attempt, datetime.now(UTC), [None] * len(made))
-            yield from made
 
-    for result in engine.run(requests()):
-        name, place = row_of(result.id)
-        under_way = waiting[name]
-        under_way.results[place] = result
-        results = [found for found in under_way.results if found is not None]
-        if len(results) < len(under_way.results):
-            continue
-        del waiting[name]
-        record = {
-            **under_way.row.record(results),
-            **provenance.of(under_way.row.config, all(result.forked for result in results)),
-            "started_at": under_way.started,
-            "finished_at": datetime.now(UTC),
-            "attempt": under_way.attempt,
-        }
-        store.append(record)
-        counts.add(record)
-        meter(record)
-        on_progress(counts, len(waiting))
-    if waiting:
-        raise SteeringFault(f"{len(waiting)} rows were handed to the engine and never came back")
+    def _run_blocks(self, prompts: Iterable[Attempts]) -> None:
+        waiting: dict[str, _WaitingBlock] = {}
+        columns: ConfigColumns | None = None
+        under_way = 0
+
+        def blocks() -> Iterator[Block]:
+            nonlocal columns, under_way
+            for number, (prompt, attempts) in enumerate(prompts):
+                if self.stopping():
+                    return
+                if columns is None or columns.configs is not prompt.configs:
+                    columns = ConfigColumns(prompt.configs, partial(self.provenance.of, forked=False))
+                places = np.flatnonzero(attempts)
+                block = columns.block(prompt, f"{prompt.rendered.prompt_id}.{number}", places)
+                waiting[block.id] = _WaitingBlock(
+                    prompt, columns, places, attempts[places], datetime.now(UTC)
+                )
+                under_way += len(places)
+                yield block
+
+        for block, scores in self.engine.run_blocks(blocks()):
+            of = waiting.pop(block.id)
+            made = {
+                "started_at": of.started,
+                "finished_at": datetime.now(UTC),
+                "engine": self.provenance.name(scores.forked),
+            }
+            rows = of.columns.rows(of.prompt, of.places, scores, of.attempts, made)
+            self.store.append_rows(rows)
+            under_way -= len(rows)
+            sums = {name: pc.sum(rows[name]).as_py() for name in SUMMED}
+            record = {"kind": rows["kind"][0].as_py(), **sums}
+            self.counts.add(record, len(rows), rows["error"].length() - rows["error"].null_count)
+            self.meter(record)
+            self.on_progress(self.counts, under_way)
+        if waiting:
+            raise SteeringFault(f"{len(waiting)} blocks were handed to the engine and never came back")
+
+    def run_rows(self, rows: Iterable[tuple[Row, int]]) -> None:
+        """Run each row, with the number of its attempt, as requests of its own."""
+        waiting: dict[str, _Waiting] = {}
+
+        def requests() -> Iterator[Request]:
+            for row, attempt in rows:
+                if self.stopping():
+                    return
+                made = row.requests()
+                if row.row_id in waiting:
+                    raise SteeringFault(f"the row {row.row_id} stands twice in the plan")
+                waiting[row.row_id] = _Waiting(row, attempt, datetime.now(UTC), [None] * len(made))
+                yield from made
+
+        for result in self.engine.run(requests()):
+            name, place = row_of(result.id)
+            under_way = waiting[name]
+            under_way.results[place] = result
+            results = [found for found in under_way.results if found is not None]
+            if len(results) < len(under_way.results):
+                continue
+            del waiting[name]
+            record = {
+                **under_way.row.record(results),
+                **self.provenance.of(under_way.row.config, all(result.forked for result in results)),
+                "started_at": under_way.started,
+                "finished_at": datetime.now(UTC),
+                "attempt": under_way.attempt,
+            }
+            self.store.append(record)
+            self.counts.add(record)
+            self.meter(record)
+            self.on_progress(self.counts, len(waiting))
+        if waiting:
+            raise SteeringFault(f"{len(waiting)} rows were handed to the engine and never came back")

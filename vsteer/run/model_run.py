@@ -19,7 +19,7 @@ from vsteer.plan.times import characters
 from vsteer.protocol import Engine, Vectors
 from vsteer.run.interrupt import Interrupt
 from vsteer.run.loading import Load
-from vsteer.run.loop import Counts, Provenance, ToDo, run_prompts
+from vsteer.run.loop import Counts, Provenance, RowLoop, ToDo
 from vsteer.run.progress import RunProgress, duration
 from vsteer.run.rounding import measure_rounding
 from vsteer.run.stalls import STALL_SECONDS, watched
@@ -144,16 +144,15 @@ class ModelRun:
         self.progress.rows_begin(self.context.counts)
         meter = Meter()
         version = vllm_version() if engine.info.kind == "vllm" else ""
-        run_prompts(
+        RowLoop(
             engine,
-            to_do.prompts(),
             self.store,
             Provenance(engine.info.kind, version, self.store.session, stored),
             self.context.counts,
             self.progress.rows,
             self._stopping,
             meter.add,
-        )
+        ).run(to_do.prompts())
         self._rates |= meter.rates()
         if engine.info.kind == "vllm":
             self._by_vllm = stored.directions
