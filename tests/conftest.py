@@ -11,7 +11,12 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+# Two workers share two cores, and a second thread of NumPy's would only wait for one that has none. It reads
+# this when it is imported.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import pytest
+import torch
 
 from vsteer.engine import vllm_compat
 
@@ -58,6 +63,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     scheduler = LoadScopeScheduling(config, log)
     scheduler._split_scope = group_of
     return scheduler
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """The models are so small that more threads only wait for each other, on cores that are taken."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)

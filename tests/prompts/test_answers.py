@@ -177,8 +177,10 @@ def test_every_built_in_question_can_be_asked(tokenizer: Any, behaviour: str) ->
     "behaviour",
     [
         "refusal",
-        "survival-instinct",
-        *(pytest.param(large, marks=pytest.mark.long) for large in ("sycophancy", "hallucination")),
+        *(
+            pytest.param(large, marks=pytest.mark.long)
+            for large in ("survival-instinct", "sycophancy", "hallucination")
+        ),
     ],
 )
 def test_caa_data_is_asked_by_its_own_letters(tokenizer: Any, behaviour: str) -> None:

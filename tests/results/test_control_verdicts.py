@@ -176,7 +176,17 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module", params=CASES)
+# What `make test` has of them; the others take long.
+SHORT = {
+    "whole", "one exceeds", "eighteen", "two lack a row", "one repeats one that is not whole",
+    "the vector lacks a row",
+}  # fmt: skip
+
+
+@pytest.fixture(
+    scope="module",
+    params=[name if name in SHORT else pytest.param(name, marks=pytest.mark.long) for name in CASES],
+)
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Expected]:
     case = CASES[request.param]
     folder = tmp_path_factory.mktemp("controls") / "run"

@@ -6,8 +6,10 @@ import contextlib
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,20 @@ CHOICE_CONFIGS, OPEN_CONFIGS = 1 + 24 * 6, 1 + 24
 @pytest.fixture
 def grid(tmp_path: Path) -> Path:
     return written(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """A run of the grid from its first row to its last."""
+    return run(written(tmp_path_factory.mktemp("whole")))
+
+
+@pytest.fixture
+def first(grid: Path, whole: Outcome) -> Outcome:
+    """The same run beside the test's own grid."""
+    folder = grid.parent / "runs" / "try"
+    shutil.copytree(whole.folder, folder)
+    return replace(whole, folder=folder)
 
 
 # few, since every run extracts its vector from them
@@ -117,8 +133,8 @@ def test_a_run_has_every_planned_row_once(grid: Path) -> None:
     assert not [f for f in checked(folder, grid) if f.fault and f.what != "errors"]
 
 
-def test_rows_say_what_made_them(grid: Path) -> None:
-    folder = run(grid).folder
+def test_rows_say_what_made_them(whole: Outcome) -> None:
+    folder = whole.folder
     found = rows_of(
         folder, "vector, norm, control, control_index, layer, multiplier, vector_sha256, steered_tokens, kind"
     )
@@ -134,8 +150,8 @@ def test_rows_say_what_made_them(grid: Path) -> None:
     assert {id_: sha256 for id_, sha256 in configs if id_ in of_rows} == of_rows
 
 
-def test_controls_have_the_length_of_the_vector_beside_which_they_stand(grid: Path) -> None:
-    folder = run(grid).folder / "vectors"
+def test_controls_have_the_length_of_the_vector_beside_which_they_stand(whole: Outcome) -> None:
+    folder = whole.folder / "vectors"
     for norm in ("raw", "residual-0.1"):
         (path,) = [
             p
@@ -160,8 +176,7 @@ def test_controls_have_the_length_of_the_vector_beside_which_they_stand(grid: Pa
                 assert share == pytest.approx(0.1, rel=1e-5)
 
 
-def test_the_same_command_does_nothing_twice(grid: Path) -> None:
-    first = run(grid)
+def test_the_same_command_does_nothing_twice(grid: Path, first: Outcome) -> None:
     before = rows_of(first.folder)
 
     def no_engine(*_: object) -> FakeEngine:
@@ -172,8 +187,7 @@ def test_the_same_command_does_nothing_twice(grid: Path) -> None:
     assert (again.good, again.errors) == (first.good, first.errors)
 
 
-def test_failed_rows_are_tried_again_with_retry_errors(grid: Path) -> None:
-    first = run(grid)
+def test_failed_rows_are_tried_again_with_retry_errors(grid: Path, first: Outcome) -> None:
     assert first.errors > 0
     again = run(grid, retry_errors=True)
     assert again.errors == first.errors
@@ -199,8 +213,7 @@ def test_failed_rows_are_tried_again_once_a_start(grid: Path) -> None:
     assert {attempts[row] for row in failed} == {3}
 
 
-def test_fresh_begins_anew_and_keeps_what_was(grid: Path) -> None:
-    first = run(grid)
+def test_fresh_begins_anew_and_keeps_what_was(grid: Path, first: Outcome) -> None:
     again = run(grid, fresh=True)
     kept = [p for p in first.folder.parent.iterdir() if p != first.folder]
     assert [p.name.split(".before-")[0] for p in kept] == ["try"]
@@ -208,8 +221,8 @@ def test_fresh_begins_anew_and_keeps_what_was(grid: Path) -> None:
     assert rows_of(kept[0], same) == rows_of(again.folder, same)
 
 
-def test_a_larger_grid_keeps_the_rows_that_stand(grid: Path) -> None:
-    folder = run(grid).folder
+def test_a_larger_grid_keeps_the_rows_that_stand(grid: Path, first: Outcome) -> None:
+    folder = first.folder
     before = dict(rows_of(folder, "row_id, run_session"))
     run(written(grid.parent, "multipliers: [-1, 1]", "multipliers: [-1, 1, 2]"))
     after = dict(rows_of(folder, "row_id, run_session"))
@@ -218,10 +231,10 @@ def test_a_larger_grid_keeps_the_rows_that_stand(grid: Path) -> None:
 
 
 def test_rows_that_no_plan_has_any_more_are_moved_aside(
-    grid: Path, capsys: pytest.CaptureFixture[str]
+    grid: Path, first: Outcome, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Another vector of the same name made them, and a query would mix the two."""
-    folder = run(grid).folder
+    folder = first.folder
     before = {row[0] for row in rows_of(folder, "row_id")}
     changed = written(grid.parent, "token: last", "token: -2")
     run(changed)
@@ -237,10 +250,9 @@ def test_rows_that_no_plan_has_any_more_are_moved_aside(
 
 
 def test_a_grid_that_was_narrowed_and_is_put_back_computes_nothing_anew(
-    grid: Path, capsys: pytest.CaptureFixture[str]
+    grid: Path, first: Outcome, capsys: pytest.CaptureFixture[str]
 ) -> None:
     columns = "row_id, text, logit_diff, vector_sha256, run_session"
-    first = run(grid)
     before = [row for row in rows_of(first.folder, f"{columns}, status") if row[-1] == "ok"]
     configs = duckdb.sql(f"from '{first.folder}/configs.parquet' order by all").fetchall()
     narrow = run(written(grid.parent, "multipliers: [-1, 1]", "multipliers: 1"))
@@ -259,8 +271,7 @@ def test_a_grid_that_was_narrowed_and_is_put_back_computes_nothing_anew(
     assert [row for row in rows_of(last.folder, f"{columns}, status") if row[-1] == "ok"] == before
 
 
-def test_what_was_set_aside_and_is_damaged_is_computed_anew(grid: Path) -> None:
-    first = run(grid)
+def test_what_was_set_aside_and_is_damaged_is_computed_anew(grid: Path, first: Outcome) -> None:
     before = rows_of(first.folder, "row_id, text, logit_diff")
     run(written(grid.parent, "multipliers: [-1, 1]", "multipliers: 1"))
     (aside,) = (first.folder / "set-aside").glob("unplanned-*.parquet")
@@ -282,9 +293,8 @@ def test_engine_settings_do_not_change_the_rows(grid: Path) -> None:
     assert planned(grid) == ids
 
 
-def test_an_engine_that_dies_is_started_again_and_nothing_is_lost(grid: Path) -> None:
+def test_an_engine_that_dies_is_started_again_and_nothing_is_lost(grid: Path, whole: Outcome) -> None:
     outcome = run(grid, dies_after=2500)
-    whole = run(written(made_folder(grid, "whole")))
     same = "row_id, status, logit_diff, text"
     assert rows_of(outcome.folder, same) == rows_of(whole.folder, same)
     assert 1 <= events(outcome.folder).count("engine_died") <= 3
@@ -368,8 +378,8 @@ def test_data_that_changes_while_the_model_loads_is_not_taken_for_what_was_plann
         run_grid(grid, load=loads_slowly)
 
 
-def test_the_same_command_keeps_the_vectors_hashes(grid: Path) -> None:
-    folder = run(grid).folder
+def test_the_same_command_keeps_the_vectors_hashes(grid: Path, first: Outcome) -> None:
+    folder = first.folder
     before = duckdb.sql(f"select config_id, vector_sha256 from '{folder}/configs.parquet'").fetchall()
     run(grid)
     after = duckdb.sql(f"select config_id, vector_sha256 from '{folder}/configs.parquet'").fetchall()

@@ -221,7 +221,7 @@ def fail(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, int, int], 
     monkeypatch.undo()
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", [pytest.param("open", marks=pytest.mark.long), *CALLS[1:]])
 def test_whichever_call_fails_nothing_is_lost_or_doubled(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch, fail: Callable[..., Callable[[], int]]
 ) -> None:

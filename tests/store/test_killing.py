@@ -103,6 +103,7 @@ WHOLE = sorted(
 )
 
 
+@pytest.mark.long
 def test_a_compaction_killed_at_any_step_loses_and_doubles_nothing(tmp_path: Path, before: Path) -> None:
     standing_rows = len(stored(before))
     assert whole(before) == WHOLE

@@ -227,7 +227,7 @@ def pickled(body: bytes) -> bytes:
         (b"})" + b"q\x00h\x00\x86" * 60 + b"K\x01s", "names no layer"),
         (b"]" + b"q\x00h\x00a" * 10, "is a list, not a tensor"),
         (b"(" * 100_000, "damaged"),
-        (b"]" * 1_000_000, "is a list"),
+        pytest.param(b"]" * 1_000_000, "is a list", marks=pytest.mark.long),
         (b"}" * 5_000_000, "without a vector's data.pkl"),
         (b"\x8d" + struct.pack("<Q", 2**60), "can't be read"),
         (b"\x96" + struct.pack("<Q", 2**40), "can't be read"),
