@@ -170,9 +170,9 @@ def test_the_tables_beside_the_rows_are_held_to_manifest_and_rows(run: Path) -> 
     for content, says in (
         (whole, "it has 2 lines, and the manifest says 3"),
         ((run / "configs.parquet").read_bytes(), "it has other columns than it should"),
-        (bytes(damaged), "it can't be read"),
+        (bytes(damaged), "its checksum is another's"),
         (b"PAR1", "it can't be read"),
-        (b"", "it can't be read"),
+        (b"", "it is empty"),
     ):
         if content is whole:
             manifest = (run / "manifest.json").read_text()
