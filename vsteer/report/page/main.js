@@ -4,6 +4,7 @@
 const state = {family: null, measure: 'effect', size: null, layer: null};
 const figures = [];
 
+// A section with `when` is there only if one of these tables has rows: most runs have nothing of its kind.
 const SECTIONS = [
   {id: 'run', title: 'What was run', make: runSection},
   {id: 'peaks', title: 'Peaks', live: true, make: () => peaksSection(state, choosePeak)},
@@ -16,10 +17,10 @@ const SECTIONS = [
   {id: 'vector', title: 'Activations and directions', two: ['components', 'cosine'], side: ['cosine_row', 'worth_norm_over_stream', 'worth_class_separation', 'worth_split_half', 'worth_pair_agreement', 'worth_letter_share', 'worth_rounding']},
   {id: 'items', title: 'Single items', figures: ['slopes'], two: ['spread', 'wrong']},
   {id: 'texts', title: 'Generations', make: textsSection},
-  {id: 'mechanism', title: 'Why it works: mechanism', figures: ['head_scores'], two: ['faithfulness', 'sparsity']},
-  {id: 'projections', title: 'Along a vector, token by token', make: projectionsSection},
+  {id: 'mechanism', title: 'Why it works: mechanism', when: ['node_scores', 'circuit_faithfulness', 'sparsity_curves'], figures: ['head_scores'], two: ['faithfulness', 'sparsity']},
+  {id: 'projections', title: 'Along a vector, token by token', when: ['projections'], make: projectionsSection},
   {id: 'more', title: 'Further questions', make: moreSection},
-];
+].filter(({when}) => !when || when.some((name) => rows(name).length));
 
 function chooseFamily(family, layer = undefined, size = undefined) {
   Object.assign(state, choiceOf(family, state.measure, layer ?? state.layer ?? undefined, size));
