@@ -182,6 +182,12 @@ def test_no_verb_prints_a_terminals_commands(evil: Path, monkeypatch: pytest.Mon
         ["vectors", "compare", vector, vector, "--json"],
         ["vectors", "convert", vector, evil / f"{NAME}.gguf", "--name", EVIL],
         ["vectors", "extract", f"./{NAME}", "sentiment"], ["vectors", "extract", "tiny-llama", NAME],
+        ["mechanism", "project", "tiny-llama", vector, "--layer", "1", "--text", EVIL],
+        ["mechanism", "project", EVIL, vector, "--layer", "1", "--text", EVIL],
+        ["mechanism", "attribute", EVIL, vector, evil / f"open {NAME}.json", "--layer", "1"],
+        ["mechanism", "values", "tiny-llama", evil / f"{NAME}.json", "--layer", "1"],
+        ["vectors", "train", EVIL, evil / f"{NAME}.json", "--layer", "1"],
+        ["vectors", "responses", EVIL, evil / f"open {NAME}.json"],
         ["models", "get", EVIL], ["models", "path", EVIL], ["verify", EVIL], ["bench", "engine", EVIL],
         ["doctor"], [EVIL],
     ]  # fmt: skip

@@ -47,8 +47,11 @@ def load_tokenizer(model: str | Path, revision: str | None = None, *, local_file
 def load_model(model: str | Path, revision: str | None = None, **options: Any) -> Any:
     """The model itself, of a folder or a hub id. Its weights come from safetensors, never from a pickle."""
     from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
     refuse_own_code(model)
+    # a command's own progress stands on the terminal
+    disable_progress_bar()
     try:
         return AutoModelForCausalLM.from_pretrained(
             model, revision=revision, use_safetensors=True, trust_remote_code=False, **options

@@ -122,7 +122,7 @@ class Figure {
   }
 
   fill() {
-    if (!this.details.open) return;
+    if (!this.details.open || typeof this.given === 'string') return;
     const drawn = this.given.data.rows;
     const header = Object.keys(drawn[0] ?? {}).filter((name) => !HIDDEN.includes(name) && drawn.some((row) => row[name] !== null && row[name] !== undefined && typeof row[name] !== 'object'));
     this.inside.replaceChildren(element('h3', {}, 'what is drawn'), tableElement(header.map((name) => SHOWN_AS[name] ?? name), drawn.map((row) => header.map((name) => row[name]))), ...sources(this.definition.tables));
