@@ -29,15 +29,20 @@ SECONDS = 90.0
 # What float32 weights take of a file of 16-bit ones, with room for the pass.
 MEMORY_FACTOR = 2.5
 
-# Chosen by their hash: the same ones for every start, from all configurations and prompts alike.
+# Chosen by their hash: the same ones for every start, from all configurations and prompts alike. The baselines
+# come first, and are few: joined by their prompts alone, all rows would meet all rows of their prompt.
 CHOSEN = """
+with b as materialized (
+    select row_id, evaluation, config_id, prompt_id, logit_diff from rows
+    where kind = 'choice' and vector = '' and status = 'ok' and isfinite(logit_diff)
+)
 select r.row_id, b.row_id as baseline_row_id, r.evaluation, r.config_id, r.prompt_id,
        r.logit_diff - b.logit_diff as effect
 from rows r
 join conditions c using (evaluation, config_id)
-join rows b on b.evaluation = r.evaluation and b.config_id = c.baseline_id and b.prompt_id = r.prompt_id
-where c.model = $model and r.kind = 'choice' and r.vector <> '' and r.status = 'ok' and b.status = 'ok'
-      and isfinite(r.logit_diff) and isfinite(b.logit_diff)
+join b on b.evaluation = r.evaluation and b.config_id = c.baseline_id and b.prompt_id = r.prompt_id
+where c.model = $model and r.kind = 'choice' and r.vector <> '' and r.status = 'ok'
+      and isfinite(r.logit_diff)
 order by r.row_id limit $count
 """
 
