@@ -29,8 +29,8 @@ SECONDS = 90.0
 # What float32 weights take of a file of 16-bit ones, with room for the pass.
 MEMORY_FACTOR = 2.5
 
-# Chosen by their hash: the same ones for every start, from all configurations and prompts alike. The baselines
-# come first, and are few: joined by their prompts alone, all rows would meet all rows of their prompt.
+# Chosen by their hash: the same ones for every start, from all configurations and prompts alike. The few
+# baselines are found first: joined by prompts alone, all rows would meet all rows of their prompt.
 CHOSEN = """
 with b as materialized (
     select row_id, evaluation, config_id, prompt_id, logit_diff from rows
