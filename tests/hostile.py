@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
 import resource
@@ -11,10 +12,14 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from vsteer.errors import VsteerError
+
+T = TypeVar("T")
 
 SECONDS, BYTES, CHARACTERS = 10, 2 * 10**9, 600
 
@@ -34,6 +39,12 @@ class Outcome:
         # a terminal can show it
         self.message.encode()
         assert not self.message or "\nhint: " in self.message
+
+
+def in_fresh_process(work: Callable[..., T], *arguments: object) -> T:
+    """Of a process of its own, so that another test's peak of memory, or its children's, doesn't count."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
+        return fresh.submit(work, *arguments).result()
 
 
 def outcome(read: Callable[[], object]) -> Outcome:

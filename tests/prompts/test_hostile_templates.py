@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import copy
-import multiprocessing
 import os
 import random
 import re
 import resource
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from tests.hostile import BYTES, CHARACTERS, SECONDS
+from tests.hostile import BYTES, CHARACTERS, SECONDS, in_fresh_process
 from tests.prompts.test_chat import TEMPLATES
 from vsteer.errors import ModelError
 from vsteer.models import resolve
@@ -80,9 +78,7 @@ def seconds() -> float:
 
 @pytest.mark.parametrize("count", [6, pytest.param(50, marks=pytest.mark.long)])
 def test_mutated_templates(count: int) -> None:
-    # in a process whose only children are those that render: another test's engine has its peak of memory too
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
-        rendered, longest, peak = fresh.submit(render_mutated, count).result()
+    rendered, longest, peak = in_fresh_process(render_mutated, count)
     print(
         f"{count} templates, {rendered} of them rendered: at most {longest:.2f} s and {peak / 2**20:.0f} MiB"
     )

@@ -5,13 +5,12 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import resource
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from tests.hostile import in_fresh_process
 from tests.results.made_up import make_run, sweep
 from tests.run.damage import Flips, damaged, make
 from vsteer.analysis.statistics import write_statistics
@@ -53,9 +52,7 @@ def test_a_flipped_bit_is_found_or_harmless(home: Path, count: int) -> None:
     "count", [pytest.param(30, marks=pytest.mark.long), pytest.param(500, marks=pytest.mark.slow)]
 )
 def test_no_command_ends_in_a_traceback_on_a_damaged_run(home: Path, count: int) -> None:
-    # in a process of their own: what other tests took at most would count as theirs
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
-        tried, peak = fresh.submit(commands_on_damaged, home, count).result()
+    tried, peak = in_fresh_process(commands_on_damaged, home, count)
     assert [one for one in tried if one[3]] == []
     assert max(seconds for *_, seconds in tried) < SECONDS
     assert peak < GIGABYTES * 2**20

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import click
 
+from vsteer.cli.options import COUNT
+from vsteer.cli.progress_bar import counting
 from vsteer.errors import UsageError
 from vsteer.terminal import echo
-
-COUNT = click.IntRange(min=1)
 
 
 @click.command()
@@ -59,9 +59,6 @@ def extract(
     Example:
       vsteer vectors extract smollm2-135m-instruct sentiment -o sentiment.safetensors
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from vsteer.datasets.items import ItemSet
     from vsteer.engine.options import EngineOptions
     from vsteer.engine.table import Capacity
@@ -90,12 +87,8 @@ def extract(
     )
     engine = load_named(fetched(model, revision), dtype, options, Capacity(captures=CAPTURES))
     try:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True)) as bar:
-            task = bar.add_task("extracting", total=recipe.members)
-            reading = recipe.read(
-                engine, tokenizer, model_origin(model, source), on_progress=lambda: bar.advance(task)
-            )
+        with counting("extracting", recipe.members) as step:
+            reading = recipe.read(engine, tokenizer, model_origin(model, source), on_progress=step)
     finally:
         engine.close()
     with reading:

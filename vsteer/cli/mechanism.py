@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from vsteer.cli.options import COUNT, DEVICE
 from vsteer.cli.plain_table import number, plain_table
+from vsteer.cli.progress_bar import counting
 from vsteer.cli.project import project
 from vsteer.errors import UsageError
 from vsteer.terminal import echo
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from vsteer.mechanism.folder import Settings
     from vsteer.mechanism.texts import Text
 
-COUNT = click.IntRange(min=1)
 _PATH = click.Path(path_type=Path)
 FOLDER = click.argument("folder", type=_PATH)
-DEVICE = click.option("--device", default="cpu", show_default=True, help="Such as cpu or cuda:0.")
 
 
 @click.group()
@@ -312,18 +309,6 @@ def sparsify(
     rows = write_sparse(opened, _numbers(ratios, "--ratios") if ratios else RATIOS, given, grid)
     _print(rows, ("method", "ratio", "dimensions", "share", "cosine"))
     echo(f"next: vsteer run {grid}")
-
-
-@contextmanager
-def counting(what: str, total: int | None) -> Iterator[Callable[[], None]]:
-    """Yields what to call once for each step; a bar on stderr shows them."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda: bar.advance(task)
 
 
 def _texts(settings: Settings, data: str, limit: int | None, max_tokens: int) -> list[Text]:

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vsteer.cli.options import DEVICE, DTYPE
 from vsteer.cli.plain_table import number, plain_table
-from vsteer.cli.train import DTYPES, progress_bar, reference
+from vsteer.cli.progress_bar import counting
+from vsteer.cli.train import reference
 from vsteer.errors import UsageError, VectorError
 from vsteer.terminal import echo, harmless, on_one_line
 
@@ -61,8 +63,8 @@ BELOW, ABOVE = (194, 80, 10), (15, 95, 168)
     help="Write every number as Parquet; with --run the run's own file by default.",
 )
 @click.option("--revision", help="Revision of a hub model.")
-@click.option("--dtype", type=DTYPES, default="float32", show_default=True)
-@click.option("--device", default="cpu", show_default=True, help="Such as cpu or cuda:0.")
+@DTYPE
+@DEVICE
 @click.option("--force", is_flag=True, help="Replace FILE.")
 def project(
     model: str,
@@ -126,11 +128,10 @@ def project(
         texts = _texts(engine.tokenizer, plain, prompts, responses, system)
     layers = tuple(dict.fromkeys(layers))
     found = []
-    with progress_bar() as bar:
-        task = bar.add_task("projecting", total=len(texts) * len(layers))
+    with counting("projecting", len(texts) * len(layers)) as step:
         for one in projection.project(engine, texts, steering_vector, layers, random_seed):
             found.append(one)
-            bar.advance(task)
+            step()
     if target:
         target.parent.mkdir(parents=True, exist_ok=True)
         with new_file(target, VectorError, overwrite=replaces) as temporary:

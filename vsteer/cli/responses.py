@@ -7,9 +7,8 @@ from typing import Any
 
 import click
 
-from vsteer.cli.extract import COUNT
+from vsteer.cli.options import COUNT, POSITIONS
 from vsteer.errors import UsageError
-from vsteer.protocol import POSITION_WORDS
 from vsteer.terminal import echo
 
 
@@ -23,13 +22,7 @@ from vsteer.terminal import echo
 @click.option("--layer", type=click.IntRange(0, 9_999), help="The layer behind which it acts.")
 @click.option("--positive-multiplier", type=float, default=0.0, show_default=True)
 @click.option("--negative-multiplier", type=float, default=0.0, show_default=True)
-@click.option(
-    "--positions",
-    type=click.Choice(POSITION_WORDS),
-    default="all",
-    show_default=True,
-    help="Where the vector acts.",
-)
+@POSITIONS
 @click.option(
     "--keep",
     "conditions",

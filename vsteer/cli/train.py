@@ -9,16 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vsteer.cli.extract import COUNT
+from vsteer.cli.options import COUNT, DEVICE, DTYPE, POSITIONS
 from vsteer.cli.plain_table import number, plain_table
+from vsteer.cli.progress_bar import progress_bar
 from vsteer.errors import UsageError
-from vsteer.protocol import POSITION_WORDS
 from vsteer.terminal import echo
 
 if TYPE_CHECKING:
     from vsteer.vectors.training.learner import Row
-
-DTYPES = click.Choice(["float32", "bfloat16", "float16", "float64"])
 
 
 @click.command()
@@ -43,13 +41,7 @@ DTYPES = click.Choice(["float32", "bfloat16", "float16", "float64"])
     "-o", "--out", type=click.Path(path_type=Path), help="File to write; by default NAME.safetensors."
 )
 @click.option("--name", help="The vector's name; by default the data's and the method's.")
-@click.option(
-    "--positions",
-    type=click.Choice(POSITION_WORDS),
-    default="all",
-    show_default=True,
-    help="Where the vector acts.",
-)
+@POSITIONS
 @click.option("--tokens", type=COUNT, default=64, show_default=True, help="How many of a response count.")
 @click.option("--epochs", type=click.IntRange(1, 10_000), default=10, show_default=True)
 @click.option("--batch-size", type=COUNT, default=6, show_default=True, help="Responses wanted in a step.")
@@ -89,8 +81,8 @@ DTYPES = click.Choice(["float32", "bfloat16", "float16", "float64"])
 )
 @click.option("--system", help="System prompt in front of every text.")
 @click.option("--revision", help="Revision of a hub model.")
-@click.option("--dtype", type=DTYPES, default="float32", show_default=True)
-@click.option("--device", default="cpu", show_default=True, help="Such as cpu or cuda:0.")
+@DTYPE
+@DEVICE
 @click.option(
     "--plot", type=click.Path(path_type=Path), metavar="PICTURE", help="Draw the losses: a .png or .svg."
 )
@@ -192,14 +184,6 @@ def _check_out(out: Path, table: Path, force: bool) -> None:
     there = [path for path in (out, table) if path.exists()]
     if there and not force:
         raise UsageError(f"{there[0]} exists", "give another --out, or --force to replace it")
-
-
-def progress_bar() -> Any:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True))
 
 
 def reference(folder: str, dtype: str, device: str) -> Any:

@@ -17,9 +17,7 @@ from torch import Tensor, nn
 from vsteer.engine.support import check_family
 from vsteer.errors import ModelError, UnsupportedError, UsageError
 from vsteer.models import resolve
-from vsteer.models.hugging_face import load_config, load_model, load_tokenizer
-
-DTYPES = ("float32", "bfloat16", "float16", "float64")
+from vsteer.models.hugging_face import DTYPES, load_config, load_model, load_tokenizer
 
 
 class Norm:

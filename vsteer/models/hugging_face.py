@@ -14,6 +14,8 @@ from typing import Any
 from vsteer.errors import ModelError
 from vsteer.files import parse_json, read_regular, reading_hint
 
+# In which a model is looked into here, beside vLLM.
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 # What of an error of transformers is shown.
 SHOWN = 200
 # A tokenizer's configuration may list some 100,000 special tokens.
