@@ -12,7 +12,6 @@ import logging
 import os
 import random
 import re
-import resource
 import shutil
 import sys
 import tempfile
@@ -31,6 +30,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from click.testing import CliRunner
 
+from tests.hostile import peak_memory
 from tests.run import fake
 from vsteer import cli
 from vsteer.grid.spec import EngineSpec
@@ -358,7 +358,7 @@ def main(what: str, count: int, seed: int = 0) -> None:
                     print(found, flush=True)
     for (kind, outcome), number in sorted(outcomes.items()):
         print(f"{number:5}  {outcome:8}  {kind}")
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    most = peak_memory() / 1e9
     print(f"{outcomes.total()} in all; the longest took {longest:.1f} s; most memory {most:.2f} GB")
 
 
