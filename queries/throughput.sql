@@ -2,7 +2,8 @@
 --
 -- Parameters: none. A row for each start of the run, model and kind of question.
 -- Columns:
---   seconds               from the first row handed to the engine to the last result, gaps included
+--   seconds               from the first row handed to the engine to the last result, gaps included; null where
+--                         the machine's clock was set back, so that no time is left
 --   rows_a_second, good   results in that time; those that are good
 --   prompt_tokens         processed and cached together; cached_share is the part that the prefix cache served
 --   computed_a_second     prompt tokens that were computed, and generated ones, a second
@@ -13,12 +14,12 @@
 --   has them). Rows that were computed again count in the start whose result stands. Kinds that ran at the
 --   same time share the machine.
 select run, run_session, model, kind, engine, vllm_version, count(*) as rows, count_if(status = 'ok')::bigint as good,
-       epoch(max(finished_at) - min(started_at)) as seconds, count(*) / nullif(seconds, 0) as rows_a_second,
+       nullif(greatest(epoch(max(finished_at) - min(started_at)), 0), 0) as seconds, count(*) / seconds as rows_a_second,
        sum(prompt_tokens)::bigint as prompt_tokens, sum(cached_tokens) / nullif(sum(prompt_tokens), 0) as cached_share,
-       (sum(prompt_tokens) - sum(cached_tokens) + sum(completion_tokens)) / nullif(seconds, 0) as computed_a_second,
-       sum(completion_tokens) / nullif(seconds, 0) as generated_a_second,
+       (sum(prompt_tokens) - sum(cached_tokens) + sum(completion_tokens)) / seconds as computed_a_second,
+       sum(completion_tokens) / seconds as generated_a_second,
        approx_count_distinct(config_id) as configs,
-       approx_quantile(epoch(finished_at) - epoch(started_at), 0.5) as median_wait,
+       approx_quantile(epoch(finished_at) - epoch(started_at), 0.5) filter (finished_at >= started_at) as median_wait,
        min(started_at) as began, max(finished_at) as ended
 from rows
 group by run, run_session, model, kind, engine, vllm_version

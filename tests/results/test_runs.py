@@ -176,6 +176,15 @@ def test_throughput_is_rows_over_the_time_they_took(tmp_path: Path) -> None:
     assert row["ended"] - row["began"] == timedelta(seconds=8)
 
 
+def test_a_clock_that_was_set_back_leaves_the_speed_unknown(tmp_path: Path) -> None:
+    def says(cell: Cell) -> Any:
+        return {"logit_diff": 1.0, "finished_at": makers.START - timedelta(hours=1)}
+
+    (row,) = ask("throughput", make_run(tmp_path / "run", sweep("toy", (1,), (1.0,)), says))
+    assert row["rows"] == 8
+    assert {row[name] for name in ("seconds", "rows_a_second", "computed_a_second", "median_wait")} == {None}
+
+
 def test_the_cost_in_capability(tmp_path: Path) -> None:
     """Steered, the model gets one of four right that it got right before; three were right unsteered."""
     logprobs = {True: [-0.1, -3.0], False: [-3.0, -0.1]}
@@ -244,6 +253,17 @@ def test_lengths_are_read_from_the_vectors_files(tmp_path: Path) -> None:
         row["layers"][0]: row["relative_norm"] for row in ask("multiplier_curves", run) if row["multiplier"]
     }
     assert found == pytest.approx({0: 2 * 3 / 10, 1: 2 * 4 / 10})
+
+
+def test_a_vector_that_is_a_link_to_nowhere_keeps_nobody_from_the_lengths(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", sweep("toy", (0,), (1.0,)), one)
+    write_vector(run, "toy", [3.0], stream=10.0)
+    write_vector_norms(run)
+    (run / "vectors" / "gone.safetensors").symlink_to("/nowhere/at/all")
+    assert not norms_are_current(run)
+    write_vector_norms(run)
+    assert norms_are_current(run)
+    assert (run / "set-aside" / "gone.safetensors").is_symlink()
 
 
 def test_a_folder_that_is_no_run_is_an_error(tmp_path: Path) -> None:

@@ -8,14 +8,18 @@ import re
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from tests.store.makers import config, error_row, planned, prompt, row, row_id, text_row, write_plan
 from vsteer.errors import StoreError
 from vsteer.store.check import Finding, check
+from vsteer.store.ids import pack, pack_column, unpack
 from vsteer.store.planned import Planned
+from vsteer.store.sound import noted_distinct
 from vsteer.store.status import status
 from vsteer.store.store import open_store
+from vsteer.store.views import rows_sql
 
 PLAN = planned(range(30))
 
@@ -80,6 +84,30 @@ def test_the_status_of_a_run_from_its_beginning_to_its_end(tmp_path: Path) -> No
     assert (done.live, done.sessions, done.compacted, done.set_aside) == (False, 2, True, 0)
     assert done.last_event is not None
     assert done.last_event["event"] == "compact"
+
+
+def test_counting_needs_no_ids_where_no_row_stands_twice(tmp_path: Path) -> None:
+    """A query notes it; a retried row is another shard, of which nobody noted it."""
+    with open_store(tmp_path, shard_rows=10) as store:
+        for number in range(25):
+            store.append(error_row(number) if number % 5 == 0 else row(number))
+    for _ in range(2):
+        assert (status(tmp_path).done, status(tmp_path).errors) == (20, 5)
+        rows_sql(tmp_path)
+    assert noted_distinct(tmp_path, sorted((tmp_path / "rows").iterdir()))
+    with open_store(tmp_path) as store:
+        store.append(row(0, attempt=2))
+    assert (status(tmp_path).done, status(tmp_path).errors) == (21, 4)
+
+
+def test_ids_in_a_column_are_packed_as_ids_in_a_list() -> None:
+    ids = [row_id(number) for number in range(20)]
+    column = pa.array(ids)
+    for begin, end in ((0, 20), (3, 11), (20, 20)):
+        assert unpack(pack_column(column[begin:end])) == unpack(pack(ids[begin:end])) == ids[begin:end]
+    for bad in (["ab"], [ids[0][:-1] + "x"], [ids[0] + "00"], ["é" * 16]):
+        with pytest.raises(ValueError):
+            pack_column(pa.array(bad))
 
 
 def test_the_status_names_shards_that_cannot_be_read(run: Path) -> None:

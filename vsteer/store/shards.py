@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from vsteer.files import TEMPORARY, sync
 from vsteer.store.files import disk_errors
-from vsteer.store.ids import PACKED, Packed, RowIds, pack
+from vsteer.store.ids import PACKED, Packed, RowIds, pack_column
 from vsteer.store.schema import ROWS_SCHEMA
 from vsteer.store.seal import broken
 
@@ -160,9 +160,8 @@ class Done:
 
 def read_done(shards: Sequence[Path]) -> Done:
     good, bad, attempts = [], [np.empty(0, PACKED)], [np.empty(0, np.int32)]
-    for batch in _id_batches(shards):
-        ids = pack(batch["row_id"].to_pylist())
-        ok = np.asarray(batch["status"].to_pylist()) == "ok"
+    for batch in _batches(shards, "row_id", "status", "attempt"):
+        ids, ok = pack_column(batch["row_id"]), _is_good(batch)
         good.append(ids[ok])
         bad.append(ids[~ok])
         attempts.append(batch["attempt"].to_numpy()[~ok])
@@ -172,6 +171,15 @@ def read_done(shards: Sequence[Path]) -> Done:
     np.maximum.at(highest, where, np.concatenate(attempts))
     only_bad = ~good_ids.places(bad_ids)[1]
     return Done(good_ids, RowIds(bad_ids[only_bad]), highest[only_bad])
+
+
+def counts(shards: Sequence[Path], *, distinct: bool) -> tuple[int, int]:
+    """How many rows have a good result, and how many nothing but errors; `distinct`: none stands twice."""
+    if not distinct:
+        done = read_done(shards)
+        return len(done.good), len(done.errors)
+    good = sum(int(_is_good(batch).sum()) for batch in _batches(shards, "status"))
+    return good, row_count(shards) - good
 
 
 def good_rows(file: Path) -> pa.Table:
@@ -185,7 +193,11 @@ def good_rows(file: Path) -> pa.Table:
     return ROWS_SCHEMA.empty_table()
 
 
-def _id_batches(shards: Sequence[Path]) -> Iterator[pa.RecordBatch]:
+def _batches(shards: Sequence[Path], *columns: str) -> Iterator[pa.RecordBatch]:
     for shard in shards:
         with pq.ParquetFile(shard, page_checksum_verification=True) as file:
-            yield from file.iter_batches(BATCH, columns=["row_id", "status", "attempt"])
+            yield from file.iter_batches(BATCH, columns=list(columns))
+
+
+def _is_good(batch: pa.RecordBatch) -> NDArray[np.bool_]:
+    return np.asarray(pc.equal(batch["status"], "ok").to_numpy(zero_copy_only=False), np.bool_)

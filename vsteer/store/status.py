@@ -9,7 +9,7 @@ from vsteer.store import shards as sh
 from vsteer.store.events import Event, read_events
 from vsteer.store.lock import Holder, holder
 from vsteer.store.manifest import DamagedManifest, read_manifest
-from vsteer.store.sound import require_run, steadily, verified
+from vsteer.store.sound import noted_distinct, require_run, steadily, verified
 
 
 @dataclass(frozen=True)
@@ -43,15 +43,15 @@ def status(folder: Path) -> Status:
     except DamagedManifest as error:
         manifest, fault = None, str(error)
     events = read_events(folder)
-    shards, damaged, done = steadily(folder, lambda rows: _read(folder, rows))
+    shards, damaged, (good, errors) = steadily(folder, lambda rows: _read(folder, rows))
     aside = folder / sh.SET_ASIDE
     moved = [path.name for path in aside.iterdir()] if aside.is_dir() else []
     unplanned = sum(sh.is_unplanned(name) for name in moved)
     return Status(
         planned=None if manifest is None else manifest["rows"],
         manifest=fault,
-        done=len(done.good),
-        errors=len(done.errors),
+        done=good,
+        errors=errors,
         sessions=max((event.get("session", 0) for event in events), default=0),
         compacted=sh.is_compact(shards),
         unreadable=damaged,
@@ -62,7 +62,9 @@ def status(folder: Path) -> Status:
     )
 
 
-def _read(folder: Path, rows: Path) -> tuple[list[Path], tuple[str, ...], sh.Done]:
+def _read(folder: Path, rows: Path) -> tuple[list[Path], tuple[str, ...], tuple[int, int]]:
     shards = verified(folder, rows)
     damaged = tuple(shard.name for shard, why in shards.items() if why)
-    return list(shards), damaged, sh.read_done([shard for shard, why in shards.items() if not why])
+    sound = [shard for shard, why in shards.items() if not why]
+    distinct = sh.is_compact(sound) or noted_distinct(folder, sound)
+    return list(shards), damaged, sh.counts(sound, distinct=distinct)

@@ -133,7 +133,8 @@ def norms_are_current(run_folder: Path) -> bool:
         return False
     written = path.stat().st_mtime_ns
     made_from = [*_files(run_folder), *_streams(run_folder)]
-    return all(file.stat().st_mtime_ns <= written for file in made_from)
+    # a link that leads nowhere is set aside when the table is written
+    return all(file.exists() and file.stat().st_mtime_ns <= written for file in made_from)
 
 
 def bring_up_to_date(run_folder: Path) -> str | None:
