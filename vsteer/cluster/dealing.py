@@ -53,12 +53,11 @@ class Dealing:
             if unit is None:
                 more = False
             else:
-                self._member_for(unit, hungry).under_way[unit.number] = unit
+                self._member_for(unit, hungry).give(unit)
         # what engines may have died of comes last, and each by itself
         for member in self.members:
             if self._suspects and not more and member.hungry() and not member.under_way:
-                unit = self._suspects.popleft()
-                member.under_way[unit.number], member.alone = unit, True
+                member.give(self._suspects.popleft(), alone=True)
         return more
 
     def take(self, member: Member, answers: Answers, now: float) -> Iterator[Any]:
@@ -78,6 +77,7 @@ class Dealing:
                     raise SteeringFault(f"the scores of {name!r} are those of another block")
             if len(unit.left) == 1:
                 del member.under_way[number]
+            member.weight -= 1
             member.count(rows, now)
             yield self._answered(unit, name, result)
         if answers.dry:

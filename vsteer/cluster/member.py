@@ -46,6 +46,7 @@ class Member:
     call: Any = None  # the one answer that is awaited of it
     window: int = 0  # how much may be under way there
     under_way: dict[int, Unit] = field(default_factory=dict)
+    weight: int = 0  # of all that is under way
     alone: bool = False  # whether what it has under way is to be all that it has
     quick_deaths: int = 0  # one after the other, before anything was answered
     deaths: int = 0
@@ -69,9 +70,10 @@ class Member:
     def alive(self) -> bool:
         return self.actor is not None
 
-    @property
-    def weight(self) -> int:
-        return sum(unit.weight for unit in self.under_way.values())
+    def give(self, unit: Unit, alone: bool = False) -> None:
+        self.under_way[unit.number] = unit
+        self.weight += unit.weight
+        self.alone = alone
 
     def hungry(self) -> bool:
         return self.state == "up" and not self.alone and self.weight < self.window
@@ -98,6 +100,7 @@ class Member:
     def take_back(self) -> list[Unit]:
         left = list(self.under_way.values())
         self.under_way.clear()
+        self.weight = 0
         self.alone, self.moved = False, 0.0
         for unit in left:
             unit.is_sent = False

@@ -103,14 +103,13 @@ class RaySession:
         os.environ[MARK] = folder
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         free = shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else STORE_BYTES
-        with _reported("Ray can't be started on this machine"):
+        with _reported("Ray can't be started on this machine"), _heard_here_alone():
             self._init(
                 folder,
                 address="local",
                 num_cpus=cpus or cores,
                 object_store_memory=max(LEAST_STORE_BYTES, min(STORE_BYTES, free * 3 // 4)),
                 include_dashboard=False,
-                _node_ip_address="127.0.0.1",
                 _temp_dir=folder,
             )
 
@@ -136,6 +135,20 @@ class RaySession:
             os.environ.pop(SAFE_PATH)
             if before is not None:
                 os.environ[SAFE_PATH] = before
+
+
+@contextlib.contextmanager
+def _heard_here_alone() -> Iterator[None]:
+    """Ray then listens at 127.0.0.1, as it does on systems where it makes no clusters; elsewhere it puts an
+    address that others can reach in the place of this one, though it is given."""
+    from ray._private import ray_constants
+
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 @contextlib.contextmanager
