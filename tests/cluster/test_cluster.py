@@ -179,7 +179,10 @@ class TestTwoNodes:
             events = Events()
             engine = started(Orders(folder), least=engines, most=8, ranks=ranks, gpu=True, on_event=events)
             try:
-                wait_until(lambda: len(events.named("replica_start")) == engines or list(engine._receive()))  # noqa: B023
+                end = time.monotonic() + 120
+                while len(events.named("replica_start")) < engines:
+                    assert time.monotonic() < end, (ranks, [one.state for one in engine.members])
+                    list(engine._receive())
             finally:
                 engine.close()
             homes: dict[str, list[set[str]]] = {}
@@ -263,17 +266,17 @@ class TestDeaths:
         rng = np.random.default_rng(seed)
         events = Events()
         engine = started(Orders(tmp_path, pace=0.003), on_event=events)
-        over, asked = threading.Event(), list[Block]()
+        over, asked, killed = threading.Event(), list[Block](), list[int]()
         kills = 0
 
         def kill() -> None:
             nonlocal kills
             while kills < 10 and not over.wait(float(rng.uniform(0.1, 1.0))):
-                up = [one for one in engine.members if one.state == "up" and one.answered and one.where]
+                places = [one.where for one in engine.members if one.state == "up" and one.answered]
+                up = [place.pid for place in places if place and place.pid not in killed]
                 if up:
-                    victim = up[rng.integers(len(up))].where
-                    assert victim is not None
-                    os.kill(victim.pid, signal.SIGKILL)
+                    killed.append(up[rng.integers(len(up))])
+                    os.kill(killed[-1], signal.SIGKILL)
                     kills += 1
 
         killer = threading.Thread(target=kill)
@@ -302,31 +305,39 @@ class TestDeaths:
             assert (found[block.id].logprobs == scores(block, VECTORS).logprobs).all()
         died = events.named("replica_died")
         print(f"{kills} kills, {len(asked)} blocks, {sum(one['given_back'] for one in died)} given back")
-        assert kills == 10
-        assert len(died) >= 8  # two kills may meet the same process
+        assert kills == len(died) == 10
 
     def test_nodes_that_leave_and_come(self, tmp_path: Path, nodes: Any) -> None:
         """One of two nodes goes, and another comes: blocks under way are done again, and it takes part."""
         events = Events()
         engine = started(Orders(tmp_path, pace=0.01), most=4, on_event=events)
         found = dict[str, BlockScores]()
-        asked = blocks(3000)
-        left: float | None = None
+        asked = list[Block]()
+
+        def endless() -> Iterator[Block]:
+            """Blocks until the third engine has been up for a while."""
+            late = 0
+            for block in blocks(100_000):
+                late += len(events.named("replica_start")) == 3
+                if late > 300:
+                    return
+                asked.append(block)
+                yield block
+
         try:
             engine.load(VECTORS, STEERINGS)
             wait_until(lambda: len(events.named("replica_start")) == 2 or list(engine._receive()))
-            for n, (block, got) in enumerate(engine.run_blocks(iter(asked))):
+            for n, (block, got) in enumerate(engine.run_blocks(endless())):
                 assert block.id not in found
                 found[block.id] = got
-                if n == 300:
+                if n == 100:
                     nodes.remove_node(next(iter(nodes.worker_nodes)), allow_graceful=False)
-                    left = time.monotonic()
-                if n == 800:
+                if n == 200:
                     nodes.add_node(num_cpus=1)
         finally:
             engine.close()
-        assert left is not None
         assert found.keys() == {block.id for block in asked}
+        # one of the four was waiting for room, and the dead one joins those
         (died,) = events.named("replica_died")
         assert "is gone" in died["error"]
         assert len(events.named("replica_start")) == 3

@@ -20,6 +20,7 @@ from vsteer.cluster.placement import check_room, find_share, user_binding
 from vsteer.cluster.session import RaySession
 from vsteer.cluster.wire import Answers, Failed, Loaded, Packing, Started, Table, Where
 from vsteer.errors import EngineError, ModelError, SteeringFault, UnsupportedError, VsteerError
+from vsteer.packages import __version__, vllm_version
 from vsteer.protocol import (
     Block,
     BlockScores,
@@ -65,7 +66,8 @@ class Cluster(Engine):
         self.steps = 0
         self._make, self._on_event = make, on_event
         self._info: EngineInfo | None = None
-        self._versions = versions()
+        # a driver that could run an engine has what all must have, and else the first engine
+        self._versions = versions() if vllm_version() else None
         self._table: Table | None = None
         self._held = ""  # what the workers of the first engine hold of it
         self._packing = Packing(())
@@ -222,21 +224,22 @@ class Cluster(Engine):
 
     def _welcome(self, member: Member, started: Started) -> None:
         assert member.where is not None
+        ours, theirs = self._versions or {**started.versions, "vsteer": __version__}, started.versions
         differs = {
-            name: (self._versions[name], found)
-            for name, found in started.versions.items()
-            if self._versions.setdefault(name, found) != found
+            name: (ours.get(name, "not installed"), theirs.get(name, "not installed"))
+            for name in {**ours, **theirs}
+            if ours.get(name) != theirs.get(name)
         }
         if self._info not in (None, started.info):
             differs["the engine"] = (str(self._info), str(started.info))
-        for name, (ours, theirs) in differs.items():
+        for name, (elsewhere, here) in differs.items():
             error = UnsupportedError(
-                f"{name} is {theirs} on {member.where.host} and {ours} elsewhere: numbers would not compare",
+                f"{name} is {here} on {member.where.host} and {elsewhere} elsewhere: numbers do not compare",
                 hint="install the same versions on every node",
             )
             self._bury(member, error)
             return
-        self._info = started.info
+        self._info, self._versions = started.info, ours
         member.state = "loading" if self._table else "up"
         self._on_event(
             "replica_start",

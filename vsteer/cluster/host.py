@@ -231,7 +231,12 @@ def as_actor(ray: Any, share: Share) -> Any:
     It is in no placement group, since an actor is on one node anyway, and vLLM would see the group and spread
     the ranks over actors of its own.
     """
-    options = {"num_gpus" if name == "GPU" else "num_cpus": each for name, each in share.resources.items()}
+    taken = share.resources
     return ray.remote(EngineHost).options(
-        max_concurrency=CALLS, max_restarts=0, max_task_retries=0, **options
+        num_gpus=taken.get("GPU", 0),
+        # one that isn't given is 1
+        num_cpus=taken.get("CPU", 0),
+        max_concurrency=CALLS,
+        max_restarts=0,
+        max_task_retries=0,
     )
