@@ -121,7 +121,7 @@ def by_one_engine(folder: Path, controls: int, questions: int, texts: int) -> Pa
 @pytest.mark.engine
 @pytest.mark.timeout(900)
 def test_a_node_goes_and_another_comes(folder: Path, nodes: Any) -> None:
-    size = (1, 20, 8)
+    size = (1, 20, 3)
     one = by_one_engine(folder, *size)
     grid = grid_file(folder / "nodes", "{min: 1, max: 4}", *size)
     process = start(grid, "--ray", nodes.address)
@@ -160,7 +160,7 @@ def test_a_node_goes_and_another_comes(folder: Path, nodes: Any) -> None:
 @pytest.mark.timeout(900)
 def test_two_engines_on_this_machine_stay_on_their_cores(folder: Path) -> None:
     """Without a cluster; one engine's core process is killed, which its host must notice."""
-    size = (1, 20, 8)
+    size = (1, 20, 3)
     one = by_one_engine(folder, *size)
     grid = grid_file(folder / "here", "2", *size)
     process = start(grid)
