@@ -102,7 +102,7 @@ def load_vllm(
 
 def engine_on_node(facts: ModelFacts, spec: EngineSpec, capacity: Capacity) -> VllmEngine:
     """An engine of a plan's very model, on whatever machine this is. A named model is made there once."""
-    return engine_maker(replace(facts, folder=_same_model(facts)), spec, capacity)()
+    return engine_maker(replace(facts, folder=same_model(facts)), spec, capacity)()
 
 
 def engine_maker(
