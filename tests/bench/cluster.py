@@ -6,24 +6,21 @@ cores of this machine with the driver, so what it uses of them is measured besid
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import ray
-from ray.cluster_utils import Cluster as Nodes
 
 from tests.bench.loop import resident_mib
 from tests.bench.paced import Pace
+from tests.cluster.simulated import simulated_nodes
 from vsteer.bench.figures import Figure
 from vsteer.bench.run import made_up_plan
 from vsteer.cluster.cluster import Cluster
-from vsteer.cluster.session import imported_ray
 from vsteer.plan.plan import Plan
-from vsteer.run.loop import Counts, Provenance, run_prompts
+from vsteer.run.loop import Provenance, RowLoop
 from vsteer.run.vectors import RunVectors, StoredVectors
 from vsteer.store.store import open_store
 
@@ -34,7 +31,6 @@ NODES = 4
 SECONDS = 20.0
 MODEL = "tiny-llama"
 MULTIPLIERS = 415  # at 6 layers: 2,491 rows a prompt
-ROOT = Path(__file__).parents[2]
 
 
 def bench_cluster(rows: int, on_progress: Callable[[str], None], most: int = max(ENGINES)) -> list[Figure]:
@@ -44,27 +40,12 @@ def bench_cluster(rows: int, on_progress: Callable[[str], None], most: int = max
         folder = Path(name)
         multipliers = [n / 16 for n in range(1, MULTIPLIERS + 1)]
         plan = made_up_plan(MODEL, folder, multipliers, questions=60, prompts=1)
-        nodes = _nodes(most)
-        try:
+        with simulated_nodes(min(NODES, most), devices=max(1, most // NODES)):
             for count in (count for count in ENGINES if count <= most):
                 on_progress(f"{count} engines")
                 figures += _with_engines(plan, folder, count, rows, count == most)
-        finally:
-            ray.shutdown()
-            nodes.shutdown()
     best = max(figure.value for figure in figures)
     return [*figures, Figure("rows a second through one driver, the most", best, target=100_000)]
-
-
-def _nodes(engines: int) -> Nodes:
-    """Nodes with devices that are only counted."""
-    imported_ray()
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    for _ in range(min(NODES, engines)):
-        nodes.add_node(num_cpus=1, num_gpus=max(1, engines // NODES))
-    ray.init(address=nodes.address, logging_level="warning", log_to_driver=False)
-    return nodes
 
 
 def _with_engines(plan: Plan, folder: Path, count: int, rows: int, whole: bool) -> list[Figure]:
@@ -96,18 +77,17 @@ def _measured(
     each = prompts[0].count
     blocks = -(-rows // each)
     todo = ((prompts[n % len(prompts)], np.ones(each, np.int32)) for n in range(blocks))
-    counts = Counts()
     with open_store(folder) as store:
-        making = Provenance("bench", "", store.session, vectors)
+        loop = RowLoop(engine, store, Provenance("bench", "", store.session, vectors))
         start, cpu = time.perf_counter(), time.process_time()
-        run_prompts(engine, todo, store, making, counts)
+        loop.run(todo)
         store.flush()
         seconds, busy = time.perf_counter() - start, time.process_time() - cpu
-    count, rate = len(engine.members), counts.rows / seconds
+    count, rate = len(engine.members), loop.counts.rows / seconds
     return Figure(
         f"{count} engines of {pace:,} rows/s",
         rate,
-        note=f"{counts.rows:,} rows, {rate / (pace * count):.0%} of the engines' pace; driver: "
-        f"{busy / seconds:.0%} of a core, {counts.rows / busy:,.0f} rows for each second of a core, "
+        note=f"{loop.counts.rows:,} rows, {rate / (pace * count):.0%} of the engines' pace; driver: "
+        f"{busy / seconds:.0%} of a core, {loop.counts.rows / busy:,.0f} rows for each second of a core, "
         f"{resident_mib():,.0f} MiB",
     )
