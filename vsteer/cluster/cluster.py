@@ -38,6 +38,8 @@ QUICK_DEATHS = 3
 # An engine that has work under way and makes no step for so long hangs.
 STALL_SECONDS = 600.0
 STOP_SECONDS = 10.0
+# What Ray says of a process that went with its node; nothing else of its error tells.
+NODE_DIED = "its node has died"
 
 
 class OnEvent(Protocol):
@@ -171,7 +173,11 @@ class Cluster(Engine):
             except self._ray.exceptions.RayTaskError:
                 raise  # a fault of ours is loud
             except self._ray.exceptions.RayError as error:
-                self._bury(member, _died(error))
+                if member.state == "waiting" and NODE_DIED in str(error):
+                    # Ray gave it room on a node of whose death it did not know yet; no engine was there
+                    self._start(member)
+                else:
+                    self._bury(member, _died(error))
             else:
                 yield from self._take(member, message)
         now = time.monotonic()

@@ -35,6 +35,8 @@ SETTINGS = {
     # the driver is not to say again and again that nodes are awaited
     "RAY_SCHEDULER_EVENTS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Ray's workers give way to every other process unless it is told not to, and here they are the engines
+    "RAY_worker_niceness": "0",
 }
 # Without it Python looks for modules in the working directory, which may be a model's folder.
 SAFE_PATH = "PYTHONSAFEPATH"
