@@ -85,6 +85,10 @@ def wait(process: subprocess.Popen[str], until: Callable[[], bool], seconds: flo
         time.sleep(0.2)
 
 
+def shown(grid: Path) -> str:
+    return CliRunner().invoke(main, ["status", str(grid)]).output
+
+
 def core_of(started: Event) -> int:
     """The process of vLLM's that computes, under the one that Ray started for an engine; 0: it is gone."""
     return max(descendants(started["pid"]) & set(parents()), default=0)
@@ -143,10 +147,9 @@ def test_a_node_goes_and_another_comes(folder: Path, nodes: Any) -> None:
         nodes.add_node(num_cpus=1)
         wait(process, lambda: len(named(grid, "replica_start")) == 3)
         back = time.monotonic() - gone
+        wait(process, lambda: "2 of up to 4 are up" in shown(grid))
+        assert "1 death," in shown(grid)
         os.kill(left, signal.SIGCONT)
-        shown = CliRunner().invoke(main, ["status", str(grid)])
-        assert "2 of up to 4 are up" in shown.output
-        assert "1 deaths" in shown.output
         finished(process)
     finally:
         process.kill()

@@ -90,15 +90,19 @@ def _engines(engines: Sequence[EngineStanding], live: bool, at: str) -> str:
     deaths = sum(engine.deaths for engine in engines)
     rate = sum(engine.rows_per_second for engine in up)
     now = f"{len(up)} of up to {len(engines)} are up, {rate:,.1f} rows/s" if live else f"none now; as of {at}"
-    lines = [f"engines    {now}, {deaths:,} deaths"]
+    lines = [f"engines    {now}, {_deaths(deaths)}"]
     for one in engines:
         if one.host or one.deaths:
             speed = f"{one.rows_per_second:,.1f} rows/s, " if live else ""
-            died = f", {one.deaths:,} deaths, the last: {one.last_error}" if one.deaths else ""
+            died = f", {_deaths(one.deaths)}, the last: {one.last_error}" if one.deaths else ""
             lines.append(
                 f"  {one.number:<8} {one.state} on {one.host or 'no node'}, {speed}{one.rows:,} rows{died}"
             )
     return "\n".join(lines)
+
+
+def _deaths(count: int) -> str:
+    return f"{count:,} death{'' if count == 1 else 's'}"
 
 
 @click.command()
