@@ -129,6 +129,7 @@ def by_one_engine(folder: Path, controls: int, questions: int, texts: int) -> Pa
 
 @NEEDS_TWO
 @pytest.mark.engine
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_node_goes_and_another_comes(folder: Path, nodes: Any) -> None:
     size = (1, 20, 3)
@@ -154,7 +155,8 @@ def test_a_node_goes_and_another_comes(folder: Path, nodes: Any) -> None:
     finally:
         process.kill()
     (died,) = named(grid, "replica_died")
-    assert "is gone" in died["error"]
+    # a connection that breaks may be seen before Ray knows of the node's death
+    assert "is gone" in died["error"] or "its process died" in died["error"]
     print(
         f"the node's death was known after {noticed:.1f} s, {died['given_back']} blocks or requests were "
         f"done again, and the new node's engine was up {back:.1f} s after the death"

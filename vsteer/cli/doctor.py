@@ -33,7 +33,7 @@ def doctor(as_json: bool, model: str | None, ray: str | None) -> None:
     keeps it from starting. Nothing is loaded. Exits 1 when a run would be refused.
 
     \b
-    Examples:
+    Example:
       vsteer doctor
       vsteer doctor --ray auto --model org/name
     """
