@@ -41,6 +41,7 @@ WORDS: dict[Any, str] = {
     spec.Multipliers: "[multipliers](#the-grids-blocks)",
     spec.PositionList: "[positions](#positions)",
     spec.Norms: "`raw`, `unit`, `caa`, `{residual: F}`, or list",
+    spec.HowMany: "whole number from 1, or `{min: N, max: N}`",
     spec.ControlNames: "`random`, `shuffled`, or list",
     bool: "`true`, `false`",
     int: "whole number",

@@ -20,7 +20,7 @@ LAYERS = (
     ("errors", "files", "identity", "packages", "operations", "families", "queries", "terminal"),
     ("protocol", "validation", "models", "store"),
     ("datasets", "prompts", "engine", "results"),
-    ("evaluations", "vectors", "scoring", "host"),
+    ("evaluations", "vectors", "scoring", "host", "cluster"),
     ("analysis", "grid", "mechanism"),
     ("report", "plan"),
     ("run",),

@@ -143,9 +143,7 @@ def evil(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     directions = {layer: np.ones(width, np.float32) for layer in range(6)}
     save(SteeringVector(EVIL, directions, origin=origin), folder / f"{NAME}.safetensors")
     patch = pytest.MonkeyPatch()
-    patch.setattr(
-        start, "load_vllm", lambda plan, spec, extracts, on_event: fake.fake_engine(plan, kind=EvilEngine)
-    )
+    patch.setattr(start, "load_vllm", lambda plan, *_, **__: fake.fake_engine(plan, kind=EvilEngine))
     yield folder
     patch.undo()
 

@@ -261,6 +261,19 @@ class EngineInfo:
     blocks: bool = False
 
 
+@dataclass(frozen=True)
+class EngineStanding:
+    """How one engine of several fares."""
+
+    number: int
+    state: str
+    host: str
+    rows: int
+    rows_per_second: float
+    deaths: int
+    last_error: str
+
+
 class Engine(Protocol):
     """A loaded model that steers: the driver, several engines as one, the reference, the fakes.
 
@@ -281,6 +294,14 @@ class Engine(Protocol):
     def run_blocks(self, blocks: Iterable[Block]) -> Iterator[tuple[Block, BlockScores]]:
         """Yield each block with its scores as it is finished, in no promised order, if `info.blocks`."""
         raise SteeringFault(f"{type(self).__name__} takes no blocks")
+
+    def table_sha256(self) -> str:
+        """The hash of the table that its workers hold; empty without workers."""
+        return ""
+
+    def engines(self) -> list[EngineStanding]:
+        """How each of several fares, from another thread too; empty for an engine by itself."""
+        return []
 
     def under_way(self) -> list[str]:
         """The ids of the requests or blocks that have been taken and not answered."""

@@ -66,4 +66,4 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> list[Recording]:
 @pytest.fixture
 def no_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs go through a fake too."""
-    monkeypatch.setattr(start, "load_vllm", lambda plan, spec, extracts, on_event: fake.fake_engine(plan))
+    monkeypatch.setattr(start, "load_vllm", lambda plan, *_, **__: fake.fake_engine(plan))

@@ -37,7 +37,7 @@ from tests.run import fake
 from vsteer.api import engine
 from tests import fake_engine
 from vsteer.run import start
-start.load_vllm = lambda plan, spec, extracts, on_event: fake.fake_engine(plan)
+start.load_vllm = lambda plan, *_, **__: fake.fake_engine(plan)
 engine.load_named = lambda folder, *_: fake_engine.FakeEngine(folder, layers=30, hidden_size=576)
 hashed = fake_engine.number
 fake_engine.number = lambda *content: 1.0 if content[0] == "too long" else hashed(*content)

@@ -1,4 +1,4 @@
-"""`make bench`: what the store, the loop, a start, the scorers, queries and statistics do on made-up data."""
+"""`make bench`: the store, the loop, a start, many engines, scorers, queries, statistics, on made-up data."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import click
 
+from tests.bench.cluster import bench_cluster
 from tests.bench.coverage import bench_statistics
 from tests.bench.loop import bench_loop
 from tests.bench.queries import bench_live, bench_queries
@@ -24,6 +25,7 @@ BENCHES: dict[str, Callable[[float], list[Figure]]] = {
     "statistics": lambda share: bench_statistics(int(1000 * share), int(500 * share), on_progress),
     "queries": lambda share: bench_queries(int(10_000_000 * share)),
     "start": lambda share: bench_start(int(ITEMS * share)),
+    "cluster": lambda share: bench_cluster(int(10_000_000 * share), on_progress),
     "live": lambda share: bench_live(int(10_000_000 * share)),
 }
 

@@ -13,7 +13,10 @@ from vsteer.cli import main
 from vsteer.grid.spec import read_grid
 from vsteer.models import resolve
 from vsteer.plan.plan import make_plans
+from vsteer.protocol import EngineStanding
+from vsteer.run.engines_file import write
 from vsteer.run.start import run_grid
+from vsteer.store.store import open_store
 from vsteer.store.stored_plan import stored_plan
 
 # one layer, one multiplier, one norm, two positions
@@ -59,6 +62,29 @@ def test_a_grid_and_its_run_are_one_to_both_commands(grid: Path) -> None:
     (grid.parent / "items.json").unlink()
     whole = json.loads(call("check", elsewhere, "--json").output)["findings"]
     assert {finding["what"] for finding in whole} <= {"errors"}
+
+
+def test_status_shows_how_several_engines_fare(grid: Path) -> None:
+    folder = run_grid(grid, load=fake.load()).folder
+    assert "engines" not in call("status", grid).output
+    some = [
+        EngineStanding(0, "up", "a", 900, 30.5, 0, ""),
+        EngineStanding(1, "starting", "b", 100, 0.0, 2, "its process died"),
+        EngineStanding(2, "waiting", "", 0, 0.0, 0, ""),
+    ]
+    write(folder, some)
+    text = call("status", grid).output
+    assert "engines    none now; as of " in text
+    assert "  1        starting on b, 100 rows, 2 deaths, the last: its process died\n" in text
+    with open_store(folder):
+        live = call("status", grid).output
+    assert "engines    1 of up to 3 are up, 30.5 rows/s, 2 deaths\n" in live
+    assert "  0        up on a, 30.5 rows/s, 900 rows\n" in live
+    assert "waiting" not in live
+    shown = json.loads(call("status", grid, "--json").output)["engines"]
+    assert [one["rows"] for one in shown] == [900, 100, 0]
+    (folder / "engines.json").write_text('{"at": 1, "engines": [{}]}')
+    assert "engines" not in call("status", grid).output
 
 
 def test_a_row_that_is_lost_is_missing_by_the_folder_too(grid: Path) -> None:

@@ -75,6 +75,24 @@ def test_whatever_is_under_way_its_death_is_an_engine_error(
     assert dying.under_way() == []
 
 
+@pytest.mark.parametrize(
+    ("message", "kind"),
+    [
+        # what vLLM's core says of a call under way when one of its workers was killed
+        ("Call to collective_rpc method failed: cancelled", EngineError),
+        (
+            "Call to collective_rpc method failed: Worker failed with error 'the call was cancelled'",
+            RuntimeError,
+        ),
+    ],
+)
+def test_a_workers_death_is_an_engine_error_and_its_fault_is_not(message: str, kind: type) -> None:
+    watch = DeathWatch(DyingClient().engine_core)
+    with pytest.raises(kind), watch.alive():
+        raise RuntimeError(message)
+    watch.close()
+
+
 def test_what_waits_for_a_dead_engine_is_failed() -> None:
     client = DyingClient()
     began = time.monotonic()

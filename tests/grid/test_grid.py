@@ -8,7 +8,7 @@ from vsteer.evaluations.choice import ChoiceEvaluation
 from vsteer.evaluations.open_ended import OpenEndedEvaluation
 from vsteer.grid.axes import parse_layers, parse_multipliers
 from vsteer.grid.problems import GridError
-from vsteer.grid.spec import Grid, read_grid
+from vsteer.grid.spec import EngineSpec, Grid, read_grid
 from vsteer.grid.yaml_lines import read_yaml
 
 GRID = """\
@@ -111,6 +111,16 @@ def test_layers(written: object, layers: int, meant: object) -> None:
 def test_layers_that_a_model_has_not(written: object, layers: int | None, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         parse_layers(written).resolve(layers)
+
+
+def test_replicas_are_a_number_or_between_two() -> None:
+    for written, meant in ((3, (3, 3)), ({"min": 0, "max": 64}, (0, 64)), ({"max": 2}, (1, 2))):
+        spec = EngineSpec.model_validate({"replicas": written})
+        assert spec.replicas == meant
+        # and so again from what a manifest has of it
+        again = spec.model_dump(mode="json")
+        assert EngineSpec.model_validate(again).replicas == meant
+        assert isinstance(again["replicas"], int) == (written == 3)
 
 
 def test_multipliers() -> None:

@@ -45,6 +45,16 @@ PROBLEMS: list[tuple[tuple[str | int, ...], object, str, str]] = [
         "no evaluation is called 'choice:x'",
     ),
     (("controls",), "none", "controls", "expected settings, found 'none'"),
+    (("engine",), {"replicas": 0}, "engine.replicas", "from 1 to 10,000, found 0"),
+    (("engine",), {"replicas": {"min": -1, "max": 2}}, "engine.replicas.min", "from 0 to 10,000, found -1"),
+    (("engine",), {"replicas": {"min": 3, "max": 2}}, "engine.replicas", "min is above max"),
+    (("engine",), {"replicas": {"min": 3}}, "engine.replicas", "expected min and max, found min"),
+    (
+        ("engine",),
+        {"vllm": {"distributed_executor_backend": "ray"}},
+        "engine.vllm.distributed_executor_backend",
+        "only vLLM's own processes (mp, uni)",
+    ),
     (
         ("engine",),
         {"vllm": {"seed": 3}},

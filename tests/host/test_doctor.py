@@ -17,17 +17,21 @@ from tests.test_imports import vsteer_without_torch
 from vsteer.cli import main
 from vsteer.grid.spec import read_grid
 from vsteer.host.doctor import (
+    Examination,
     Finding,
     bound_cores,
     cpu_memory,
     cpu_threads,
     devices,
+    differing,
+    model_at_hand,
     plugin,
     preloaded,
     space,
     torch_platform,
 )
 from vsteer.host.machine import Gpu, Machine, _quota, this_machine
+from vsteer.models import resolve
 from vsteer.plan.plan import make_plans
 from vsteer.run.loading import load_vllm
 
@@ -237,3 +241,29 @@ def test_what_is_let_pass_is_an_event_of_the_run(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("VSTEER_UNKNOWN_SEAMS", "1")
     assert start() == "an engine"
     assert events == [("unknown_seams", {"seams": ["a seam"]})]
+
+
+def test_a_model_is_at_hand_or_there_is_a_way_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VSTEER_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    named = one(list(model_at_hand("tiny-llama")))
+    assert (named.level, "is made here at the first start, 5 MiB" in named.says) == ("ok", True)
+    made = resolve("tiny-llama").model
+    assert one(list(model_at_hand("tiny-llama"))).says == f"tiny-llama is in {made}"
+    assert one(list(model_at_hand(made))).says == f"{made} is in {made}"
+    assert one(list(model_at_hand("nobody-has/this"))).level == "warn"
+    assert one(list(model_at_hand(str(tmp_path)))).level == "refused"
+
+
+def test_nodes_must_have_the_same_versions() -> None:
+    """The order of packages in each is no difference, nor is another version of one that does not count."""
+    some = {"vsteer": "1", "torch": "2", "duckdb": "1"}
+    examined = {
+        "a": Examination(some, ()),
+        "b": Examination({"duckdb": "2", "torch": "2", "vsteer": "1"}, ()),
+    }
+    assert list(differing(examined)) == []
+    examined["c"] = Examination({**some, "torch": "2.1"}, ())
+    assert one(list(differing(examined))).says == "torch differs: 2 on a, b; 2.1 on c"
+    del examined["c"].versions["torch"]
+    assert one(list(differing(examined))).says == "torch differs: 2 on a, b; none on c"

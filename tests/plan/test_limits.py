@@ -39,7 +39,7 @@ def excluding(*entries: str) -> tuple[str, str]:
 def quickly(attempt: Callable[[], object]) -> None:
     began = time.process_time()
     attempt()
-    assert time.process_time() - began < 5
+    assert time.process_time() - began < 10
 
 
 def test_samples_are_counted_not_made(plan: Callable[..., Plan]) -> None:
@@ -55,7 +55,7 @@ def test_samples_are_counted_not_made(plan: Callable[..., Plan]) -> None:
     assert million == [a + (b - a) * 999_999 for a, b in zip(one, two, strict=True)]
     # two open questions, and 2 norms x 2 layers x 2 multipliers x 2 positions beside the baseline
     assert million[0] == 1_000_000 * 2 * (1 + 2**4)
-    assert time.process_time() - began < 5
+    assert time.process_time() - began < 10
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_thousands_of_positions_are_compared_once_each(plan: Callable[..., Plan]
     places = [[0, n + 1] for n in range(500)]
     began = time.process_time()
     made = plan("[all, after_prompt]", json.dumps(places), "layers: [1, 4]", "layers: 1")
-    assert time.process_time() - began < 5
+    assert time.process_time() - began < 10
     shortest = min(len(rendered.prompt.token_ids) for rendered in made.blocks[0].prompts)
     # a question's tokens end somewhere, and spans that end behind the longest are one
     longest = max(len(rendered.prompt.token_ids) for rendered in made.blocks[0].prompts)

@@ -139,7 +139,7 @@ def command(verb: str, home: Path) -> Said:
     return Said(done.exit_code, text, wrote, raised)
 
 
-def _load(plan: Plan, spec: EngineSpec, extracts: bool, on_event: Callable[..., None]) -> Engine:
+def _load(plan: Plan, spec: EngineSpec, extracts: bool, **_: object) -> Engine:
     return fake.fake_engine(plan)
 
 

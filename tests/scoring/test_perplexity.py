@@ -290,9 +290,9 @@ def test_the_command_scores_a_stored_run_and_shares_its_file(
 def test_another_model_in_the_same_place_is_refused(grid: Path) -> None:
     folder = run_grid(grid, load=fake.load()).folder
     ((facts, _),) = loading.stored_models(folder)
-    with pytest.raises(ModelError, match="isn't here any more as it was"):
+    with pytest.raises(ModelError, match="as the run has it"):
         loading.same_model(replace(facts, weights={"sha256": "0" * 64}))
-    with pytest.raises(ModelError, match="isn't here any more as it was"):
+    with pytest.raises(ModelError, match="as the run has it"):
         loading.same_model(replace(facts, folder=None, weights={"hub": "nobody/nothing", "commit": "0" * 40}))
 
 

@@ -83,11 +83,13 @@ def run(
     fresh: bool = False,
     retry_errors: bool = False,
     progress: bool = False,
+    ray: str | None = None,
 ) -> Run:
     """Run a grid, or go on with it: a YAML file, or a dictionary of what would stand in one.
 
     Of a dictionary, `folder` holds the data that it names, and gets `runs/<its name>`. `fresh` begins anew
-    and moves existing rows aside; `retry_errors` tries failed rows again.
+    and moves existing rows aside; `retry_errors` tries failed rows again. `ray` is
+    the address of a Ray cluster for the engines of a grid that wants several.
     """
     from rich.console import Console
 
@@ -101,6 +103,7 @@ def run(
         retry_errors=retry_errors,
         derive=bring_up_to_date,
         console=Console(stderr=True, quiet=not progress),
+        ray=ray,
     )
     if outcome.exit_code == INTERRUPTED:
         raise KeyboardInterrupt

@@ -11,8 +11,14 @@ from vsteer.terminal import echo
 @click.argument("grid", type=click.Path(path_type=Path))
 @click.option("--fresh", is_flag=True, help="Begin anew; existing rows are moved aside, not deleted.")
 @click.option("--retry-errors", is_flag=True, help="Try failed rows again.")
+@click.option(
+    "--ray",
+    metavar="ADDRESS",
+    help="Start the engines on the Ray cluster there: host:port, or auto for the one that this machine is "
+    "in. By default RAY_ADDRESS says where, and a grid of one engine runs without Ray.",
+)
 @click.option("--dry-run", is_flag=True, help="Only show what it comes to, as `vsteer plan` does.")
-def run(grid: Path, fresh: bool, retry_errors: bool, dry_run: bool) -> None:
+def run(grid: Path, fresh: bool, retry_errors: bool, ray: str | None, dry_run: bool) -> None:
     """Run the file GRID into the folder runs/<its name> beside it, or go on with it.
 
     The same command finishes what was interrupted or killed: a row that stands is never computed again.
@@ -31,7 +37,7 @@ def run(grid: Path, fresh: bool, retry_errors: bool, dry_run: bool) -> None:
     from vsteer.cli.layer_curve import layer_curves
     from vsteer.run.start import COMPLETE, INTERRUPTED, run_grid
 
-    outcome = run_grid(grid, fresh=fresh, retry_errors=retry_errors, derive=_statistics)
+    outcome = run_grid(grid, fresh=fresh, retry_errors=retry_errors, derive=_statistics, ray=ray)
     if outcome.good:
         echo(layer_curves(outcome.folder))
     echo(f"{outcome.good:,} of {outcome.planned:,} rows are good, {outcome.errors:,} failed")

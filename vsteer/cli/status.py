@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +13,7 @@ import click
 from vsteer.terminal import echo
 
 if TYPE_CHECKING:
+    from vsteer.protocol import EngineStanding
     from vsteer.store.planned import Planned
 
 RUN = click.Path(path_type=Path)
@@ -26,10 +29,13 @@ def status(run: Path, as_json: bool) -> None:
     Example:
       vsteer status runs/quickstart
     """
+    from vsteer.run.engines_file import read
     from vsteer.run.folder import find_run
     from vsteer.store.status import status as status_of
 
-    found = status_of(find_run(run))
+    folder = find_run(run)
+    found = status_of(folder)
+    at, engines = read(folder)
     event = found.last_event or {}
     if found.manifest:
         echo(f"warning: {found.manifest}", err=True)
@@ -45,6 +51,7 @@ def status(run: Path, as_json: bool) -> None:
             "set_aside": found.set_aside,
             "unplanned": found.unplanned,
             "live": found.live,
+            "engines": [asdict(engine) for engine in engines],
             "last_event": event,
         }
         echo(json.dumps(entry, indent=2))
@@ -60,6 +67,8 @@ def status(run: Path, as_json: bool) -> None:
     echo(f"starts     {found.sessions}")
     who = found.holder
     echo(f"running    {f'yes, process {who.pid} on {who.host}' if who else 'no'}")
+    if engines:
+        echo(_engines(engines, found.live, at))
     echo(f"last event {event.get('event', 'none')} {event.get('at', '')}".rstrip())
     if found.unreadable:
         echo(f"unreadable {len(found.unreadable)} files in rows/, which the next start sets aside")
@@ -73,6 +82,27 @@ def status(run: Path, as_json: bool) -> None:
             if count
         ]
         echo(f"set aside  files in set-aside/: {', '.join(aside)}")
+
+
+def _engines(engines: Sequence[EngineStanding], live: bool, at: str) -> str:
+    """How several engines fare: their sums, and those that are up or have died in a table."""
+    up = [engine for engine in engines if engine.state == "up"]
+    deaths = sum(engine.deaths for engine in engines)
+    rate = sum(engine.rows_per_second for engine in up)
+    now = f"{len(up)} of up to {len(engines)} are up, {rate:,.1f} rows/s" if live else f"none now; as of {at}"
+    lines = [f"engines    {now}, {_deaths(deaths)}"]
+    for one in engines:
+        if one.host or one.deaths:
+            speed = f"{one.rows_per_second:,.1f} rows/s, " if live else ""
+            died = f", {_deaths(one.deaths)}, the last: {one.last_error}" if one.deaths else ""
+            lines.append(
+                f"  {one.number:<8} {one.state} on {one.host or 'no node'}, {speed}{one.rows:,} rows{died}"
+            )
+    return "\n".join(lines)
+
+
+def _deaths(count: int) -> str:
+    return f"{count:,} death{'' if count == 1 else 's'}"
 
 
 @click.command()

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 from collections.abc import Iterator
 from concurrent.futures import InvalidStateError
 from typing import Any
 
 from vsteer.errors import EngineError
+
+# What is left of a call while vLLM shuts down because one of its workers died; its core ends a moment later.
+CANCELLED = re.compile("Call to .* method failed: cancelled")
 
 
 class DeathWatch:
@@ -37,7 +41,9 @@ class DeathWatch:
 
         try:
             yield
-        except EngineDeadError as error:
+        except Exception as error:
+            if not isinstance(error, EngineDeadError) and not CANCELLED.fullmatch(str(error)):
+                raise
             raise EngineError(
                 f"the engine died (exit codes {self.exit_codes()}): {error}",
                 hint="its own message is above; if memory ran out, give a smaller max_num_seqs",

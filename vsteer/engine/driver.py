@@ -219,6 +219,9 @@ class VllmEngine(Engine):
         finally:
             self._blocks = []
 
+    def table_sha256(self) -> str:
+        return self._table_sha256
+
     def recomputed_tokens(self) -> int:
         """Positions of steered requests computed again after preemptions, since the table was loaded.
 

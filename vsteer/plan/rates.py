@@ -146,7 +146,7 @@ def known_rates(plan: Plan) -> dict[str, Rate]:
 
 def _key(plan: Plan) -> str:
     spec: EngineSpec = plan.grid.engine_for(plan.grid.model[plan.model])
-    speed = {name: getattr(spec, name) for name in SPEED}
+    speed = spec.model_dump(mode="json", include=set(SPEED))
     return identify([plan.facts.identity(), speed, platform.node(), os.cpu_count()])
 
 

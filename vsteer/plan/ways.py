@@ -12,8 +12,6 @@ from vsteer.plan.plan import Block, Plan
 def why_not(plan: Plan) -> str | None:
     """Why no block of the plan is computed as forks."""
     spec = plan.grid.engine_for(plan.grid.model[plan.model])
-    if spec.replicas > 1:
-        return f"each of {spec.replicas} engines is handed requests one by one"
     return why_no_forks(spec, plan.facts.kv_cache_dtype, has_gpu())
 
 

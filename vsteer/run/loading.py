@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -67,10 +68,13 @@ def load_vllm(
     spec: EngineSpec,
     extracts: bool,
     on_event: Callable[..., None] = lambda event, **fields: None,
+    ray: str | None = None,
 ) -> Engine:
-    """One engine, or several as one; `on_event` is called for each that dies."""
-    from vsteer.engine.device_slices import find_slices
-    from vsteer.engine.replicas import Replicas, window
+    """One engine in this process, or several as one on Ray, on this machine or on the cluster at `ray`.
+
+    `on_event` is called for each of several that starts or dies.
+    """
+    from vsteer.engine.start import is_cpu_build
     from vsteer.engine.table import Capacity
     from vsteer.engine.vllm_compat import may_pass, unknown_seams
 
@@ -79,16 +83,26 @@ def load_vllm(
     size = budget(plan)
     captures = CAPTURES if extracts else 0
     capacity = Capacity.for_grid(size.cells, size.vector_rows, size.terms, captures, size.modules)
-    if spec.replicas == 1:
+    if spec.replicas.most == 1 and ray is None:
         return engine_maker(plan.facts, spec, capacity)()
-    # what is forked waits for more of its prompt, and a replica is handed a few requests at a time
-    return Replicas(
-        engine_maker(plan.facts, spec.model_copy(update={"forks": False}), capacity),
-        find_slices(spec.replicas, spec),
-        window=window(spec.max_num_seqs),
-        one_first=not spec.enforce_eager,
+    from vsteer.cluster.cluster import Cluster
+
+    return Cluster(
+        partial(engine_on_node, plan.facts, spec, capacity),
+        least=spec.replicas.least,
+        most=spec.replicas.most,
+        ranks=spec.ranks,
+        gpu=not is_cpu_build(),
+        # as many as its VllmEngine takes
+        requests=2 * spec.max_num_seqs + 64,
+        address=ray,
         on_event=on_event,
     )
+
+
+def engine_on_node(facts: ModelFacts, spec: EngineSpec, capacity: Capacity) -> VllmEngine:
+    """An engine of a plan's very model, on whatever machine this is. A named model is made there once."""
+    return engine_maker(replace(facts, folder=same_model(facts)), spec, capacity)()
 
 
 def engine_maker(
@@ -164,8 +178,8 @@ def same_model(facts: ModelFacts) -> Path:
         same = model_sha256(there) == weights["sha256"]
     if there is None or not same:
         raise ModelError(
-            f"{facts.name} isn't here any more as it was when the run was made",
-            hint="bring back the model that the run's manifest names: another's numbers don't compare",
+            f"{facts.name} isn't on {socket.gethostname()} as the run has it",
+            hint="bring that very model there, in the same folder: another's numbers don't compare",
         )
     return there
 

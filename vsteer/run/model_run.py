@@ -17,6 +17,7 @@ from vsteer.plan.plan import Plan
 from vsteer.plan.rates import Meter, Rate, keep, one_rate
 from vsteer.plan.times import characters
 from vsteer.protocol import Engine, Vectors
+from vsteer.run.engines_file import engines_shown
 from vsteer.run.interrupt import Interrupt
 from vsteer.run.loading import Load
 from vsteer.run.loop import Counts, Provenance, RowLoop, ToDo
@@ -73,7 +74,7 @@ class ModelRun:
             engine: Engine | None = None
             try:
                 engine = self._load(spec)
-                with watched(engine, self._stalled):
+                with watched(engine, self._stalled), engines_shown(self.store.folder, engine):
                     self._with_engine(engine, to_do)
                 break
             except EngineError as error:
@@ -103,7 +104,7 @@ class ModelRun:
         name = self.plan.facts.name
         self.progress.phase(
             f"{name}: loading it into vLLM"
-            + (f" {spec.replicas} times" if spec.replicas > 1 else "")
+            + (f", up to {spec.replicas.most} times" if spec.replicas.most > 1 else "")
             + ("" if spec.enforce_eager else " and compiling")
             + ", and proving that it steers (this takes a while)"
         )
@@ -141,6 +142,7 @@ class ModelRun:
             self.stream.measure(engine, self.progress.step)
         write_vector_norms(self.store.folder)
         engine.load(stored.directions, self.plan.steerings())
+        self.progress.engines = engine.engines
         self.progress.rows_begin(self.context.counts)
         meter = Meter()
         version = vllm_version() if engine.info.kind == "vllm" else ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -15,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from vsteer.protocol import EngineStanding
 from vsteer.run.loop import Counts
 from vsteer.terminal import harmless
 
@@ -38,6 +40,8 @@ class RunProgress:
         self._recent: deque[_Moment] = deque()
         self._began = self._printed = 0.0
         self._rows_before = 0
+        # how each of several engines fares
+        self.engines: Callable[[], list[EngineStanding]] = list
         self._bar: Progress | None = None
         self._task: TaskID | None = None
 
@@ -129,6 +133,8 @@ class RunProgress:
             low, high = (duration(left / speed) for speed in (max(speeds), min(speeds)))
             parts.append(f"{low} left" if low == high else f"{low} to {high} left")
         parts.append(f"{waiting:,} under way")
+        if engines := self.engines():
+            parts.append(f"{sum(engine.state == 'up' for engine in engines)} engines")
         return " | ".join(parts)
 
     def _end_bar(self) -> None:

@@ -57,8 +57,12 @@ def run_grid(
     derive: Derive | None = None,
     load: Load | None = None,
     console: Console | None = None,
+    ray: str | None = None,
 ) -> Outcome:
-    """Run a grid, or go on with it. `derive` makes the statistics at its end; `load` may replace vLLM."""
+    """Run a grid, or go on with it. `derive` makes the statistics at its end; `load` may replace vLLM.
+
+    `ray` is the address of the Ray cluster that several engines are started on.
+    """
     grid = as_grid(grid)
     fetch_models(grid)
     folder = run_folder(grid)
@@ -96,10 +100,14 @@ def run_grid(
             def on_event(event: str, **fields: Any) -> None:
                 store.event(event, **fields)
                 if event == "replica_died":
-                    progress.say(f"replica {fields['replica']} died: {fields['error']}")
+                    again = "is started again" if fields["restart"] else "is given up"
+                    progress.say(
+                        f"engine {fields['replica']} died on {fields['host'] or 'no node'} and {again}: "
+                        f"{fields['error']}"
+                    )
 
             by_vllm = load is None
-            load = load or partial(load_vllm, on_event=on_event)
+            load = load or partial(load_vllm, on_event=on_event, ray=ray)
             interrupted, fault = _run_models(plans, planned, store, progress, standing, retry_errors, load)
             standing = store.standing(planned)
             missing = len(planned) - standing.good_count
