@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 MAKEFLAGS += --no-builtin-rules
 .DELETE_ON_ERROR:
-.PHONY: quickstart test test-engine test-all bench lint types fmt docs .venv
+.PHONY: quickstart test quick-tests test-engine test-all bench lint types fmt docs .venv
 
 # Written by the very last step of the set-up, so that one that was interrupted is not taken for done.
 SET_UP := .venv/.set-up
@@ -15,8 +15,11 @@ quickstart: $(SET_UP)
 	$(VSTEER) run runs/quickstart.yaml
 	$(VSTEER) report runs/quickstart
 
-# All that needs no engine, and one engine: five minutes on two cores.
-test: lint types
+# All that needs no engine, and one engine: five minutes on two cores. Types are checked on a core that waits.
+test: lint
+	$(MAKE) --no-print-directory --jobs 2 --output-sync=line types quick-tests
+
+quick-tests: $(SET_UP)
 	$(PYTEST) -m "not slow and not long and (not engine or one_engine)"
 
 # Every way to run an engine, and what takes long without one.

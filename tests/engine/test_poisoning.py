@@ -122,15 +122,16 @@ def serve(
     reference: ReferenceEngine,
     draw: Draw,
     rounds: int,
+    count: int,
     vectors: Vectors,
     found: Parity,
 ) -> None:
-    """Load a table, serve rounds of requests under it, and hold each against its isolated run."""
+    """Load a table, serve rounds of `count` requests under it, and hold each against its isolated run."""
     steerings = [Steering(terms) for terms in draw.cells]
     engine.load(vectors, steerings)
     reference.load(vectors, steerings)
     for _ in range(rounds):
-        requests = draw.round(ROUND)
+        requests = draw.round(count)
         by_id = {request.id: request for request in requests}
         results = list(engine.run(requests))
         assert sorted(result.id for result in results) == sorted(by_id)
@@ -139,9 +140,12 @@ def serve(
         draw.answered(requests, sorted(results, key=lambda result: int(result.id)))
 
 
+@pytest.mark.parametrize("count", [80, pytest.param(ROUND, marks=pytest.mark.long)])
 @on(ONE)
-def test_every_request_equals_its_isolated_run(engine: VllmEngine, reference: ReferenceEngine) -> None:
-    draw = Draw(engine.info.layers, engine.info.vocab_size, seed=0)
+def test_every_request_equals_its_isolated_run(
+    engine: VllmEngine, reference: ReferenceEngine, count: int
+) -> None:
+    draw = Draw(engine.info.layers, engine.info.vocab_size, seed=count)
     found = Parity()
     before = make_vectors(reference, relative=1.0, seed=0)
     # the same names in the same cells mean something else; but for one vector, which may share its blocks
@@ -149,7 +153,7 @@ def test_every_request_equals_its_isolated_run(engine: VllmEngine, reference: Re
 
     recomputed = []
     for vectors in (before, after):
-        serve(engine, reference, draw, 2, vectors, found)
+        serve(engine, reference, draw, 2, count, vectors, found)
         recomputed.append(engine.recomputed_tokens())
 
     prompt_tokens = sum(map(len, draw.prompts))
@@ -158,7 +162,7 @@ def test_every_request_equals_its_isolated_run(engine: VllmEngine, reference: Re
         f"{found.cached_tokens} cached, {recomputed} computed again; {draw.multi_turn} later turns"
     )
     assert not found.failures
-    assert found.rows == 4 * ROUND
+    assert found.rows == 4 * count
     assert found.steered_rows > 0.75 * found.rows
     assert found.cached_tokens > 0.2 * prompt_tokens, "the cache was hardly in play"
     assert draw.multi_turn > 0.2 * found.rows
@@ -189,7 +193,7 @@ def test_without_our_block_keys_it_shows(
         assert refusals
         found = Parity()
         draw = Draw(engine.info.layers, engine.info.vocab_size, seed=0)
-        serve(engine, reference, draw, 1, make_vectors(reference, relative=1.0), found)
+        serve(engine, reference, draw, 1, ROUND, make_vectors(reference, relative=1.0), found)
         poisoned = {line.split()[0] for line in found.failures}
         print(f"{len(poisoned)} poisoned, largest difference {found.largest_difference:.2e}")
         assert len(poisoned) > 0.05 * ROUND
