@@ -14,7 +14,8 @@
 --   has them). Rows that were computed again count in the start whose result stands. Kinds that ran at the
 --   same time share the machine.
 select run, run_session, model, kind, engine, vllm_version, count(*) as rows, count_if(status = 'ok')::bigint as good,
-       nullif(greatest(epoch(max(finished_at) - min(started_at)), 0), 0) as seconds, count(*) / seconds as rows_a_second,
+       nullif(greatest(epoch(max(finished_at) - min(started_at)), 0), 0) as seconds,
+       count(*) / seconds as rows_a_second,
        sum(prompt_tokens)::bigint as prompt_tokens, sum(cached_tokens) / nullif(sum(prompt_tokens), 0) as cached_share,
        (sum(prompt_tokens) - sum(cached_tokens) + sum(completion_tokens)) / seconds as computed_a_second,
        sum(completion_tokens) / seconds as generated_a_second,
