@@ -86,7 +86,7 @@ def refused(attempt: Callable[[], object]) -> GridError:
     began = time.process_time()
     with pytest.raises(GridError) as error:
         attempt()
-    assert time.process_time() - began < 5
+    assert time.process_time() - began < 10
     text = str(error.value)
     assert len(text) <= 600
     assert error.value.hint
@@ -128,7 +128,7 @@ def test_many_merged_keys_cost_as_much_as_many_keys(tmp_path: Path) -> None:
     text = "- &a\n" + "".join(f"  k{n}: {n}\n" for n in range(count)) + "- <<: *a\n  last: 1\n"
     began = time.process_time()
     document = read_yaml(write(tmp_path, text))
-    assert time.process_time() - began < 5
+    assert time.process_time() - began < 10
     assert isinstance(document.value, list)
     assert document.value[1] == {"last": 1} | {f"k{n}": n for n in range(count)}
     assert document.place((1, "k9")) == "line 11"
