@@ -142,7 +142,7 @@ def test_what_is_wrong_is_one_message(given: Path, made: Path, tmp_path: Path) -
         "is no folder of an attribution": ("circuit", tmp_path),
         "--sizes is a list": ("circuit", made, "--sizes", "many"),
         "nothing is asked": ("freeze", made),
-        "can't be put on the device": ("values", made, "--device", "nowhere"),
+        "can't be used": ("values", made, "--device", "nowhere"),
     }  # fmt: skip
     for message, arguments in wrong.items():
         done = run(*arguments)
@@ -187,6 +187,60 @@ def test_freezing_everything_or_nothing(given: Path, made: Path) -> None:
     assert [row["unsteered"] for row in odds if row["condition"] == "steered" and row["control"] == ""] == (
         pytest.approx(log_odds(given, 0.0), abs=1e-3)
     )
+
+
+def test_costs_that_freeze_prints_are_those_of_plain_loops(given: Path, made: Path) -> None:
+    done = run("freeze", made, "--questions", given / "questions.json")
+    rows = table(made, "freezing")
+
+    def effect(condition: str, control: str) -> float:
+        found = [
+            row["value"] - row["unsteered"]
+            for row in rows
+            if (row["condition"], row["control"]) == (condition, control)
+        ]
+        return float(np.mean(found))
+
+    printed = done.stdout.replace("\n", " ")
+    for condition in ("weights", "values", "mlps"):
+        assert f"{effect(condition, ''):.4f}" in printed
+        assert f"{1 - effect(condition, '') / effect('steered', ''):.4f}" in printed
+        assert f"{effect(condition, 'random'):.4f}" in printed
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "kept", "count"),
+    [
+        (
+            ("freeze", "--questions", "{questions}", "--prompts", "{texts}", "--max-tokens", 3),
+            "freezing",
+            "freeze-*",
+            4,
+        ),
+        (("circuit", "--sizes", "10,40"), "circuits", "*-circuits.npz", 2),
+    ],
+)
+def test_what_was_interrupted_goes_on(
+    given: Path, made: Path, tmp_path: Path, command: tuple[Any, ...], name: str, kept: str, count: int
+) -> None:
+    folder = tmp_path / "again"
+    shutil.copytree(made, folder)
+    for part in folder.glob(f"done/{kept}"):
+        part.unlink()
+    verb, *options = (
+        str(part).format(questions=given / "questions.json", texts=given / "texts.jsonl") for part in command
+    )
+    assert run(verb, folder, *options).exit_code == 0
+    whole = table(folder, name)
+    (folder / f"{name}.parquet").unlink()
+    parts = sorted(folder.glob(f"done/{kept}"))
+    assert len(parts) == count
+    parts[0].unlink()
+    times = [part.stat().st_mtime_ns for part in parts[1:]]
+    assert run(verb, folder, *options).exit_code == 0
+    assert [part.stat().st_mtime_ns for part in parts[1:]] == times
+    assert parts[0].exists()
+    assert table(folder, name) == whole
 
 
 def log_odds(given: Path, multiplier: float) -> list[float]:

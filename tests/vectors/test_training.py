@@ -41,10 +41,13 @@ from vsteer.vectors.training.texts import (
 )
 
 WORDS = ("rain", "salt", "wool", "iron", "moss", "clay", "dust", "corn", "silk", "lime")
+SORTS = ("ok", "new", "old", "dear", "low", "wet")
 
 
-def write_data(folder: Path, positive: str = "good", negative: str = "bad") -> Path:
-    lines = [{"prompt": f"Is {w} ok?", "positive": positive, "negative": negative} for w in WORDS]
+def write_data(folder: Path, positive: str = "good", negative: str = "bad", sorts: int = 1) -> Path:
+    """As many pairs as there are words, for each sort."""
+    prompts = [f"Is {word} {sort}?" for sort in SORTS[:sorts] for word in WORDS]
+    lines = [{"prompt": prompt, "positive": positive, "negative": negative} for prompt in prompts]
     path = folder / "data.jsonl"
     path.write_text("\n".join(map(json.dumps, lines)))
     return path
@@ -211,12 +214,10 @@ def command(model: str | Path, *arguments: str | Path) -> Result:
 def test_the_best_direction_of_a_toy_is_found(toy: tuple[Path, Any], tmp_path: Path, method: str) -> None:
     folder, best = toy
     out = tmp_path / "v.safetensors"
-    data = write_data(tmp_path, "A", "B")
+    data = write_data(tmp_path, "A", "B", sorts=len(SORTS))
     plot = ("--plot", tmp_path / "v.svg") if method == "ntp" else ()
-    done = command(
-        folder, data, "--layer", "1", "--method", method, "-o", out, "--epochs", "40",
-        "--learning-rate", "0.04", *plot,
-    )  # fmt: skip
+    # with the defaults, which are the paper's
+    done = command(folder, data, "--layer", "1", "--method", method, "-o", out, *plot)
     assert done.exit_code == 0, done.output
     vector = load(out)
     found = vector.directions[1]
@@ -228,12 +229,12 @@ def test_the_best_direction_of_a_toy_is_found(toy: tuple[Path, Any], tmp_path: P
         engine, engine.tokenizer, model_origin(str(folder), models.resolve(str(folder)))
     ) as all_:
         assert length(found) == pytest.approx(length(all_.vector().directions[1]), rel=1e-5)
-    assert (vector.origin.method, vector.origin.pairs, vector.origin.norm) == (method, 10, "raw")
-    assert "8 pairs" in vector.origin.derived[0]
+    assert (vector.origin.method, vector.origin.pairs, vector.origin.norm) == (method, 60, "raw")
+    assert "48 pairs" in vector.origin.derived[0]
     assert not plot or plot[1].read_text().startswith("<svg")
     rows = pq.read_table(out.with_suffix(".training.parquet")).to_pylist()
     learned = [row for row in rows if row["vector"] == "learned"]
-    assert [row["epoch"] for row in learned] == list(range(1, 41))
+    assert [row["epoch"] for row in learned] == list(range(1, 11))
     (chosen,) = [row for row in rows if row["chosen"]]
     assert chosen["loss"] == min(row["loss"] for row in learned)
     controls = {row["vector"]: row["loss"] for row in rows if row["epoch"] is None}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vsteer.cli.options import COUNT, DEVICE
+from vsteer.cli.options import COUNT, DEVICE, DTYPE
 from vsteer.cli.plain_table import number, plain_table
 from vsteer.cli.progress_bar import counting
 from vsteer.cli.project import project
@@ -66,7 +66,7 @@ def mechanism() -> None:
 )
 @click.option("--batch", type=COUNT, default=5, show_default=True, help="Passes at once; memory follows it.")
 @DEVICE
-@click.option("--dtype", default="float32", show_default=True)
+@DTYPE
 @click.option("--revision", help="Revision of a hub model.")
 def attribute(
     model: str,
@@ -218,12 +218,12 @@ def freeze(
     from vsteer.mechanism.analysis import Analysis
     from vsteer.mechanism.folder import Folder
     from vsteer.mechanism.freezing import CONDITIONS
-    from vsteer.mechanism.freezing_tables import Freezing, write_freezing
+    from vsteer.mechanism.freezing_tables import Freezing, costs, prompts_of, questions_of, write_freezing
 
     if questions is None and prompts is None:
         raise UsageError("nothing is asked", "give --questions, --prompts, or both")
-    asked = find_data(questions, "questions", Path()) if questions else None
-    written = find_data(prompts, "open", Path()) if prompts else None
+    asked = questions_of(find_data(questions, "questions", Path()), limit) if questions else ()
+    written = prompts_of(find_data(prompts, "open", Path()), limit) if prompts else ()
     opened = Folder.open(folder)
     if asked and opened.settings.positions == "generated":
         raise UsageError(
@@ -234,13 +234,14 @@ def freeze(
     freezing = Freezing(analysis, CONDITIONS, system)
     rows: list[dict[str, Any]] = []
     if asked:
-        with counting("asking", None) as step:
-            rows += freezing.log_odds(asked, limit, step)
+        with counting("asking", len(asked)) as step:
+            rows += freezing.log_odds(asked, step)
     if written:
-        with counting("writing", None) as step:
-            rows += freezing.texts(written, limit, max_tokens, step)
+        with counting("writing", len(written)) as step:
+            rows += freezing.texts(written, max_tokens, step)
     write_freezing(analysis, rows)
-    _print(_costs(rows), ("measure", "control", "condition", "items", "effect", "kept"))
+    columns = ("measure", "condition", "items", "steered_effect", "effect", "se", "cost")
+    _print(costs(folder), (*columns, "random_effect", "random_steered"))
 
 
 @mechanism.command(short_help="Read each head's steering value vector in words.")
@@ -264,7 +265,9 @@ def values(folder: Path, tokens: int, show: int, device: str) -> None:
     from vsteer.terminal import on_one_line
 
     analysis = Analysis.load(Folder.open(folder), device)
-    rows = write_values(analysis, tokens)
+    layers = (1 + analysis.settings.controls) * (analysis.model.layers - analysis.graph.first)
+    with counting("reading heads", layers) as step:
+        rows = write_values(analysis, tokens, step)
     heads: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
         heads.setdefault((row["control_index"], row["layer"], row["head"]), []).append(row)
@@ -306,7 +309,9 @@ def sparsify(
     asked = {"kind": "choice", "data": data, "limit": limit, "system": system}
     given = {name: value for name, value in asked.items() if value is not None}
     grid = grid or folder / GRID
-    rows = write_sparse(opened, _numbers(ratios, "--ratios") if ratios else RATIOS, given, grid)
+    wanted = _numbers(ratios, "--ratios") if ratios else RATIOS
+    with counting("writing vectors", len(wanted)) as step:
+        rows = write_sparse(opened, wanted, given, grid, step)
     _print(rows, ("method", "ratio", "dimensions", "share", "cosine"))
     echo(f"next: vsteer run {grid}")
 
@@ -345,26 +350,6 @@ def _texts(settings: Settings, data: str, limit: int | None, max_tokens: int) ->
                 if response.strip()
             ]
     return texts
-
-
-def _costs(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The mean effect under each condition, and its share of the steered model's."""
-    groups: dict[tuple[Any, ...], list[float]] = {}
-    for row in rows:
-        name = (row["measure"], row["control"], row["control_index"], row["condition"])
-        groups.setdefault(name, []).append(row["value"] - row["unsteered"])
-    means = {name: sum(found) / len(found) for name, found in groups.items()}
-    return [
-        {
-            "measure": name[0],
-            "control": name[1],
-            "condition": name[3],
-            "items": len(groups[name]),
-            "effect": mean,
-            "kept": mean / whole if (whole := means[(*name[:3], "steered")]) else float("nan"),
-        }
-        for name, mean in means.items()
-    ]
 
 
 def _print(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> None:

@@ -12,7 +12,6 @@ import click
 from vsteer.cli.options import DEVICE, DTYPE
 from vsteer.cli.plain_table import number, plain_table
 from vsteer.cli.progress_bar import counting
-from vsteer.cli.train import reference
 from vsteer.errors import UsageError, VectorError
 from vsteer.terminal import echo, harmless, on_one_line
 
@@ -96,6 +95,7 @@ def project(
       vsteer mechanism project smollm2-135m-instruct sentiment.safetensors --layer 15 \\
         --prompt "How was the film?" --response "I loved it, but the ending was sad."
     """
+    from vsteer.engine.proof.reference import ReferenceEngine
     from vsteer.files import new_file
     from vsteer.mechanism import projection
     from vsteer.models import resolve
@@ -123,7 +123,7 @@ def project(
     else:
         resolve(model, revision)
         folder = fetched(model, revision)
-    engine = reference(str(folder), dtype, device)
+    engine = ReferenceEngine(str(folder), dtype=dtype, device=device)
     if run is None:
         texts = _texts(engine.tokenizer, plain, prompts, responses, system)
     layers = tuple(dict.fromkeys(layers))

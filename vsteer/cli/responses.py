@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from vsteer.cli.options import COUNT, POSITIONS
+from vsteer.cli.progress_bar import progress_bar
 from vsteer.errors import UsageError
 from vsteer.terminal import echo
 
@@ -71,9 +72,6 @@ def responses(
     """
     from dataclasses import replace
 
-    from rich.console import Console
-    from rich.progress import Progress
-
     from vsteer.api import responses as making
     from vsteer.api.engine import Engine
     from vsteer.datasets.builtin import find_data
@@ -111,7 +109,7 @@ def responses(
     options: dict[str, Any] = {"max_model_len": max_model_len} if max_model_len else {}
     with (
         Engine(model, revision=revision, dtype=dtype, enforce_eager=eager, **options) as engine,
-        Progress(console=Console(stderr=True)) as bar,
+        progress_bar() as bar,
     ):
         task = bar.add_task("responses", total=2 * len(asked.prompts))
         made = making.make_responses(

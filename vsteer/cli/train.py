@@ -115,6 +115,7 @@ def train(
     Example:
       vsteer vectors train smollm2-135m-instruct sentiment --layer 15 -o learned.safetensors
     """
+    from vsteer.engine.proof.reference import ReferenceEngine
     from vsteer.models import resolve
     from vsteer.models.hugging_face import load_config, load_tokenizer
     from vsteer.run.loading import fetched
@@ -147,7 +148,7 @@ def train(
     if force:
         learning.checkpoint_path(out).unlink(missing_ok=True)
 
-    engine = reference(str(fetched(model, revision)), dtype, device)
+    engine = ReferenceEngine(str(fetched(model, revision)), dtype=dtype, device=device)
     echo(f"... {pairs.describe()}", err=True)
     with progress_bar() as bar:
         if standard_file is None:
@@ -184,20 +185,6 @@ def _check_out(out: Path, table: Path, force: bool) -> None:
     there = [path for path in (out, table) if path.exists()]
     if there and not force:
         raise UsageError(f"{there[0]} exists", "give another --out, or --force to replace it")
-
-
-def reference(folder: str, dtype: str, device: str) -> Any:
-    """The model in Hugging Face, on the device."""
-    import torch
-
-    from vsteer.engine.proof.reference import ReferenceEngine
-
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, ValueError) as error:
-        reason = str(error).splitlines()[0][:100]
-        raise UsageError(f"the device {device[:40]!r} can't be used: {reason}", "try --device cpu") from None
-    return ReferenceEngine(folder, dtype=dtype, device=device)
 
 
 def _table(rows: Sequence[Row]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import astuple
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from vsteer.mechanism.circuits import Sums, circuits, compared, overlap, random_
 from vsteer.mechanism.edge_tables import Row
 from vsteer.mechanism.folder import Folder
 from vsteer.mechanism.graph import Graph, Mask
+from vsteer.mechanism.texts import Text
 from vsteer.store.mechanism import write_table
 
 # The paper's range; a graph with fewer edges has only the smaller ones.
@@ -41,9 +43,8 @@ def write_circuits(
         found |= {("random", n, size): mask for size, mask in drawn.items()}
     sums = dict.fromkeys(found, Sums(*[0.0] * 9))
     for text in measured_on.texts:
-        case = analysis.question().case(analysis.model, text)
-        for name, mask in found.items():
-            sums[name] += compared(case, mask)
+        for name, measured in zip(found, _measured(analysis, text, list(found.values())), strict=True):
+            sums[name] += measured
         on_progress()
     rows: list[Row] = [
         {
@@ -61,6 +62,18 @@ def write_circuits(
     ]
     write_table(analysis.folder.path, "circuits", rows)
     return rows
+
+
+def _measured(analysis: Analysis, text: Text, masks: Sequence[Mask]) -> list[Sums]:
+    """Each circuit's sums on one text. The folder keeps them, so that an interrupted measuring goes on."""
+    name, packed = f"{text.text_id}-circuits", np.packbits(masks)
+    there = analysis.folder.done(name)
+    if there is None or set(there) != {"masks", "sums"} or not np.array_equal(there["masks"], packed):
+        case = analysis.question().case(analysis.model, text)
+        sums = np.array([astuple(compared(case, mask)) for mask in masks])
+        there = {"masks": packed, "sums": sums}
+        analysis.folder.put_done(name, there)
+    return [Sums(*row) for row in there["sums"].tolist()]
 
 
 def write_overlaps(folder: Folder, graph: Graph, others: Sequence[Folder], sizes: Sequence[int]) -> list[Row]:

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from vsteer.engine.support import check_family
-from vsteer.errors import ModelError, UnsupportedError, UsageError
+from vsteer.errors import UnsupportedError
 from vsteer.models import resolve
-from vsteer.models.hugging_face import DTYPES, load_config, load_model, load_tokenizer
+from vsteer.models.hugging_face import load_config, load_model, load_tokenizer
 
 
 class Norm:
@@ -177,20 +177,11 @@ class Model:
     def load(
         cls, name: str, revision: str | None = None, device: str = "cpu", dtype: str = "float32"
     ) -> Model:
-        if dtype not in DTYPES:
-            raise UsageError(f"unknown dtype {dtype[:60]!r}", f"give one of {', '.join(DTYPES)}")
         source = resolve(name, revision)
         # a family that isn't supported is refused before its weights are read
         check_family(load_config(*source).architectures or ())
-        whole = load_model(*source, dtype=getattr(torch, dtype), attn_implementation="eager")
-        try:
-            whole = whole.to(device)
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0][:200]
-            raise ModelError(
-                f"the model can't be put on the device {device[:60]!r}: {reason}",
-                "give another --device, such as cpu or cuda:0, or a smaller --dtype",
-            ) from None
+        options = {"dtype": getattr(torch, dtype), "attn_implementation": "eager"}
+        whole = load_model(*source, device=device, **options)
         return cls(whole, load_tokenizer(*source))
 
     def embed(self, token_ids: Sequence[Sequence[int]]) -> tuple[Tensor, Rails]:

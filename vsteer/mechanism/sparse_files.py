@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from vsteer.mechanism.analysis import stored_scores, vectors_of
+from vsteer.mechanism.analysis import OnProgress, stored_scores, vectors_of
 from vsteer.mechanism.edge_tables import Row
 from vsteer.mechanism.folder import Folder
 from vsteer.mechanism.sparsify import BASELINES, kept_as_many, kept_by_attribution, sparse_vector
@@ -26,8 +26,13 @@ HEAD = """\
 SPARSE, GRID = "sparse", "sparsity.yaml"
 
 
-def write_sparse(folder: Folder, ratios: Sequence[float], asked: Mapping[str, Any], grid: Path) -> list[Row]:
-    """By attribution at each ratio, and by baselines with as many dimensions; `asked` is the evaluation."""
+def write_sparse(
+    folder: Folder, ratios: Sequence[float], asked: Mapping[str, Any], grid: Path, on_progress: OnProgress
+) -> list[Row]:
+    """By attribution at each ratio, and by baselines with as many dimensions; `asked` is the evaluation.
+
+    `on_progress` is called once for each ratio.
+    """
     settings = folder.settings
     vector = vectors_of(folder)[0]
     layer = settings.layer
@@ -35,6 +40,7 @@ def write_sparse(folder: Folder, ratios: Sequence[float], asked: Mapping[str, An
     effects = stored_scores(folder).mean(0, "dimensions")
     made: list[tuple[SteeringVector, Row]] = []
     for ratio in ratios:
+        on_progress()
         kept = kept_by_attribution(direction, effects, ratio)
         count = int(kept.sum())
         if not count:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from vsteer.mechanism.analysis import Analysis, controls
+from vsteer.mechanism.analysis import Analysis, OnProgress, controls
 from vsteer.mechanism.edge_tables import Row
 from vsteer.mechanism.values import top_tokens, value_vectors
 from vsteer.store.mechanism import write_table
 
 
-def write_values(analysis: Analysis, tokens: int) -> list[Row]:
+def write_values(analysis: Analysis, tokens: int, on_progress: OnProgress) -> list[Row]:
+    """`on_progress` is called once for each layer, of the vector and of each control."""
     model, rows = analysis.model, []
     for place, control in controls(analysis.settings.controls):
         for layer in range(analysis.graph.first, model.layers):
@@ -29,5 +30,6 @@ def write_values(analysis: Analysis, tokens: int) -> list[Row]:
                     }
                     for rank, (token, logit) in enumerate(zip(ids, logits, strict=True), 1)
                 ]
+            on_progress()
     write_table(analysis.folder.path, "head_values", rows)
     return rows

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from vsteer.errors import ModelError
+from vsteer.errors import ModelError, UsageError
 from vsteer.files import parse_json, read_regular, reading_hint
 
 # In which a model is looked into here, beside vLLM.
@@ -46,20 +46,44 @@ def load_tokenizer(model: str | Path, revision: str | None = None, *, local_file
         raise _unreadable("tokenizer", model, error) from None
 
 
-def load_model(model: str | Path, revision: str | None = None, **options: Any) -> Any:
+def load_model(model: str | Path, revision: str | None = None, *, device: str = "cpu", **options: Any) -> Any:
     """The model itself, of a folder or a hub id. Its weights come from safetensors, never from a pickle."""
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     refuse_own_code(model)
+    check_device(device)
     # a command's own progress stands on the terminal
     disable_progress_bar()
     try:
-        return AutoModelForCausalLM.from_pretrained(
+        found = AutoModelForCausalLM.from_pretrained(
             model, revision=revision, use_safetensors=True, trust_remote_code=False, **options
         )
     except (OSError, ValueError) as error:
         raise _unreadable("weights", model, error) from None
+    try:
+        return found.to(device)
+    except RuntimeError as error:  # out of memory is one
+        raise ModelError(
+            f"{str(model)[-100:]} can't be put on the device {device}: {_first_line(error)}",
+            "give another --device, or a smaller --dtype",
+        ) from None
+
+
+def check_device(device: str) -> None:
+    """Raise where this machine has no such device, before weights are read."""
+    import torch
+
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise UsageError(
+            f"the device {device[:40]!r} can't be used: {_first_line(error)}", "such as cpu or cuda:0"
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).split("\n", 1)[0][:SHOWN]
 
 
 def refuse_own_code(model: str | Path) -> None:

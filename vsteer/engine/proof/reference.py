@@ -46,16 +46,13 @@ class ReferenceEngine(Engine):
     ) -> None:
         config = load_config(model, revision)
         check_family(config.architectures or ())
-        self.model = (
-            load_model(
-                model,
-                revision,
-                dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-                attn_implementation="eager",
-            )
-            .to(device)
-            .eval()
-        )
+        self.model = load_model(
+            model,
+            revision,
+            device=device,
+            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+            attn_implementation="eager",
+        ).eval()
         self.tokenizer: Any = load_tokenizer(model, revision)
         self.info = EngineInfo(
             kind="reference",
