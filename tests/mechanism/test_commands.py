@@ -142,6 +142,10 @@ def test_what_is_wrong_is_one_message(given: Path, made: Path, tmp_path: Path) -
         "is no folder of an attribution": ("circuit", tmp_path),
         "--sizes is a list": ("circuit", made, "--sizes", "many"),
         "nothing is asked": ("freeze", made),
+        "Invalid value for '--dtype'": (
+            "attribute", "tiny-llama", given / "push.safetensors", given / "texts.jsonl", "--layer", 2,
+            "--dtype", "int4",
+        ),
         "can't be used": ("values", made, "--device", "nowhere"),
     }  # fmt: skip
     for message, arguments in wrong.items():

@@ -10,7 +10,7 @@ import torch
 from safetensors.numpy import save_file
 
 from tests.mechanism.tiny import FAMILIES, TOKENS, model
-from vsteer.errors import UnsupportedError, UsageError
+from vsteer.errors import UnsupportedError
 from vsteer.mechanism.model import Actor, Model, Past
 from vsteer.models.tiny_llama import CONFIG, write_json
 
@@ -58,8 +58,3 @@ def test_other_families_are_refused_by_name(tmp_path: Path) -> None:
     write_json(tmp_path / "tokenizer.json", {})
     with pytest.raises(UnsupportedError, match="GPT2LMHeadModel"):
         Model.load(str(tmp_path))
-
-
-def test_an_unknown_dtype_is_refused() -> None:
-    with pytest.raises(UsageError, match="int4"):
-        Model.load("tiny-llama", dtype="int4")

@@ -101,6 +101,33 @@ def run(model: str, quick: bool, as_json_: bool) -> None:
     show(bench_run(model, quick, on_progress), as_json_)
 
 
+@bench.command()
+@click.argument("model", default="smollm2-135m-instruct")
+@click.option("--layer", type=click.IntRange(min=0), help="The injected one; by default the middle one.")
+@click.option("--quick", is_flag=True, help="Shorter texts: some seconds.")
+@click.option("--json", "as_json_", is_flag=True, help="Print one JSON object instead of a table.")
+def mechanism(model: str, layer: int | None, quick: bool, as_json_: bool) -> None:
+    """What a text of `vsteer mechanism` costs on MODEL, in memory and operations, part by part.
+
+    With it a larger model is planned on paper. It is measured in float32 on processors.
+
+    \b
+    Example:
+      vsteer bench mechanism smollm2-135m-instruct --quick
+    """
+    from vsteer.bench.mechanism import bench_mechanism
+    from vsteer.errors import UsageError
+    from vsteer.mechanism.model import Model
+
+    loaded = Model.load(model)
+    layer = loaded.layers // 2 - 1 if layer is None else layer
+    if layer >= loaded.layers - 1:
+        raise UsageError(
+            f"behind layer {layer} there is nothing to measure", f"take one from 0 to {loaded.layers - 2}"
+        )
+    show(bench_mechanism(loaded, layer, quick, on_progress), as_json_)
+
+
 def on_progress(line: str) -> None:
     """Say on stderr what is being measured."""
     echo(f"... {line}", err=True)
