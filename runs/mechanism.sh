@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Why does a sentiment steering of the embedded model work? All commands of docs/mechanism.md in a row.
 #   bash runs/mechanism.sh [MODEL [LAYER [MULTIPLIER [PROMPTS]]]]
-# such as: bash runs/mechanism.sh google/gemma-3-270m-it 8
+# such as: bash runs/mechanism.sh gemma3-270m 8
 # Everything goes to the folder mechanism-MODEL, with each command's seconds by the clock and of processors in
 # seconds.txt. What is done is kept, so that the same call goes on where it was interrupted.
 set -euo pipefail
