@@ -1,7 +1,7 @@
-"""Seam: the attention, norms and activations of vLLM's layers while the forked pass runs.
+"""Seam: the attention, norms, rotations and activations of vLLM's layers while the forked pass runs.
 
-Their attention would read the paged cache. On a CPU norms and activations are made of small steps, which cost
-as much as a layer's products where nothing is compiled.
+Their attention would read the paged cache. On a CPU the others are made of small steps, which cost as much
+as a layer's products where nothing is compiled.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch.nn import functional
 from vllm import _custom_ops
 from vllm.model_executor.layers.activation import SiluAndMul
 from vllm.model_executor.layers.layernorm import RMSNorm
+from vllm.model_executor.layers.rotary_embedding import RotaryEmbedding
 from vllm.platforms import current_platform
 
 Attend = Callable[..., Any]
@@ -24,19 +25,19 @@ Attend = Callable[..., Any]
 def replaced(layers: Sequence[Any], make: Callable[[int, Any], Attend]) -> Iterator[None]:
     """`make(layer, attention)` gives what answers in place of each layer's attention."""
     modules = [layer.self_attn.attn for layer in layers]
-    parts = [part for layer in layers for part in layer.modules() if _is_slow(part)]
-    methods = [part._forward_method for part in parts]
+    faster = {part: fast for layer in layers for part in layer.modules() if (fast := _faster(part))}
+    methods = {part: part._forward_method for part in faster}
     try:
         for layer, module in enumerate(modules):
             # the instance's own attribute stands before its class's
             module.forward = make(layer, module)
-        for part, method in zip(parts, methods, strict=True):
-            part._forward_method = _fast_norm(part, method) if isinstance(part, RMSNorm) else _silu_and_mul
+        for part, method in faster.items():
+            part._forward_method = method
         yield
     finally:
         for module in modules:
             module.__dict__.pop("forward", None)
-        for part, method in zip(parts, methods, strict=True):
+        for part, method in methods.items():
             part._forward_method = method
 
 
@@ -128,16 +129,22 @@ class PagedKernel:
         return out
 
 
-def _is_slow(part: Any) -> bool:
-    if isinstance(part, RMSNorm):
-        return (
-            part.weight.device.type == "cpu"
-            and type(part).forward_native is RMSNorm.forward_native
-            and part.variance_size_override is None
-            and part.has_weight
-            and hasattr(torch.ops._C, "fused_add_rms_norm")
-        )
-    return type(part) is SiluAndMul and current_platform.is_cpu()
+def _faster(part: Any) -> Callable[..., Any] | None:
+    """What does the same as a part of a layer in fewer steps, on a CPU, where nothing is compiled."""
+    if not current_platform.is_cpu():
+        return None
+    if isinstance(part, RMSNorm) and (
+        type(part).forward_native is RMSNorm.forward_native
+        and part.variance_size_override is None
+        and part.has_weight
+        and hasattr(torch.ops._C, "fused_add_rms_norm")
+    ):
+        return _fast_norm(part, part._forward_method)
+    if isinstance(part, RotaryEmbedding) and type(part).forward_native is RotaryEmbedding.forward_native:
+        # vLLM's kernel, in place of the small steps that it hands to its compiler
+        kernel: Callable[..., Any] = part.forward_cpu
+        return kernel
+    return _silu_and_mul if type(part) is SiluAndMul else None
 
 
 def _fast_norm(norm: Any, method: Callable[..., Any]) -> Callable[..., Any]:
