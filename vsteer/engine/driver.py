@@ -20,7 +20,15 @@ from numpy.typing import NDArray
 
 from vsteer.engine.captures import CaptureAdmission, joined_streams
 from vsteer.engine.death_watch import DeathWatch
-from vsteer.engine.forks import BlockForks, ForkCollector, ForkScores, OpenBlock, packed, unpacked
+from vsteer.engine.forks import (
+    BlockCollector,
+    BlockForks,
+    ForkCollector,
+    ForkScores,
+    OpenBlock,
+    packed,
+    scores_of_ranks,
+)
 from vsteer.engine.options import EngineOptions, why_no_forks
 from vsteer.engine.proof.canary import prove_steering
 from vsteer.engine.start import check_plugin_is_allowed, engine_args, engine_environment
@@ -133,9 +141,8 @@ class VllmEngine(Engine):
         self.steps = 0
         self._numbers = itertools.count(1)
         # without room it takes no request
-        self._room = config.scheduler_config.max_num_batched_tokens if self.info.forks else 0
-        self._forks = ForkCollector(self._room)
-        self._blocks: list[BlockForks] = []
+        room = config.scheduler_config.max_num_batched_tokens if self.info.forks else 0
+        self._forks, self._blocks = ForkCollector(room), BlockCollector(room)
         # how many requests were computed as forks
         self.forked = 0
         try:
@@ -206,18 +213,16 @@ class VllmEngine(Engine):
                 limits = self.info.vocab_size, self.info.max_model_len
                 unsteered = itertools.islice(block.requests(), len(block.asked))
                 # a request says why it can't be served
-                if taken.open.nodes > self._room or any(one.invalid_because(*limits) for one in unsteered):
+                if not self._blocks.takes(taken) or any(one.invalid_because(*limits) for one in unsteered):
                     results = {result.id: result for result in self.run(block.requests())}
                     yield block, BlockScores.of(block, results)
                     continue
-                self._blocks.append(taken)
-                waiting = [one.open for one in self._blocks]
-                most = max(sum(one.nodes for one in waiting), sum(one.fork_nodes for one in waiting))
-                if most >= self._room:
+                self._blocks.blocks.append(taken)
+                if self._blocks.enough():
                     yield from self._compute_blocks()
             yield from self._compute_blocks()
         finally:
-            self._blocks = []
+            self._blocks.take()
 
     def table_sha256(self) -> str:
         return self._table_sha256
@@ -232,7 +237,7 @@ class VllmEngine(Engine):
 
     def under_way(self) -> list[str]:
         forks = (request.id for block in self._forks.blocks for request, _, _ in block.requests)
-        return [*self._in_flight, *forks, *(taken.block.id for taken in self._blocks)]
+        return [*self._in_flight, *forks, *(taken.block.id for taken in self._blocks.blocks)]
 
     def kill(self) -> None:
         for process in self._watch.processes():
@@ -322,9 +327,9 @@ class VllmEngine(Engine):
             yield from block.results(scores)
 
     def _compute_blocks(self) -> Iterator[tuple[Block, BlockScores]]:
-        taken = self._blocks
-        found = self._fork_scores([one.open for one in taken])
-        self._blocks = []
+        # they are under way until their scores are there
+        found = self._fork_scores([one.open for one in self._blocks.blocks])
+        taken = self._blocks.take()
         for one, scores in zip(taken, found, strict=True):
             self.forked += len(one.block.steerings) * len(one.block.asked)
             yield one.block, one.scores(scores)
@@ -332,14 +337,9 @@ class VllmEngine(Engine):
     def _fork_scores(self, blocks: Sequence[OpenBlock]) -> list[ForkScores]:
         if not blocks:
             return []
-        payload = packed([block.closed() for block in blocks])
-        answers = self._rpc("vsteer_forks", self._table_sha256, payload)
+        answers = self._rpc("vsteer_forks", self._table_sha256, packed([block.closed() for block in blocks]))
         self.steps += 1
-        found = [unpacked(answer, ForkScores) for answer in answers]
-        for n in range(len(blocks)):
-            if any((of_rank[n].steered != found[0][n].steered).any() for of_rank in found):
-                raise SteeringFault("the workers steered different tokens of a fork")
-        return found[0]
+        return scores_of_ranks(answers)
 
     def _step(self) -> list[tuple[_Flight, Any]]:
         with self._watch.alive():

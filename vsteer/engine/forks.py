@@ -239,16 +239,44 @@ class ForkCollector:
         requests = sum(len(block.requests) for block in self.blocks)
         together = following.prompt.token_ids[: len(last.prompt)] == last.prompt
         return requests >= (8 if together else 1) * self._room or (
-            not together
-            and (
-                sum(block.nodes for block in self.blocks) >= self._room
-                or sum(block.fork_nodes for block in self.blocks) >= self._room
-            )
+            not together and _fills_a_batch(self.blocks, self._room)
         )
 
     def take(self) -> list[OpenBlock]:
         blocks, self.blocks = self.blocks, []
         return blocks
+
+
+class BlockCollector:
+    """Gathers blocks, until there are enough for a pass."""
+
+    def __init__(self, room: int) -> None:
+        self._room = room  # tokens of one batch
+        self.blocks: list[BlockForks] = []
+
+    def takes(self, block: BlockForks) -> bool:
+        return block.open.nodes <= self._room
+
+    def enough(self) -> bool:
+        return _fills_a_batch([block.open for block in self.blocks], self._room)
+
+    def take(self) -> list[BlockForks]:
+        blocks, self.blocks = self.blocks, []
+        return blocks
+
+
+def _fills_a_batch(blocks: Sequence[OpenBlock], room: int) -> bool:
+    """Whether the prompts, or their forks, are as many tokens as a batch has room for."""
+    return max(sum(block.nodes for block in blocks), sum(block.fork_nodes for block in blocks)) >= room
+
+
+def scores_of_ranks(answers: Sequence[bytes]) -> list[ForkScores]:
+    """The scores of each block, once all ranks are found to have steered the same tokens."""
+    first, *others = [unpacked(answer, ForkScores) for answer in answers]
+    for other in others:
+        if any((a.steered != b.steered).any() for a, b in zip(first, other, strict=True)):
+            raise SteeringFault("the workers steered different tokens of a fork")
+    return first
 
 
 def packed(parts: Sequence[ForkBlock | ForkScores]) -> bytes:

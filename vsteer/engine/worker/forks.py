@@ -57,6 +57,43 @@ class _Asked:
     place: int | NDArray[np.bool_]
 
 
+class _Batch:
+    """Forks that go through the layers together, the first `under_way` of them so far."""
+
+    def __init__(
+        self,
+        forks: Sequence[_Fork],
+        of: Sequence[ForkPrompt],
+        acts: NDArray[np.bool_],
+        attention: ForkBatch,
+        device: torch.device,
+    ) -> None:
+        self.forks, self.of, self.acts, self.attention = forks, of, acts, attention
+        self.steered_at = np.zeros_like(acts)
+        both = list(zip(forks, of, strict=True))
+        self.offsets = np.cumsum([0, *(one.nodes - fork.begin for fork, one in both)])
+        cells = np.concatenate([_cells(fork, one.block) for fork, one in both])
+        self.cells = torch.from_numpy(cells).to(device)
+        self.positions = torch.cat([one.positions[fork.begin :] for fork, one in both])
+        # where something is asked, and how many such rows come before each fork's
+        self.rows = np.concatenate(
+            [
+                at + one.block.scored - fork.begin
+                for (fork, one), at in zip(both, self.offsets.tolist(), strict=False)
+            ]
+        )
+        self.rows_before = np.cumsum([0, *(len(one.block.scored) for one in of)])
+        self.under_way = 0
+        self.hidden: torch.Tensor | None = None
+        self.residual: torch.Tensor | None = None
+
+    def joining(self, layer: int) -> slice:
+        end = self.under_way
+        while end < len(self.forks) and self.forks[end].joins == layer:
+            end += 1
+        return slice(self.under_way, end)
+
+
 class ForkedPass:
     """`model` is a causal model of vLLM's with steered layers and `token_cell` their buffer; `first_layers`
     says behind which layer each cell first acts, and `acts`, [layer, cell], where it acts behind a layer."""
@@ -152,76 +189,68 @@ class ForkedPass:
         self._ask(hidden[own_rows], None if residual is None else residual[own_rows], asked)
 
     def _forked(
-        self, batch: Sequence[_Fork], prompts: Sequence[ForkPrompt], scores: Sequence[ForkScores]
+        self, forks: Sequence[_Fork], prompts: Sequence[ForkPrompt], scores: Sequence[ForkScores]
     ) -> None:
         """One batch of forks, in the order in which they join."""
-        of = [prompts[fork.prompt] for fork in batch]
-        parts = [OwnPart(one, fork.begin) for fork, one in zip(batch, of, strict=True)]
-        offsets = np.cumsum([0, *(part.nodes for part in parts)])
-        cells = np.concatenate([_cells(fork, one.block) for fork, one in zip(batch, of, strict=True)])
-        written = torch.from_numpy(cells).to(self._device)
-        positions = torch.cat([one.positions[fork.begin :] for fork, one in zip(batch, of, strict=True)])
-        # where something is asked, and how many such rows come before each fork's
-        rows = np.concatenate(
-            [
-                at + one.block.scored - fork.begin
-                for fork, one, at in zip(batch, of, offsets.tolist(), strict=False)
-            ]
+        of = [prompts[fork.prompt] for fork in forks]
+        attention = self._begin(
+            [OwnPart(one, fork.begin) for fork, one in zip(forks, of, strict=True)], False
         )
-        rows_before = np.cumsum([0, *(len(one.block.scored) for one in of)])
-        acts = self._acts[:, [fork.cell for fork in batch]]
-        steered_at = np.zeros_like(acts)
-        attention = self._begin(parts, keeps=False)
-        hidden: torch.Tensor | None = None
-        residual: torch.Tensor | None = None
-        under_way = 0
-        for layer in range(batch[0].joins, len(self._layers)):
-            last = layer == len(self._layers) - 1
-            own = rows[: rows_before[under_way]]
-            if under_way and (acts[layer, :under_way].any() or self._layers[layer].placed):
-                hidden, residual = self._layers[layer](positions[: offsets[under_way]], hidden, residual)
-                steered_at[layer, :under_way] = True
-                if last:
-                    hidden, residual = hidden[own], residual[own]
-            elif under_way:
-                as_they_are = np.array_equal(own, np.arange(offsets[under_way]))
-                wanted = own if last and not as_they_are else None
-                hidden, residual = self._unsteered_layer(
-                    layer, positions[: offsets[under_way]], hidden, residual, wanted
-                )
-            joined = under_way
-            while joined < len(batch) and batch[joined].joins == layer:
-                joined += 1
-            if joined > under_way:
-                new = slice(under_way, joined)
-                joining = written[offsets[under_way] : offsets[joined]]
-                joining_hidden, joining_residual = self._joining(layer, batch[new], of[new], joining)
-                if layer != EMBEDDED:
-                    steered_at[layer, new] = True
-                if last and joining_residual is not None:
-                    its = rows[rows_before[under_way] : rows_before[joined]] - offsets[under_way]
-                    joining_hidden, joining_residual = joining_hidden[its], joining_residual[its]
-                hidden = joining_hidden if hidden is None else torch.cat([hidden, joining_hidden])
-                if joining_residual is not None:
-                    residual = (
-                        joining_residual if residual is None else torch.cat([residual, joining_residual])
-                    )
-                under_way = joined
-                attention.grow(joined)
-                self._token_cell[: len(written)].copy_(written)
-        if (acts & ~steered_at).any():
+        batch = _Batch(forks, of, self._acts[:, [fork.cell for fork in forks]], attention, self._device)
+        for layer in range(forks[0].joins, len(self._layers)):
+            if batch.under_way:
+                self._through(layer, batch)
+            self._join(layer, batch)
+        if (batch.acts & ~batch.steered_at).any():
             raise SteeringFault("a fork went through a layer unsteered at which it is steered")
-        assert hidden is not None
+        assert batch.hidden is not None
         asked = [
-            _Asked(one.block, scores[fork.prompt], fork.place) for fork, one in zip(batch, of, strict=True)
+            _Asked(one.block, scores[fork.prompt], fork.place) for fork, one in zip(forks, of, strict=True)
         ]
-        self._ask(hidden, residual, asked)
+        self._ask(batch.hidden, batch.residual, asked)
         # counted from what the layers' buffer holds
-        on = (self._token_cell[: len(cells)].cpu().numpy() == cells) & (cells > 0)
-        for fork, one, at in zip(batch, of, offsets.tolist(), strict=False):
+        held = self._token_cell[: len(batch.cells)].cpu().numpy()
+        on = (held == batch.cells.cpu().numpy()) & (held > 0)
+        for fork, one, at in zip(forks, of, batch.offsets.tolist(), strict=False):
             sees = one.block.sees[one.block.scored][:, fork.begin :]
             steered = sees & on[at : at + one.nodes - fork.begin]
             scores[fork.prompt].steered[fork.place] = steered.sum(1)
+
+    def _through(self, layer: int, batch: _Batch) -> None:
+        """A layer with the forks under way, behind the last one only the rows at which something is asked."""
+        count, last = batch.under_way, layer == len(self._layers) - 1
+        positions = batch.positions[: batch.offsets[count]]
+        wanted = batch.rows[: batch.rows_before[count]]
+        if batch.acts[layer, :count].any() or self._layers[layer].placed:
+            hidden, residual = self._layers[layer](positions, batch.hidden, batch.residual)
+            batch.steered_at[layer, :count] = True
+            if last:
+                hidden, residual = hidden[wanted], residual[wanted]
+        else:
+            every = np.array_equal(wanted, np.arange(len(positions)))
+            hidden, residual = self._unsteered_layer(
+                layer, positions, batch.hidden, batch.residual, wanted if last and not every else None
+            )
+        batch.hidden, batch.residual = hidden, residual
+
+    def _join(self, layer: int, batch: _Batch) -> None:
+        """Put the forks that first act behind a layer with those under way."""
+        new = batch.joining(layer)
+        if new.start == new.stop:
+            return
+        begin, end = batch.offsets[new.start], batch.offsets[new.stop]
+        hidden, residual = self._joining(layer, batch.forks[new], batch.of[new], batch.cells[begin:end])
+        if layer != EMBEDDED:
+            batch.steered_at[layer, new] = True
+        if layer == len(self._layers) - 1 and residual is not None:
+            wanted = batch.rows[batch.rows_before[new.start] : batch.rows_before[new.stop]] - begin
+            hidden, residual = hidden[wanted], residual[wanted]
+        batch.hidden = hidden if batch.hidden is None else torch.cat([batch.hidden, hidden])
+        if residual is not None:
+            batch.residual = residual if batch.residual is None else torch.cat([batch.residual, residual])
+        batch.under_way = new.stop
+        batch.attention.grow(new.stop)
+        self._token_cell[: len(batch.cells)].copy_(batch.cells)
 
     def _unsteered_layer(
         self,
