@@ -15,7 +15,6 @@ from torch.nn import functional
 from vllm import _custom_ops
 from vllm.model_executor.layers.activation import SiluAndMul
 from vllm.model_executor.layers.layernorm import RMSNorm
-from vllm.model_executor.layers.rotary_embedding import RotaryEmbedding
 from vllm.platforms import current_platform
 
 Attend = Callable[..., Any]
@@ -140,8 +139,8 @@ def _faster(part: Any) -> Callable[..., Any] | None:
         and hasattr(torch.ops._C, "fused_add_rms_norm")
     ):
         return _fast_norm(part, part._forward_method)
-    if isinstance(part, RotaryEmbedding) and type(part).forward_native is RotaryEmbedding.forward_native:
-        # vLLM's kernel, in place of the small steps that it hands to its compiler
+    if hasattr(part, "cos_sin_cache"):
+        # a rotation by vLLM's kernel, in place of the small steps that it hands to its compiler
         kernel: Callable[..., Any] = part.forward_cpu
         return kernel
     return _silu_and_mul if type(part) is SiluAndMul else None

@@ -14,7 +14,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from vsteer.engine.captures import CaptureAdmission
 from vsteer.engine.death_watch import DeathWatch
 from vsteer.engine.driver import VllmEngine
-from vsteer.engine.forks import ForkCollector
+from vsteer.engine.forks import BlockCollector, ForkCollector
 from vsteer.engine.table import Capacity
 from vsteer.errors import EngineError
 from vsteer.protocol import EngineInfo, Prompt, Request, Steering, Term
@@ -51,7 +51,7 @@ class DyingClient:
 def engine() -> VllmEngine:
     made: Any = VllmEngine.__new__(VllmEngine)
     made._llm = DyingClient()
-    made._forks, made._blocks = ForkCollector(0), []
+    made._forks, made._blocks = ForkCollector(0), BlockCollector(0)
     made._in_flight, made._numbers, made._captures = {}, itertools.count(1), CaptureAdmission(4)
     made._watch = DeathWatch(made._llm.engine_core)
     made.steps = 0
