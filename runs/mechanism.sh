@@ -2,14 +2,14 @@
 # Why does a sentiment steering of the embedded model work? All commands of docs/mechanism.md in a row.
 #   bash runs/mechanism.sh [MODEL [LAYER [MULTIPLIER [PROMPTS]]]]
 # such as: bash runs/mechanism.sh gemma3-270m 8
-# Everything goes to the folder mechanism-MODEL, with each command's seconds by the clock and of processors in
+# Everything goes to the folder runs/mechanism-MODEL, with each command's seconds by the clock and of processors in
 # seconds.txt. What is done is kept, so that the same call goes on where it was interrupted.
 set -euo pipefail
 model=${1:-smollm2-135m-instruct}
 layer=${2:-14}
 multiplier=${3:-1}
 prompts=${4:-6}
-run=mechanism-$(basename "$model")
+run=runs/mechanism-$(basename "$model")
 found=$run/mechanism/sentiment-$layer
 system="You answer every question with one word."
 attribute=(vsteer mechanism attribute "$model" "$run/sentiment.safetensors" --layer "$layer" --multiplier "$multiplier")
