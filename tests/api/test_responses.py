@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from tests.alone import AS_IN_MAIN
 from tests.api.conftest import Recording
 from tests.api.test_engine import made_vector
 from vsteer.api import engine as api_engine
@@ -23,7 +24,7 @@ QUESTIONS = [f"What of {word}?" for word in ("rain", "salt", "wool", "iron", "mo
 
 
 def command(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(responses, ["tiny-llama", *map(str, arguments)])
+    return CliRunner().invoke(responses, ["tiny-llama", *map(str, arguments)], **AS_IN_MAIN)
 
 
 @pytest.fixture

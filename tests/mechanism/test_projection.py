@@ -12,6 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
+from tests.alone import AS_IN_MAIN
 from tests.run import fake
 from vsteer import models
 from vsteer.cli import project as cli_project
@@ -44,7 +45,7 @@ def vector(tmp_path: Path) -> SteeringVector:
 
 
 def command(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(project, list(map(str, arguments)))
+    return CliRunner().invoke(project, list(map(str, arguments)), **AS_IN_MAIN)
 
 
 def components(reference: ReferenceEngine, ids: list[int], direction: Any, layer: int) -> Any:

@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import vsteer
+from tests.alone import AS_IN_MAIN
 from tests.fake_engine import FakeEngine
 from tests.run import fake
 from vsteer import models
@@ -47,7 +48,7 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> list[FakeEngine]:
 
 
 def command(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(extract, ["tiny-llama", *map(str, arguments)])
+    return CliRunner().invoke(extract, ["tiny-llama", *map(str, arguments)], **AS_IN_MAIN)
 
 
 def test_a_run_the_command_and_a_notebook_make_one_vector(tmp_path: Path, engines: list[FakeEngine]) -> None:

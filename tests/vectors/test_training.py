@@ -16,6 +16,7 @@ import torch
 from click.testing import CliRunner, Result
 from safetensors.numpy import load_file, save_file
 
+from tests.alone import AS_IN_MAIN
 from vsteer import models
 from vsteer.cli.vectors import vectors
 from vsteer.datasets.readers import read_contrast
@@ -207,7 +208,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
 
 
 def command(model: str | Path, *arguments: str | Path) -> Result:
-    return CliRunner().invoke(vectors, ["train", *map(str, (model, *arguments))])
+    return CliRunner().invoke(vectors, ["train", *map(str, (model, *arguments))], **AS_IN_MAIN)
 
 
 @pytest.mark.parametrize("method", ["ntp", "reps"])
