@@ -14,6 +14,9 @@ from typing import Any
 # Two workers share two cores, and a second thread of NumPy's would only wait for one that has none. It reads
 # this when it is imported.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# The same for engines, whose threads wait without sleep for the one that has no core.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 
 import pytest
 import torch
