@@ -10,12 +10,13 @@ from vsteer.mechanism.model import Model
 
 
 def test_a_peak_is_what_was_there_at_once() -> None:
+    # both so large that the C library gives them back when they are freed
     def work() -> None:
         for _ in range(2):
-            first, second = torch.ones(40 * MIB // 4), torch.ones(24 * MIB // 4)
+            first, second = torch.ones(80 * MIB // 4), torch.ones(40 * MIB // 4)
             del first, second
 
-    assert _rise(work) / MIB == pytest.approx(64, rel=0.1)
+    assert _rise(work) / MIB == pytest.approx(120, rel=0.1)
 
 
 def test_seconds_times_rate_are_operations() -> None:
