@@ -25,6 +25,7 @@ def test_seconds_times_rate_are_operations() -> None:
     assert seconds * rate == pytest.approx(2 * SIDE**3, rel=0.5)
 
 
+@pytest.mark.long
 def test_every_part_is_measured_at_every_length() -> None:
     figures = bench_mechanism(Model.load("tiny-llama"), 2, True, lambda line: None)
     assert len(figures) == 3 * 2 * 2

@@ -68,6 +68,7 @@ def effects(folder: Path) -> dict[tuple[str, int, float], tuple[float, str]]:
         return {tuple(row[:3]): (row[3], row[4]) for row in database.execute(EFFECT).fetchall()}
 
 
+@pytest.mark.long
 def test_the_measured_effects_are_those_of_a_run_in_float32(runs: dict[str, Path]) -> None:
     rounded, exact = effects(runs["bfloat16"]), effects(runs["float32"])
     place = {(prompt, config): at for at, (_, config) in rounded.items() for prompt in [at[0]]}
@@ -81,6 +82,7 @@ def test_the_measured_effects_are_those_of_a_run_in_float32(runs: dict[str, Path
     assert read_rounding(runs["float32"]) == []
 
 
+@pytest.mark.long
 def test_effects_below_it_are_counted_and_warned_of(runs: dict[str, Path]) -> None:
     (folder,) = [runs["bfloat16"]]
     records = read_rounding(folder)
