@@ -6,7 +6,6 @@ import json
 import multiprocessing
 import os
 import random
-import re
 import resource
 import signal
 import sys
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from vsteer.bench.memory import most_held
 from vsteer.errors import VsteerError
 
 T = TypeVar("T")
@@ -40,13 +40,6 @@ class Outcome:
         # a terminal can show it
         self.message.encode()
         assert not self.message or "\nhint: " in self.message
-
-
-def peak_memory() -> int:
-    """The most memory, in bytes, that this process has held. `ru_maxrss` would say more, since it begins with
-    the peak of the process that started this one."""
-    (line,) = re.findall(r"^VmHWM:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
-    return int(line) * 1024
 
 
 def in_fresh_process(work: Callable[..., T], *arguments: object) -> T:
@@ -88,7 +81,7 @@ def _tried(read: Callable[[], object]) -> dict[str, object]:
         result["message"] = str(error)
     except BaseException:
         result["fault"] = traceback.format_exc()[-3000:]
-    return {"seconds": time.process_time() - before, "peak": peak_memory(), **result}
+    return {"seconds": time.process_time() - before, "peak": most_held(), **result}
 
 
 def summary(what: str, found: Sequence[Outcome]) -> None:

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.bench.loop import resident_mib
 from tests.bench.paced import Pace
 from tests.cluster.simulated import simulated_nodes
 from vsteer.bench.figures import Figure
+from vsteer.bench.memory import held
 from vsteer.bench.run import made_up_plan
 from vsteer.cluster.cluster import Cluster
 from vsteer.plan.plan import Plan
@@ -89,5 +89,5 @@ def _measured(
         rate,
         note=f"{loop.counts.rows:,} rows, {rate / (pace * count):.0%} of the engines' pace; driver: "
         f"{busy / seconds:.0%} of a core, {loop.counts.rows / busy:,.0f} rows for each second of a core, "
-        f"{resident_mib():,.0f} MiB",
+        f"{held() / 2**20:,.0f} MiB",
     )

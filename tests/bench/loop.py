@@ -11,6 +11,7 @@ import numpy as np
 
 from tests.fake_engine import FakeEngine, FastBlockEngine
 from vsteer.bench.figures import Figure
+from vsteer.bench.memory import held
 from vsteer.bench.run import made_up_plan
 from vsteer.plan.plan import Plan
 from vsteer.run.loop import Counts, Provenance, RowLoop, rows_of
@@ -56,7 +57,7 @@ def _run(plan: Plan, kind: type[FakeEngine], folder: Path, rows: int) -> tuple[f
 
     def watch(counts: Counts, waiting: int) -> None:
         if counts.rows in (int(rows * EARLY), rows):
-            grown[counts.rows] = resident_mib()
+            grown[counts.rows] = held() / 2**20
 
     with open_store(folder / kind.__name__) as store:
         making = Provenance("bench", "", store.session, vectors)
@@ -74,9 +75,3 @@ def _run(plan: Plan, kind: type[FakeEngine], folder: Path, rows: int) -> tuple[f
         RowLoop(engine, store, making, on_progress=watch).run_rows(islice(rows_of(todo), rows))
         seconds = time.perf_counter() - start
     return grown[rows] - grown[int(rows * EARLY)], rows / seconds
-
-
-def resident_mib() -> float:
-    with Path("/proc/self/status").open() as status:
-        line = next(line for line in status if line.startswith("VmRSS"))
-    return int(line.split()[1]) / 1024

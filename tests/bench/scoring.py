@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import multiprocessing
-import re
 import tempfile
 import time
 from pathlib import Path
 
 from tests.bench.store import TOKENS, made_rows
 from vsteer.bench.figures import Figure
+from vsteer.bench.memory import most_held
 from vsteer.scoring.scorers import PLAIN
 from vsteer.scoring.stored_texts import score_texts
 from vsteer.store.store import open_store
@@ -58,8 +58,4 @@ def _score(folder: Path, rows: int) -> tuple[float, float]:
     for scorer in PLAIN.values():
         done = score_texts(folder, scorer)
         assert (done.scored, done.open) == (rows, 0)
-    seconds = time.perf_counter() - began
-    # getrusage's peak would be that of the process that started this one, where that was larger.
-    peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert peak
-    return seconds, int(peak[1]) / 1024
+    return time.perf_counter() - began, most_held() / 2**20

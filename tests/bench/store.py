@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import tempfile
 import time
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from random import Random
 from typing import Any
 
 from vsteer.bench.figures import Figure
+from vsteer.bench.memory import most_held
 from vsteer.store.store import open_store
 
 TOKENS = 100
@@ -60,8 +60,8 @@ def _appended(folder: Path, kind: str, rows: int) -> list[Figure]:
             wall += time.perf_counter() - began[0]
             cpu += time.process_time() - began[1]
             if number < rows / 20:
-                early = _peak_mib()
-        growth = _peak_mib() - early
+                early = most_held() / 2**20
+        growth = most_held() / 2**20 - early
     size = sum(file.stat().st_size for file in (folder / "rows").iterdir())
     note = f"{rows / cpu:.0f} a second of CPU time; {size / rows:.0f} bytes a row"
     left = f"grew by {growth:.0f} MiB after the first 5%"
@@ -83,10 +83,6 @@ def _compacted(folder: Path, kind: str, rows: int) -> list[Figure]:
         Figure(f"{kind} done() rows a second", rows / read),
         Figure(f"{kind} compact() rows a second", rows / compacted),
     ]
-
-
-def _peak_mib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def made_rows(kind: str, count: int) -> Iterator[dict[str, Any]]:

@@ -30,9 +30,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from click.testing import CliRunner
 
-from tests.hostile import peak_memory
 from tests.run import fake
 from vsteer import cli
+from vsteer.bench.memory import most_held
 from vsteer.grid.spec import EngineSpec
 from vsteer.plan.plan import Plan
 from vsteer.protocol import Engine
@@ -358,7 +358,7 @@ def main(what: str, count: int, seed: int = 0) -> None:
                     print(found, flush=True)
     for (kind, outcome), number in sorted(outcomes.items()):
         print(f"{number:5}  {outcome:8}  {kind}")
-    most = peak_memory() / 1e9
+    most = most_held() / 1e9
     print(f"{outcomes.total()} in all; the longest took {longest:.1f} s; most memory {most:.2f} GB")
 
 

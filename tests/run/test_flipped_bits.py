@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.hostile import BYTES, SECONDS, in_fresh_process, peak_memory
+from tests.hostile import BYTES, SECONDS, in_fresh_process
 from tests.results.made_up import make_run, sweep
 from tests.run.damage import Flips, damaged, make
 from vsteer.analysis.statistics import write_statistics
+from vsteer.bench.memory import most_held
 
 
 @pytest.fixture(scope="module")
@@ -57,4 +58,4 @@ def test_no_command_ends_in_a_traceback_on_a_damaged_run(home: Path, count: int)
 
 def commands_on_damaged(home: Path, count: int) -> tuple[list[tuple[str, str, str, str, float]], int]:
     """The commands, and the most memory in bytes."""
-    return list(damaged(home, count, count)), peak_memory()
+    return list(damaged(home, count, count)), most_held()

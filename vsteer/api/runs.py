@@ -88,8 +88,8 @@ def run(
     """Run a grid, or go on with it: a YAML file, or a dictionary of what would stand in one.
 
     Of a dictionary, `folder` holds the data that it names, and gets `runs/<its name>`. `fresh` begins anew
-    and moves existing rows aside; `retry_errors` tries failed rows again. `ray` is
-    the address of a Ray cluster for the engines of a grid that wants several.
+    and moves existing rows aside; `retry_errors` tries failed rows again. `ray` is the address
+    of a Ray cluster for the engines of a grid that wants several.
     """
     from rich.console import Console
 

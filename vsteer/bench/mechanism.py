@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from vsteer.bench.figures import Figure, rates_in_turn
+from vsteer.bench.memory import held, most_held
 from vsteer.errors import UnsupportedError
 from vsteer.mechanism.graph import Graph
 from vsteer.mechanism.model import Actor, Model
@@ -27,15 +28,15 @@ TOKENS, QUICK_TOKENS = (64, 128, 256), (32, 64)
 ROUNDS = 3
 SIDE = 1024  # of the matrices whose product is the yardstick
 MIB = 2**20
-PEAK, NOW = "VmHWM", "VmRSS"
-_OF_THIS_PROCESS = Path("/proc/self")
+# Linux begins a new peak when 5 is written to it.
+CLEAR = Path("/proc/self/clear_refs")
 
 
 def bench_mechanism(
     model: Model, layer: int, quick: bool, on_progress: Callable[[str], None]
 ) -> list[Figure]:
     """Each part of an analysis of one text, injected behind the layer, at some lengths of the text."""
-    if not (_OF_THIS_PROCESS / "clear_refs").exists():
+    if not CLEAR.exists():
         raise UnsupportedError("peaks of memory are read from Linux's /proc, which isn't here", "use Linux")
     graph = Graph(layer, model.layers, model.heads)
     above = model.inner.layers[graph.first :]
@@ -102,15 +103,10 @@ def _rise(work: Callable[[], object]) -> int:
     work()
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    (_OF_THIS_PROCESS / "clear_refs").write_text("5")
-    before = _memory(NOW)
+    CLEAR.write_text("5")
+    before = held()
     work()
-    return _memory(PEAK) - before
-
-
-def _memory(which: str) -> int:
-    lines = (_OF_THIS_PROCESS / "status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{which}:"))
+    return most_held() - before
 
 
 def _seconds_and_rate(work: Callable[[], object]) -> tuple[float, float]:
