@@ -342,3 +342,40 @@ class TestDeaths:
         assert "is gone" in died["error"]
         assert len(events.named("replica_start")) == 3
         assert len(taken(tmp_path)) == 3
+
+    def test_a_broken_connection_waits_for_its_reason(self, tmp_path: Path, nodes: Any) -> None:
+        """A process dies whose node can't say so any more: its death is the node's, not its own."""
+        events = Events()
+        engine = started(Orders(tmp_path, pace=0.01), most=3, on_event=events)
+        states = set[str]()
+
+        def watched() -> Iterator[Block]:
+            """Blocks until the death is known, then a few more."""
+            late = 0
+            for block in blocks(100_000):
+                states.update(member.state for member in engine.members)
+                late += bool(events.named("replica_died"))
+                if late > 50:
+                    return
+                yield block
+
+        try:
+            engine.load(VECTORS, STEERINGS)
+            wait_until(lambda: len(events.named("replica_start")) == 2 or list(engine._receive()))
+            victim = engine.members[0].where
+            assert victim is not None
+            (node,) = [one for one in nodes.worker_nodes if one.node_id == victim.node]
+            (raylet,) = node.all_processes["raylet"]
+            for n, _ in enumerate(engine.run_blocks(watched())):
+                if n == 100:
+                    raylet.process.send_signal(signal.SIGSTOP)
+                    os.kill(victim.pid, signal.SIGKILL)
+                if "unreachable" in states:
+                    raylet.process.kill()
+        finally:
+            engine.close()
+            nodes.remove_node(node, allow_graceful=False)
+        assert "unreachable" in states
+        (died,) = events.named("replica_died")
+        assert died["error"] == f"the node {died['host']} is gone"
+        assert engine._quick_deaths == 0

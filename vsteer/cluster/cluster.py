@@ -38,6 +38,8 @@ QUICK_DEATHS = 3
 # An engine that has work under way and makes no step for so long hangs.
 STALL_SECONDS = 600.0
 STOP_SECONDS = 10.0
+# After a connection broke, Ray knows within so long whether the process or its whole node is gone.
+UNREACHABLE_SECONDS = 60.0
 # What Ray says of a process that went with its node; nothing else of its error tells.
 NODE_DIED = "its node has died"
 
@@ -172,6 +174,8 @@ class Cluster(Engine):
                 message = self._ray.get(call)
             except self._ray.exceptions.RayTaskError:
                 raise  # a fault of ours is loud
+            except self._ray.exceptions.ActorUnavailableError:
+                self._lose(member)
             except self._ray.exceptions.RayError as error:
                 if member.state == "waiting" and NODE_DIED in str(error):
                     # Ray gave it room on a node of whose death it did not know yet; no engine was there
@@ -182,7 +186,9 @@ class Cluster(Engine):
                 yield from self._take(member, message)
         now = time.monotonic()
         for member in self.members:
-            if member.moved and now - member.moved > STALL_SECONDS:
+            if member.state == "unreachable" and now - member.moved > UNREACHABLE_SECONDS:
+                self._bury(member, EngineError("the connection to its process broke"))
+            elif member.moved and now - member.moved > STALL_SECONDS:
                 self._bury(member, EngineError("it hangs", hint="its work is done again"))
         yield from self._dealing.failed()
 
@@ -191,7 +197,7 @@ class Cluster(Engine):
         if member.call is not None:
             return
         match member.state:
-            case "waiting":
+            case "waiting" | "unreachable":
                 member.call = member.actor.where.remote()
             case "starting":
                 member.call = member.actor.start.remote(self._make)
@@ -205,6 +211,9 @@ class Cluster(Engine):
 
     def _take(self, member: Member, message: Any) -> Iterator[Any]:
         match message:
+            case Where() if member.state == "unreachable":
+                # it lives, but what it answered meanwhile is lost
+                self._bury(member, EngineError("the connection to its process broke"))
             case Where():
                 member.where, member.state = message, "starting"
             case Started():
@@ -264,6 +273,13 @@ class Cluster(Engine):
         if loaded.sha256 != self._held:
             raise SteeringFault(f"the workers of engine {member.number} hold another steering table")
         member.state = "up"
+
+    def _lose(self, member: Member) -> None:
+        """The connection broke. The next call tells why: its own death counts, its node's does not."""
+        if member.state == "unreachable":
+            time.sleep(0.1)  # it may be refused at once, again and again
+        else:
+            member.state, member.moved = "unreachable", time.monotonic()
 
     def _bury(self, member: Member, why: VsteerError, codes: Sequence[int | None] = ()) -> None:
         """Take back what it left unanswered, and start it again, unless that is hopeless."""

@@ -37,7 +37,7 @@ class Unit:
 
 @dataclass(eq=False)
 class Member:
-    """In the states `waiting`, for room on a node, `starting`, `loading` and `up` it has an actor."""
+    """It has an actor while `waiting` (for room on a node), `starting`, `loading`, `up` and `unreachable`."""
 
     number: int
     actor: Any = None
