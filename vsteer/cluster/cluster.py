@@ -187,7 +187,7 @@ class Cluster(Engine):
         now = time.monotonic()
         for member in self.members:
             if member.state == "unreachable" and now - member.moved > UNREACHABLE_SECONDS:
-                self._bury(member, EngineError("the connection to its process broke"))
+                self._bury(member, _broken())
             elif member.moved and now - member.moved > STALL_SECONDS:
                 self._bury(member, EngineError("it hangs", hint="its work is done again"))
         yield from self._dealing.failed()
@@ -213,7 +213,7 @@ class Cluster(Engine):
         match message:
             case Where() if member.state == "unreachable":
                 # it lives, but what it answered meanwhile is lost
-                self._bury(member, EngineError("the connection to its process broke"))
+                self._bury(member, _broken())
             case Where():
                 member.where, member.state = message, "starting"
             case Started():
@@ -333,6 +333,10 @@ class Cluster(Engine):
         for member in self.members:
             if member.take_back() and member.state == "up":
                 member.actor.abandon.remote(self._run)
+
+
+def _broken() -> EngineError:
+    return EngineError("the connection to its process broke", hint="its work is done again")
 
 
 def _died(error: Any) -> EngineError:
