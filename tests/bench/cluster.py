@@ -58,8 +58,7 @@ def _with_engines(plan: Plan, folder: Path, count: int, rows: int, whole: bool) 
     engine = Cluster(make, least=count, most=count, gpu=True)
     try:
         engine.load(vectors.directions, plan.steerings())
-        while sum(member.state == "up" for member in engine.members) < count:
-            list(engine._receive())
+        engine.wait_for(count)
         figures = []
         for pace in PACES:
             pace_file.write_text(str(pace))

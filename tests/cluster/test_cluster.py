@@ -98,7 +98,7 @@ class TestTwoNodes:
         try:
             assert engine.info == INFO
             engine.load(VECTORS, STEERINGS)
-            wait_until(lambda: len(events.named("replica_start")) == 2 or list(engine._receive()))
+            engine.wait_for(2)
             run_blocks(engine, blocks(300))
             run_requests(engine, requests(prompts=30, configurations=7, prefixes=2))
             run_blocks(engine, blocks(40, first=1000))
@@ -204,7 +204,7 @@ class TestTwoNodes:
         engine = started(orders, most=3, on_event=events)
         try:
             engine.load(VECTORS, STEERINGS)
-            wait_until(lambda: len(events.named("replica_start")) == 2 or list(engine._receive()))
+            engine.wait_for(2)
             run_blocks(engine, blocks(20))
         finally:
             engine.close()
@@ -251,7 +251,7 @@ class TestDeaths:
         engine = started(Orders(tmp_path, pace=0.01), on_event=events)
         try:
             engine.load(VECTORS, STEERINGS)
-            wait_until(lambda: len(events.named("replica_start")) == 2 or list(engine._receive()))
+            engine.wait_for(2)
             victim = engine.members[1].where
             assert victim is not None
             threading.Timer(0.5, os.kill, (victim.pid, signal.SIGSTOP)).start()
@@ -326,7 +326,7 @@ class TestDeaths:
 
         try:
             engine.load(VECTORS, STEERINGS)
-            wait_until(lambda: len(events.named("replica_start")) == 2 or list(engine._receive()))
+            engine.wait_for(2)
             for n, (block, got) in enumerate(engine.run_blocks(endless())):
                 assert block.id not in found
                 found[block.id] = got
@@ -361,7 +361,7 @@ class TestDeaths:
 
         try:
             engine.load(VECTORS, STEERINGS)
-            wait_until(lambda: len(events.named("replica_start")) == 2 or list(engine._receive()))
+            engine.wait_for(2)
             victim = engine.members[0].where
             assert victim is not None
             (node,) = [one for one in nodes.worker_nodes if one.node_id == victim.node]

@@ -67,6 +67,26 @@ def forks(model: str, quick: bool, as_json_: bool) -> None:
 
 @bench.command()
 @click.argument("model", default="smollm2-135m-instruct")
+@click.option("--count", type=click.IntRange(min=2), default=2, show_default=True, help="How many engines.")
+@click.option("--quick", is_flag=True, help="Less work and fewer rounds: about a minute of measuring.")
+@click.option("--json", "as_json_", is_flag=True, help="Print one JSON object instead of a table.")
+def replicas(model: str, count: int, quick: bool, as_json_: bool) -> None:
+    """Several engines behind one driver over as many by hand, on MODEL and the cores of this machine.
+
+    Both answer the same questions and write the same number of tokens, in turn. Medians of the rounds.
+
+    \b
+    Example:
+      vsteer bench replicas smollm2-135m-instruct --quick
+    """
+    from vsteer.bench.replicas import bench_replicas
+    from vsteer.models import resolve
+
+    show(bench_replicas(resolve(model).model, count, quick, on_progress), as_json_)
+
+
+@bench.command()
+@click.argument("model", default="smollm2-135m-instruct")
 @click.option("--data", default="refusal", show_default=True, help="A behaviour or a file of contrast pairs.")
 @click.option("--quick", is_flag=True, help="Fewer pairs: about half a minute of measuring.")
 @click.option("--json", "as_json_", is_flag=True, help="Print one JSON object instead of a table.")

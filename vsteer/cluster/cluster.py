@@ -89,7 +89,7 @@ class Cluster(Engine):
             self._actor = as_actor(self._ray, self._share)
             for member in self.members:
                 self._start(member)
-            self._settle()
+            self.wait_for(1)
         except BaseException:
             self.close()
             raise
@@ -105,7 +105,7 @@ class Cluster(Engine):
         for member in self.members:
             if member.state == "up":
                 member.state = "loading"
-        self._settle()
+        self.wait_for(1)
 
     def run(self, requests: Iterable[Request]) -> Iterator[Result]:
         """Yield results as they come. Leaving the loop early drops what is under way."""
@@ -118,6 +118,11 @@ class Cluster(Engine):
     def engines(self) -> list[EngineStanding]:
         now = time.monotonic()
         return [member.standing(now) for member in self.members]
+
+    def wait_for(self, engines: int) -> None:
+        """Wait until so many are up."""
+        while sum(member.state == "up" for member in self.members) < engines:
+            deque(self._receive(), maxlen=0)
 
     def under_way(self) -> list[str]:
         """What living engines have; nothing while there is none, since nothing hangs then."""
@@ -149,11 +154,6 @@ class Cluster(Engine):
                     yield result
         finally:
             self._abandon()
-
-    def _settle(self) -> None:
-        """Wait until an engine is up."""
-        while not any(member.state == "up" for member in self.members):
-            deque(self._receive(), maxlen=0)
 
     def _receive(self) -> Iterator[Any]:
         """What comes within a second, once everybody has been asked, after a look at which engines live."""
