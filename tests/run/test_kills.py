@@ -11,9 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from tests.fake_engine import FakeBlockEngine, FakeEngine
+from tests.run import fake
 from tests.run.test_start import events, made_folder, planned, rows_of, run, written
+from vsteer.run.start import run_grid
 from vsteer.store.journal import journals, whole_rows
 from vsteer.store.store import Store
 
@@ -32,17 +36,27 @@ class Kill:
     seconds: float
 
 
-def counted_run(grid: Path, pace: float, came: Synchronized[int], when: SynchronizedArray[float]) -> None:
+def counted_run(
+    grid: Path, pace: float, kind: type[FakeEngine], came: Synchronized[int], when: SynchronizedArray[float]
+) -> None:
     """A start of the run that leaves the time of each row where its killer can see it."""
-    append = Store.append
+    append, append_rows = Store.append, Store.append_rows
+
+    def count(rows: int) -> None:
+        when[came.value : came.value + rows] = [time.monotonic()] * rows
+        came.value += rows
 
     def counting(store: Store, record: Any) -> None:
         append(store, record)
-        when[came.value] = time.monotonic()
-        came.value += 1
+        count(1)
+
+    def counting_rows(store: Store, rows: pa.Table) -> None:
+        append_rows(store, rows)
+        count(len(rows))
 
     Store.append = counting  # type: ignore[method-assign, assignment]
-    run(grid, None, pace)
+    Store.append_rows = counting_rows  # type: ignore[method-assign, assignment]
+    run_grid(grid, load=fake.load(pace=pace, kind=kind))
 
 
 def standing(folder: Path) -> int:
@@ -55,7 +69,14 @@ def standing(folder: Path) -> int:
     return len(found)
 
 
-def killed(grid: Path, pauses: Iterable[float], pace: float, *, from_row: bool = False) -> list[Kill]:
+def killed(
+    grid: Path,
+    pauses: Iterable[float],
+    pace: float,
+    *,
+    from_row: bool = False,
+    kind: type[FakeEngine] = FakeEngine,
+) -> list[Kill]:
     """Start the run, kill it after each pause, and start it again, until it ends before it can be killed.
 
     A pause begins with the start, or with the start's first row.
@@ -66,7 +87,7 @@ def killed(grid: Path, pauses: Iterable[float], pace: float, *, from_row: bool =
     before = 0
     for pause in pauses:
         came, when = FORK.Value("q", 0), FORK.Array("d", rows)
-        process = FORK.Process(target=counted_run, args=(grid, pace, came, when))
+        process = FORK.Process(target=counted_run, args=(grid, pace, kind, came, when))
         process.start()
         while from_row and process.is_alive() and not came.value:
             time.sleep(0.01)
@@ -128,4 +149,21 @@ def test_killed_every_ten_seconds_until_it_is_whole(tmp_path: Path) -> None:
     # each start got further: less was lost than had come
     assert all(kill.lost < kill.came for kill in kills)
     assert sum(kill.came - kill.lost for kill in kills) <= rows
+    held_to_the_whole(grid, kills, *replaced)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_fifty_kills_on_blocks(tmp_path: Path) -> None:
+    """Nearly all rows come as blocks, each one prompt with its 433 configurations."""
+    replaced = (
+        *("layers: [0, 3, 5]", "layers: all"),
+        *("multipliers: [-1, 1]", "multipliers: [-1, 0.5, 1]"),
+        *("limit: 6}", "limit: 64}"),
+    )
+    grid = written(tmp_path, *replaced)
+    assert len(planned(grid)) >= 20_000
+    pauses = np.random.default_rng(3).uniform(0.0, 2.0, 50)
+    kills = killed(grid, map(float, pauses), 0.1, from_row=True, kind=FakeBlockEngine)
+    assert len(kills) == 50
     held_to_the_whole(grid, kills, *replaced)
