@@ -94,6 +94,10 @@ def core_of(started: Event) -> int:
     return max(descendants(started["pid"]) & set(parents()), default=0)
 
 
+def engines_alive(grid: Path) -> list[int]:
+    return [started["pid"] for started in named(grid, "replica_start") if started["pid"] in parents()]
+
+
 def finished(process: subprocess.Popen[str]) -> None:
     _, err = process.communicate(timeout=900)
     assert process.returncode == 0, err[-3000:]
@@ -220,7 +224,9 @@ def test_twenty_kills_at_random(folder: Path, nodes: Any) -> None:
                 nodes.remove_node(next(iter(nodes.worker_nodes)), allow_graceful=False)
                 nodes.add_node(num_cpus=1)
             else:
-                some = [one["pid"] for one in named(grid, "replica_start") if one["pid"] in parents()]
+                # what an engine computed before it died may be written after that
+                wait(process, lambda: engines_alive(grid) != [])
+                some = engines_alive(grid)
                 os.kill(some[rng.integers(len(some))], signal.SIGKILL)
             kills[what] += 1
         finished(process)
