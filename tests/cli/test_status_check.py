@@ -16,6 +16,7 @@ from vsteer.plan.plan import make_plans
 from vsteer.protocol import EngineStanding
 from vsteer.run.engines_file import write
 from vsteer.run.start import run_grid
+from vsteer.store.events import EVENTS
 from vsteer.store.store import open_store
 from vsteer.store.stored_plan import stored_plan
 
@@ -62,6 +63,24 @@ def test_a_grid_and_its_run_are_one_to_both_commands(grid: Path) -> None:
     (grid.parent / "items.json").unlink()
     whole = json.loads(call("check", elsewhere, "--json").output)["findings"]
     assert {finding["what"] for finding in whole} <= {"errors"}
+
+
+def test_status_says_which_events_are_damaged(grid: Path) -> None:
+    """A bit anywhere in the last two lines, and in what ends them."""
+    folder = run_grid(grid, load=fake.load()).folder
+    path = folder / EVENTS
+    content = path.read_bytes()
+    sound = call("status", grid).output
+    assert "unreadable" not in sound
+    lines = content.splitlines(keepends=True)
+    last_two = range(len(content) - len(lines[-1]) - len(lines[-2]) - 1, len(content), 7)
+    for place in (*last_two, len(content) - 1):
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        shown = call("status", grid)
+        assert shown.exit_code == 0
+        assert shown.output == sound or "unreadable 1 line of events.jsonl" in shown.output
 
 
 def test_status_shows_how_several_engines_fare(grid: Path) -> None:

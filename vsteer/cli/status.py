@@ -52,6 +52,7 @@ def status(run: Path, as_json: bool) -> None:
             "unplanned": found.unplanned,
             "live": found.live,
             "engines": [asdict(engine) for engine in engines],
+            "unreadable_events": found.unreadable_events,
             "last_event": event,
         }
         echo(json.dumps(entry, indent=2))
@@ -70,6 +71,9 @@ def status(run: Path, as_json: bool) -> None:
     if engines:
         echo(_engines(engines, found.live, at))
     echo(f"last event {event.get('event', 'none')} {event.get('at', '')}".rstrip())
+    if found.unreadable_events:
+        lines = "1 line" if found.unreadable_events == 1 else f"{found.unreadable_events:,} lines"
+        echo(f"unreadable {lines} of events.jsonl, left out above")
     if found.unreadable:
         echo(f"unreadable {len(found.unreadable)} files in rows/, which the next start sets aside")
     if found.set_aside or found.unplanned:

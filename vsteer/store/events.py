@@ -14,6 +14,8 @@ from vsteer.files import open_regular, parse_json, read_regular
 from vsteer.store.files import disk_errors, refuse_link
 
 EVENTS = "events.jsonl"
+# Stands for a line that is damaged.
+UNREADABLE = "unreadable"
 SEAL, SEALED = b', "crc32": "%08x"}', re.compile(rb'(.*), "crc32": "([0-9a-f]{8})"}', re.DOTALL)
 Event = dict[str, Any]
 # Some 100 events a start are some kB.
@@ -59,7 +61,7 @@ def read_events(folder: Path) -> list[Event]:
             unreadable += 1
             if unreadable > _MOST_UNREADABLE:
                 continue
-            event = {"event": "unreadable", "line": number, "text": line[:800].decode(errors="replace")[:200]}
+            event = {"event": UNREADABLE, "line": number, "text": line[:800].decode(errors="replace")[:200]}
         found.append(event)
     return found
 
@@ -80,17 +82,22 @@ def _parsed(line: bytes) -> Event | None:
     return entry if type(session) is int and 0 <= session < 2**31 and isinstance(at, str) else None
 
 
-def end_torn_line(folder: Path) -> None:
-    """End a last line that a kill cut, so that the next event begins on its own."""
+def is_torn(folder: Path) -> bool:
+    """Whether the last line has no end: it is being written, or a kill cut it, or it is damaged."""
     path = folder / EVENTS
-    with disk_errors(f"writing {path}"):
-        refuse_link(path)
+    with disk_errors(f"reading {path}"):
         try:
             with open_regular(path) as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
-                last = file.read()
+                return file.read() not in (b"", b"\n")
         except FileNotFoundError:
-            return
-        if last not in (b"", b"\n"):
-            with path.open("ab") as end:
-                end.write(b"\n")
+            return False
+
+
+def end_torn_line(folder: Path) -> None:
+    """End a last line that a kill cut, so that the next event begins on its own."""
+    path = folder / EVENTS
+    refuse_link(path)
+    if is_torn(folder):
+        with disk_errors(f"writing {path}"), path.open("ab") as end:
+            end.write(b"\n")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vsteer.store import shards as sh
-from vsteer.store.events import Event, read_events
+from vsteer.store.events import UNREADABLE, Event, is_torn, read_events
 from vsteer.store.lock import Holder, holder
 from vsteer.store.manifest import DamagedManifest, read_manifest
 from vsteer.store.sound import noted_distinct, require_run, steadily, verified
@@ -23,7 +23,8 @@ class Status:
     unreadable: tuple[str, ...]  # files in rows/ that no row was read from
     set_aside: int  # files that were moved out of the run since they can't be read, or aren't its own
     unplanned: int  # files in set-aside/ with rows that a changed grid no longer planned
-    last_event: Event | None
+    unreadable_events: int  # lines of events.jsonl that are not those written
+    last_event: Event | None  # of the others
     holder: Holder | None  # who runs it now
 
     @property
@@ -42,8 +43,10 @@ def status(folder: Path) -> Status:
         manifest = read_manifest(require_run(folder))
     except DamagedManifest as error:
         manifest, fault = None, str(error)
-    events = read_events(folder)
+    read = read_events(folder)
+    events = [event for event in read if event["event"] != UNREADABLE]
     shards, damaged, (good, errors) = steadily(folder, lambda rows: _read(folder, rows))
+    runs = holder(folder)
     aside = folder / sh.SET_ASIDE
     moved = [path.name for path in aside.iterdir()] if aside.is_dir() else []
     unplanned = sum(sh.is_unplanned(name) for name in moved)
@@ -57,8 +60,9 @@ def status(folder: Path) -> Status:
         unreadable=damaged,
         set_aside=len(moved) - unplanned,
         unplanned=unplanned,
+        unreadable_events=len(read) - len(events) + (runs is None and is_torn(folder)),
         last_event=events[-1] if events else None,
-        holder=holder(folder),
+        holder=runs,
     )
 
 
