@@ -52,6 +52,7 @@ SEAMS: dict[str, tuple[str, ...]] = {
         "vllm.v1.attention.backends.cpu_attn.CPUAttentionBackendImpl.forward",
         "vllm.model_executor.custom_op.CustomOp.forward",
         "vllm.model_executor.layers.activation.SiluAndMul.forward_native",
+        "vllm.model_executor.layers.rotary_embedding.base.RotaryEmbedding.forward_cpu",
     ),
     "patches/v1_runner.py": (
         f"{_V1_RUNNER}._prepare_inputs",
