@@ -15,10 +15,12 @@ from vsteer.datasets.readers import read_questions
 from vsteer.engine.driver import VllmEngine
 from vsteer.engine.options import EngineOptions
 from vsteer.engine.proof.reference import ReferenceEngine
+from vsteer.engine.table import Capacity
 from vsteer.prompts.template import render_question
-from vsteer.protocol import Prompt, Request
+from vsteer.protocol import Block, Prompt, Request, Steering, Term
 
 LETTERS = ("A", "B")
+FORKS = 40
 
 
 @pytest.mark.engine
@@ -37,8 +39,29 @@ def test_a_product_of_16_bit_matrices_keeps_the_sums_as_they_come() -> None:
 
 
 @pytest.mark.engine
+def test_a_product_takes_the_last_ones_place_only_where_that_is_asked_for() -> None:
+    from vsteer.engine.worker.unembedding import Float32Unembedding
+
+    generator = torch.Generator().manual_seed(2)
+    weight = torch.randn(1024, 576, generator=generator).bfloat16()
+    layer = SimpleNamespace(weight=weight, float32_weight=weight.float())
+    method = Float32Unembedding()
+    xs = [torch.randn(rows, 576, generator=generator).bfloat16() for rows in (5, 9, 7)]
+    kept = [method.apply(layer, x) for x in xs]
+    with method.reusing():
+        for x, alone in zip(xs, kept, strict=True):
+            assert (method.apply(layer, x) == alone).all()
+        place = method.apply(layer, xs[2]).data_ptr()
+        assert method.apply(layer, xs[0]).data_ptr() == place
+    assert method.apply(layer, xs[0]).data_ptr() != place
+    exact = [x.double() @ weight.double().T for x in xs]
+    assert all(float((one - of).abs().max()) <= 1e-4 for one, of in zip(kept, exact, strict=True))
+
+
+@pytest.mark.engine
 def test_scores_are_finer_than_16_bits_and_nearer_to_float32() -> None:
-    """SmolLM2's difference of two letters in bfloat16, against Hugging Face in float32 and in bfloat16."""
+    """SmolLM2's difference of two letters in bfloat16, against Hugging Face in float32 and in bfloat16, by
+    requests and by forks that are steered by next to nothing, more than are unembedded at once."""
     folder = models.resolve("smollm2-135m-instruct").model
     exact, rounded = (ReferenceEngine(folder, dtype=dtype) for dtype in ("float32", "bfloat16"))
     tokenizer = exact.tokenizer
@@ -49,7 +72,13 @@ def test_scores_are_finer_than_16_bits_and_nearer_to_float32() -> None:
     engine = VllmEngine(
         folder,
         dtype="bfloat16",
-        options=EngineOptions(max_model_len=512, kv_cache_gib=0.5, enforce_eager=True),
+        options=EngineOptions(max_model_len=512, kv_cache_gib=0.5, enforce_eager=True, forks=True),
+        capacity=Capacity.for_grid(cells=FORKS, rows=64, terms=1),
+    )
+    nothing = {layer: np.ones(engine.info.hidden_size, np.float32) for layer in range(engine.info.layers)}
+    steerings = tuple(
+        Steering((Term("nothing", n % engine.info.layers, 1e-9 * (1 + n)),), "last_prompt_token")
+        for n in range(FORKS)
     )
     try:
         asked = [
@@ -57,6 +86,11 @@ def test_scores_are_finer_than_16_bits_and_nearer_to_float32() -> None:
             for n, prompt in enumerate(prompts)
         ]
         results = {int(result.id): result for result in engine.run(asked)}
+        engine.load({"nothing": nothing}, steerings)
+        blocks = [
+            Block(str(n), prompt, (((), tuple(letters)),), steerings) for n, prompt in enumerate(prompts)
+        ]
+        of_forks = {int(block.id): scores for block, scores in engine.run_blocks(blocks)}
     finally:
         engine.close()
     logprobs = [results[n].logprobs[0] for n in range(len(prompts))]
@@ -66,6 +100,12 @@ def test_scores_are_finer_than_16_bits_and_nearer_to_float32() -> None:
     assert ours < theirs
     assert on_grid(stock) == 1
     assert on_grid(found) <= 0.2
+    assert all(scores.forked for scores in of_forks.values())
+    forked = np.stack([of_forks[n].logprobs[:, 0] - of_forks[n].logprobs[:, 1] for n in range(len(prompts))])
+    errors = np.sqrt(np.mean((forked - expected[:, None]) ** 2, axis=0))
+    print(f"forks: {errors.min():.4f} to {errors.max():.4f}")
+    assert (errors < theirs).all()
+    assert on_grid(forked) <= 0.2
 
 
 def differences(engine: ReferenceEngine, prompts: list[Prompt], letters: list[int]) -> NDArray[np.float64]:

@@ -82,7 +82,13 @@ def _cluster(address: str, model: str | None, as_json: bool) -> None:
     else:
         width = min(110, shutil.get_terminal_size().columns)
         for one in answers:
-            echo(_wrapped("", f"{one.host}: {one.gpus} GPUs and {one.cores} cores for engines", width))
+            echo(
+                _wrapped(
+                    "",
+                    f"{one.host}: {_count(one.gpus, 'GPU')} and {_count(one.cores, 'core')} for engines",
+                    width,
+                )
+            )
             if one.answer is None:
                 echo(_wrapped("  ", f"it does not answer: {one.error}", width))
                 continue
@@ -91,10 +97,14 @@ def _cluster(address: str, model: str | None, as_json: bool) -> None:
         echo()
         _print(between, width)
         devices = sum(one.gpus for one in answers)
-        where = f"{len(answers)} nodes with {devices} GPUs"
+        where = f"{_count(len(answers), 'node')} with {_count(devices, 'GPU')}"
         echo("a run would be refused" if refused else f"a run would start on {where}")
     if refused:
         raise click.exceptions.Exit(1)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _plain(found: Examination) -> dict[str, object]:

@@ -75,6 +75,8 @@ class Dealing:
                 rows = len(asked.steerings)
                 if not isinstance(result, BlockScores) or len(result.logprobs) != rows:
                     raise SteeringFault(f"the scores of {name!r} are those of another block")
+            elif asked.capture:
+                rows = 0  # a vector's data
             if len(unit.left) == 1:
                 del member.under_way[number]
             member.weight -= 1

@@ -233,7 +233,8 @@ def cpu_threads(machine: Machine) -> Iterator[Finding]:
         yield Finding("threads", "warn", says, fix)
     if machine.niceness > 0:
         says = f"this runs at nice {machine.niceness}, as an engine would: every other process goes first"
-        yield Finding("priority", "warn", says, "start the run from a shell of its own, without nice")
+        fix = "start the run from a shell without nice; on a cluster, start Ray with RAY_worker_niceness=0"
+        yield Finding("priority", "warn", says, fix)
     if machine.load > 0.5 * machine.usable_cores:
         says = (
             f"{machine.load:.1f} processes were running over the last minute on {machine.usable_cores} cores"

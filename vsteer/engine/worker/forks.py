@@ -28,6 +28,7 @@ from vsteer.engine.worker.fork_attention import (
     batch_of,
 )
 from vsteer.engine.worker.layer import norm_behind_attention
+from vsteer.engine.worker.unembedding import reusing_logits
 from vsteer.errors import SteeringFault
 from vsteer.patches import forked_attention
 
@@ -311,7 +312,8 @@ class ForkedPass:
         parts = []
         for begin in range(0, len(rows), self._rows_at_once):
             some = rows[begin : begin + self._rows_at_once]
-            logits = self._model.compute_logits(some)
+            with reusing_logits(self._model):
+                logits = self._model.compute_logits(some)
             if logits is None:
                 # under tensor parallelism some devices gather them on the first rank alone
                 continue

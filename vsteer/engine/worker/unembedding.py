@@ -8,11 +8,10 @@ made in float32 anyway, are kept as they come.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch.nn import functional
 from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
 from vllm.model_executor.models.utils import PPMissingLayer
@@ -21,6 +20,23 @@ from vsteer.errors import UnsupportedError
 
 
 class Float32Unembedding(UnquantizedEmbeddingMethod):
+    def __init__(self) -> None:
+        super().__init__()
+        self._reuses = False
+        self._kept: torch.Tensor | None = None
+
+    @contextmanager
+    def reusing(self) -> Iterator[None]:
+        """Let each product be written over the last, where a CPU makes it: who asks keeps none of them.
+
+        Memory that is new to a process costs more than the product itself.
+        """
+        self._reuses = True
+        try:
+            yield
+        finally:
+            self._reuses = False
+
     def process_weights_after_loading(self, layer: Any) -> None:
         super().process_weights_after_loading(layer)
         if not layer.weight.is_cuda:
@@ -32,14 +48,31 @@ class Float32Unembedding(UnquantizedEmbeddingMethod):
             logits = torch.mm(x, layer.weight.t(), out_dtype=torch.float32)
         else:
             with _products_of(x.dtype):
-                logits = functional.linear(x.float(), layer.float32_weight)
+                logits = torch.mm(x.float(), layer.float32_weight.t(), out=self._room(len(x), layer))
         return logits if bias is None else logits + bias.float()
+
+    def _room(self, rows: int, layer: Any) -> torch.Tensor | None:
+        if not self._reuses:
+            return None
+        if self._kept is None or len(self._kept) < rows:
+            self._kept = torch.empty(rows, len(layer.float32_weight), device=layer.weight.device)
+        return self._kept[:rows]
+
+
+def head_of(model: Any) -> Any:
+    """Some families unembed by their embedding's own module."""
+    return getattr(model, "lm_head", None) or model.model.embed_tokens
+
+
+def reusing_logits(model: Any) -> AbstractContextManager[None]:
+    """Logits that the model computes are overwritten by the next, where that is faster."""
+    method = getattr(head_of(model), "quant_method", None)
+    return method.reusing() if isinstance(method, Float32Unembedding) else nullcontext()
 
 
 def unembed_in_float32(model: Any) -> None:
     """Change a model that was built by vLLM, before its weights are loaded."""
-    # some families unembed by their embedding's own module
-    head = getattr(model, "lm_head", None) or model.model.embed_tokens
+    head = head_of(model)
     if isinstance(head, PPMissingLayer):
         return  # a rank of a pipeline that has no logits
     if not isinstance(head.quant_method, (UnquantizedEmbeddingMethod, UnquantizedLinearMethod)):
