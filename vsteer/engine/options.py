@@ -15,6 +15,10 @@ from vsteer.validation import Count, Name, Strict, wrong
 _PICKLED = ("pt", "npcache")
 
 
+# vLLM itself would take nearly all of a CPU's memory, and not start where something else has some of it.
+CPU_KV_GIB = 1.0
+
+
 class EngineOptions(Strict):
     tensor_parallel_size: Count = 1
     """How many devices share each layer."""
@@ -33,7 +37,7 @@ class EngineOptions(Strict):
     block_size: Count | None = None
     """Tokens in a block of the prefix cache; by default vLLM's choice."""
     kv_cache_gib: Annotated[float, Field(gt=0, le=2**20)] | None = None
-    """Memory for keys and values, in GiB. Give it on a CPU."""
+    """Memory for keys and values, in GiB; on a CPU 1 by default."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None
     """The share of a GPU's memory that vLLM may use; by default nearly all that is free."""
     forks: bool | None = None

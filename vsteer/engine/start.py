@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from vsteer.engine.options import EngineOptions
+from vsteer.engine.options import CPU_KV_GIB, EngineOptions
 from vsteer.engine.support import CONFIG_KEY
 from vsteer.engine.table import Capacity
 from vsteer.engine.worker.plugin import OURS
@@ -23,12 +23,15 @@ FEW_CORES = 8
 def engine_args(options: EngineOptions, capacity: Capacity) -> dict[str, Any]:
     from vllm.platforms import current_platform
 
+    kv_gib = options.kv_cache_gib
+    if kv_gib is None and current_platform.is_cpu() and not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
+        kv_gib = CPU_KV_GIB
     chosen = {
         "max_model_len": options.max_model_len,
         "max_num_batched_tokens": options.max_num_batched_tokens,
         # blocks of 32 tokens are the CPU's smallest, and small blocks share more of a prefix
         "block_size": options.block_size or (32 if current_platform.is_cpu() else None),
-        "kv_cache_memory_bytes": int(options.kv_cache_gib * 2**30) if options.kv_cache_gib else None,
+        "kv_cache_memory_bytes": int(kv_gib * 2**30) if kv_gib else None,
         "gpu_memory_utilization": options.gpu_memory_utilization,
     }
     return {

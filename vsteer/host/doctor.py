@@ -19,6 +19,7 @@ from typing import Literal
 from vsteer import models
 from vsteer.engine import vllm_compat as seams
 from vsteer.engine.memory_share import memory_share
+from vsteer.engine.options import CPU_KV_GIB
 from vsteer.engine.start import FEW_CORES, check_plugin_is_allowed
 from vsteer.errors import UnsupportedError, VsteerError
 from vsteer.host.machine import ALLOCATOR, OPENMP, Machine, this_machine
@@ -266,11 +267,10 @@ def cpu_memory(machine: Machine) -> Iterator[Finding]:
     elif wanted:
         says = f"{free}; {KV_SPACE} gives keys and values {wanted} GiB, whatever a grid's kv_cache_gib is"
         yield Finding("memory", "ok", says)
-    elif machine.available < memory_share() * machine.memory:
-        says = f"{free}; without a grid's kv_cache_gib vLLM wants {memory_share():.0%}, and would not start"
-        yield Finding("memory", "warn", says, f"engine: {{kv_cache_gib: {room}}} in the grid, or less")
     else:
-        yield Finding("memory", "ok", f"{free}; engine: {{kv_cache_gib: {room}}} in a grid takes half of it")
+        half = f"with engine: {{kv_cache_gib: {room}}} in a grid half of it"
+        says = f"{free}; keys and values get {CPU_KV_GIB:g} GiB, {half}"
+        yield Finding("memory", "ok", says)
 
 
 KV_FIX = f"set {KV_SPACE} to a whole number, or unset it and write engine: {{kv_cache_gib: 1.5}} in the grid"

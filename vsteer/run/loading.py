@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 # The files that make a model; weights in pickle are never fetched.
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-# The KV cache's part of a CPU's memory, where no grid sets it.
-CPU_KV_GIB = 1.0
 
 # A plan, how its engine runs, and whether vectors are to be extracted through it.
 Load = Callable[[Plan, EngineSpec, bool], Engine]
@@ -193,8 +191,5 @@ def load_named(
 ) -> VllmEngine:
     """One engine of a model that no grid describes."""
     from vsteer.engine.driver import VllmEngine
-    from vsteer.engine.support import has_gpu
 
-    if options.kv_cache_gib is None and not has_gpu():
-        options = options.model_copy(update={"kv_cache_gib": CPU_KV_GIB})
     return VllmEngine(str(folder), dtype=dtype, quantization=quantization, options=options, capacity=capacity)
