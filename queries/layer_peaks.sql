@@ -15,8 +15,9 @@
 --   heldout_low, heldout_high   its 95% interval over items
 --   heldout_layer, heldout_share   the layer that halves chose most often, and the share of them that chose it
 --   near_layers              the layers that can't be told from the best one; the true best is one in 95% of runs
---   outside_random, outside_shuffled   whether the vector exceeds each of 19 or more control vectors that count
---                            (see `controls`) over the layers of this row: the 5% level, for it alone; else null
+--   outside_random, outside_shuffled, outside_unrelated   whether the vector exceeds each of 19 or more control
+--                            vectors of that kind that count (see `controls`) over the layers of this row: the 5%
+--                            level, for it alone; else null
 --   wrong_way_layers         how many layers move the answers against the multiplier's sign
 --   total_mass               probability of all answers together there, baseline_mass the unsteered one: where
 --                            it is small, a ratio of answers says little
@@ -39,14 +40,15 @@ held as (
 ),
 outside as (
     select run, evaluation, config_id, any_value(outside) filter (control = 'random') as outside_random,
-           any_value(outside) filter (control = 'shuffled') as outside_shuffled
+           any_value(outside) filter (control = 'shuffled') as outside_shuffled,
+           any_value(outside) filter (control = 'unrelated') as outside_unrelated
     from bands where measure = 'logit_diff' group by all
 )
 select c.run, c.model, c.evaluation, c.system, c.vector, c.norm, c.positions, c.operation, c.multiplier,
        c.layer as peak_layer, c.depth as peak_depth, c.effect, c.effect_se, c.effect_p, c.effect_headroom,
        c.relative_norm, h.heldout_effect, h.low as heldout_low, h.high as heldout_high, h.heldout_layer,
-       h.heldout_share, h.near_layers, o.outside_random, o.outside_shuffled, c.layers_swept,
-       c.wrong_way_layers, c.items, c.total_mass, c.baseline_mass,
+       h.heldout_share, h.near_layers, o.outside_random, o.outside_shuffled,
+       o.outside_unrelated, c.layers_swept, c.wrong_way_layers, c.items, c.total_mass, c.baseline_mass,
        case when h.curve is null then no_statistics() else h.why end as why
 from chosen c
 left join held h using (curve)

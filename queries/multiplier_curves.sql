@@ -3,7 +3,7 @@
 -- Parameters: layer, one layer only (all by default).
 -- Needs: statistics
 -- Columns:
---   multiplier               0 is the unsteered model, on the same items
+--   multiplier               0 is the unsteered model, on the same items; a clamp has none
 --   p_match, logit_diff      mean over items; effect, effect_p less the unsteered model's
 --   effect_se, effect_p_se   their standard errors over items; effect_low, effect_high, effect_p_low, effect_p_high
 --                            are 95% intervals
@@ -33,7 +33,7 @@ curves as (
     select distinct on (dose) dose, run, model, evaluation, system, vector, norm, positions, operation, layers,
            depth, 0.0 as multiplier, baseline_p_match as p_match, baseline_logit_diff as logit_diff,
            0.0 as effect, 0.0 as effect_p, 0.0 as relative_norm, items, baseline_mass as total_mass
-    from steered order by dose, items desc
+    from steered where unsteered_at_zero(operation) order by dose, items desc
 ),
 steps as (
     select *, logit_diff - lag(logit_diff) over (partition by dose order by multiplier) as step from curves

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
 
+from vsteer.controls import CONTROL_VECTORS
+from vsteer.datasets.builtin import CONTRASTS
 from vsteer.evaluations.evaluation import Evaluation
 from vsteer.evaluations.kinds import KINDS
 from vsteer.grid import spec
@@ -40,9 +42,10 @@ WORDS: dict[Any, str] = {
     spec.LayerChoice: "[layers](#the-grids-blocks)",
     spec.Multipliers: "[multipliers](#the-grids-blocks)",
     spec.PositionList: "[positions](#positions)",
-    spec.Norms: "`raw`, `unit`, `caa`, `{residual: F}`, or list",
+    spec.Norms: "`raw`, `unit`, `caa`, `deviation`, `{residual: F}`, or list",
     spec.HowMany: "whole number from 1, or `{min: N, max: N}`",
-    spec.ControlNames: "`random`, `shuffled`, or list",
+    spec.ControlNames: ", ".join(f"`{name}`" for name in CONTROL_VECTORS) + ", or list",
+    spec.Unrelated: f"whole number from 0 to {len(CONTRASTS)}, or list",
     bool: "`true`, `false`",
     int: "whole number",
     float: "number",

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 
 # The lowest first. A folder or top-level file of the package imports only what lies in a layer below its own.
 LAYERS = (
-    ("errors", "files", "identity", "packages", "operations", "families", "queries", "terminal"),
+    ("controls", "errors", "files", "identity", "packages", "operations", "families", "queries", "terminal"),
     ("protocol", "validation", "models", "store"),
     ("datasets", "prompts", "engine", "results"),
     ("evaluations", "vectors", "scoring", "host", "cluster"),
@@ -45,7 +45,7 @@ ALLOWED = {
         "validation",
         "models",
     },
-    "store": {"errors", "files", "identity", "packages", "operations"},
+    "store": {"controls", "errors", "files", "identity", "packages", "operations"},
 }
 FOREIGN = {
     "vllm": {"engine"},

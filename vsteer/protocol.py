@@ -45,6 +45,12 @@ class Term:
         """Whether it is summed with others; otherwise its operation has a module of its own in the graph."""
         return OPERATIONS[self.operation].module is None
 
+    @property
+    def acts_at_zero(self) -> bool:
+        """Whether it changes the stream with a multiplier of 0 too."""
+        operation = OPERATIONS.get(self.operation)
+        return operation is not None and operation.acts_at_zero
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -103,8 +109,8 @@ class Steering:
 
     @property
     def acting_terms(self) -> tuple[Term, ...]:
-        """The terms that change anything: a multiplier of 0 is no steering."""
-        return tuple(term for term in self.terms if term.multiplier != 0)
+        """The terms that change anything: a multiplier of 0 adds nothing."""
+        return tuple(term for term in self.terms if term.multiplier != 0 or term.acts_at_zero)
 
 
 @dataclass(frozen=True)

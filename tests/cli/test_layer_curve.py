@@ -38,7 +38,7 @@ def test_without_controls_it_says_that_chance_is_not_known(tmp_path: Path) -> No
     assert peak == "largest effect: +3.00 at layer 1, multiplier +3"
     assert controls == (
         "no controls to compare it with: what chance gives isn't known "
-        "(`controls: {random_vectors: 19}` in the grid adds them)"
+        "(`controls: {random_vectors: 19, unrelated: 19}` adds them)"
     )
 
 

@@ -5,7 +5,7 @@ from itertools import combinations, pairwise, product
 
 import pytest
 
-from vsteer.datasets.builtin import behaviours, data_path, parts
+from vsteer.datasets.builtin import CONTRASTS, behaviours, contrast_path, data_path, parts
 from vsteer.datasets.choices import stem
 from vsteer.datasets.items import ItemSet, UnpairedSets
 from vsteer.datasets.readers import read_contrast, read_prompts, read_questions
@@ -108,6 +108,21 @@ def test_no_question_is_in_two_splits(behaviour: str) -> None:
     for one, other in combinations(asked, 2):
         for a, b in product(asked[one], asked[other]):
             assert len(a & b) / len(a | b) < 0.8, (one, other, a, b)
+
+
+@pytest.mark.parametrize("name", CONTRASTS)
+def test_contrasts_are_told_apart_by_nothing_but_what_they_contrast(name: str) -> None:
+    data = read_contrast(contrast_path(name))
+    assert isinstance(data, ItemSet)
+    assert (len(data.items), data.duplicates) == (12, 0)
+    positive, negative = ([getattr(item, side) for item in data.items] for side in ("positive", "negative"))
+    assert mean_length(positive) == pytest.approx(mean_length(negative), rel=0.2)
+    assert len({*positive, *negative}) == 24
+
+
+def test_every_contrast_is_listed() -> None:
+    files = contrast_path("winter").parent.glob("*.jsonl")
+    assert sorted(CONTRASTS) == sorted(file.stem for file in files)
 
 
 def test_a_name_that_is_not_there() -> None:

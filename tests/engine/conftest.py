@@ -29,7 +29,7 @@ BATCHED_TOKENS = 64
 # So many blocks of 32 tokens, less the one that vLLM keeps, are filled by a dozen running requests, so that
 # growing ones preempt each other.
 KV_BLOCKS = 20
-WITHOUT_MULTIPLIER = [name for name, operation in OPERATIONS.items() if not operation.has_multiplier]
+WITH_MODULES = [name for name, operation in OPERATIONS.items() if operation.module]
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Setup:
             capacity=Capacity(
                 terms=3,
                 captures=CAPTURES if self.captures else 0,
-                modules=graph_modules(WITHOUT_MULTIPLIER if self.ablates else ()),
+                modules=graph_modules(WITH_MODULES if self.ablates else ()),
             ),
         )
 

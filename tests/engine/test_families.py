@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.engine.conftest import KV_BLOCKS, WITHOUT_MULTIPLIER, Setup, on
+from tests.engine.conftest import KV_BLOCKS, WITH_MODULES, Setup, on
 from tests.engine.test_parity import check
 from tests.tiny_families import folder_of, tiny_model
 from vsteer.engine.driver import VllmEngine
@@ -42,7 +42,7 @@ def check_family(engine: VllmEngine, setup: Setup) -> None:
         engine,
         reference,
         prompt_tokens=(6, longest),
-        operations=WITHOUT_MULTIPLIER if setup.ablates else (),
+        operations=WITH_MODULES if setup.ablates else (),
         relative=relative,
     )
 

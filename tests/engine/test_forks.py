@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from tests.engine.conftest import BATCHED_TOKENS, CAPTURING, WITHOUT_MULTIPLIER, on
+from tests.engine.conftest import BATCHED_TOKENS, CAPTURING, WITH_MODULES, on
 from tests.engine.test_families import named, parity_of, reference_of, setup_of
 from vsteer.engine.driver import VllmEngine
 from vsteer.engine.proof.fork_parity import compare_forks
@@ -65,7 +65,7 @@ def blocks(
 
 @on(*CAPTURING[1:], slow=CAPTURING[:1])
 def test_forks_along_a_text_do_what_hugging_face_does(engine: VllmEngine, reference: ReferenceEngine) -> None:
-    operations = WITHOUT_MULTIPLIER if engine.capacity.modules else []
+    operations = WITH_MODULES if engine.capacity.modules else []
     check_along_texts(engine, reference, (6, BATCHED_TOKENS - 7), make_vectors(reference), operations)
 
 
@@ -96,7 +96,7 @@ def check_along_texts(
 
 @on(CAPTURING[1], slow=(CAPTURING[0], *CAPTURING[2:]))
 def test_forks_do_what_hugging_face_does(engine: VllmEngine, reference: ReferenceEngine) -> None:
-    operations = WITHOUT_MULTIPLIER if engine.capacity.modules else []
+    operations = WITH_MODULES if engine.capacity.modules else []
     rows = blocks(engine, 0, operations)
     before = engine.forked
     # one position is read of each row, at which many a slip far from it shows nothing
@@ -116,19 +116,19 @@ def test_forks_of_other_families(engine: VllmEngine, request: pytest.FixtureRequ
     reference = reference_of(setup.model)
     vectors = make_vectors(reference, parity_of(setup)[0])
     before = engine.forked
-    rows = blocks(engine, 3, WITHOUT_MULTIPLIER, longest=150)
+    rows = blocks(engine, 3, WITH_MODULES, longest=150)
     found = compare(engine, reference, rows, vectors, slips=False)
     print(f"largest difference {found.largest_difference:.2e}")
     assert engine.forked - before == ROWS
     assert not found.failures
     longest = parity_of(setup)[1]
-    check_along_texts(engine, reference, (6, longest), vectors, WITHOUT_MULTIPLIER, 0, (4, 40))
+    check_along_texts(engine, reference, (6, longest), vectors, WITH_MODULES, 0, (4, 40))
 
 
 @on(slow=CAPTURING)
 def test_2000_rows_are_the_same_both_ways(engine: VllmEngine, reference: ReferenceEngine) -> None:
     """Rows of many prompts, in chunks of 64 tokens, as forks and as requests."""
-    operations = WITHOUT_MULTIPLIER if engine.capacity.modules else []
+    operations = WITH_MODULES if engine.capacity.modules else []
     rows = [
         dataclasses.replace(row, id=f"{seed} {row.id}")
         for seed in range(10, 19)

@@ -13,13 +13,13 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 
-from tests.engine.conftest import BATCHED_TOKENS, MATRIX, WITHOUT_MULTIPLIER, Setup, on
+from tests.engine.conftest import BATCHED_TOKENS, MATRIX, WITH_MODULES, Setup, on
 from vsteer import models
 from vsteer.engine.driver import VllmEngine
 from vsteer.engine.proof.parity import (
+    PLACED_SLIP_FACTOR,
     SLIP_FACTOR,
     TOLERANCE,
-    WITHOUT_MULTIPLIER_SLIP_FACTOR,
     compare,
     make_requests,
     make_vectors,
@@ -73,7 +73,7 @@ def check(
     assert len(steerings) > (0.5 if operations else 0.8) * rows
     assert found.largest_difference <= TOLERANCE or found.rounding_rows
     assert found.rounding_rows <= rows // 20
-    factor = WITHOUT_MULTIPLIER_SLIP_FACTOR if operations else SLIP_FACTOR
+    factor = PLACED_SLIP_FACTOR if operations else SLIP_FACTOR
     assert found.least_slip >= factor * TOLERANCE
     assert engine.recomputed_tokens() > 0, "no request was preempted"
     assert (found.cached_tokens > 0) == bool(engine.info.cache_block)
@@ -131,4 +131,4 @@ def test_parity_of_a_real_model(engine: VllmEngine) -> None:
     slow=[Setup(eager, tensor_parallel=2, ablates=True) for eager in (True, False)],
 )
 def test_parity_with_ablation(engine: VllmEngine, reference: ReferenceEngine) -> None:
-    check(engine, reference, operations=WITHOUT_MULTIPLIER, seed=5)
+    check(engine, reference, operations=WITH_MODULES, seed=5)

@@ -10,7 +10,14 @@ from torch import nn
 
 from vsteer.engine.table import Capacity
 from vsteer.engine.worker.layer import steer_layer
-from vsteer.engine.worker.modules import Ablation, Capture, Steering, shared_buffers
+from vsteer.engine.worker.modules import (
+    AddBehindAttention,
+    Capture,
+    Placed,
+    SetComponent,
+    Steering,
+    shared_buffers,
+)
 
 HIDDEN, TOKENS = 8, 5
 CAPACITY = Capacity(cells=3, rows=2, terms=2)
@@ -58,13 +65,13 @@ class Added(Layer):
         return hidden, (residual.float() + added).to(residual.dtype)
 
 
-def steered(*, ablates: bool = False, captures: int = 0) -> nn.Module:
+def steered(*placed: type[Placed], captures: int = 0) -> nn.Module:
     bank, cells = shared_buffers(CAPACITY, HIDDEN, TOKENS, torch.device("cpu"))
     layer = Layer()
     steer_layer(
         layer,
         Steering(bank, cells, CAPACITY),
-        [Ablation(bank, cells, CAPACITY)] if ablates else [],
+        [kind(bank, cells, CAPACITY) for kind in placed],
         Capture(torch.zeros(captures, dtype=torch.int32), HIDDEN) if captures else None,
     )
     return layer
@@ -112,5 +119,15 @@ def test_without_ablation_and_capture_the_graph_is_that_of_the_add_alone(first: 
 @pytest.mark.parametrize("first", [True, False])
 def test_with_them_it_is_another(first: bool) -> None:
     plain = len(graph_of(steered(), first))
-    assert len(graph_of(steered(ablates=True), first)) > plain
+    assert len(graph_of(steered(SetComponent), first)) > plain
     assert len(graph_of(steered(captures=2), first)) > plain
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_what_is_added_behind_the_attention_is_nowhere_else_in_the_graph(first: bool) -> None:
+    """Two lookups and a product in front of the norm's sum, and no sum of hidden and residual."""
+    plain, added = graph_of(steered(), first), graph_of(steered(AddBehindAttention), first)
+    sums = [sum("add" in target for _, target, _ in graph) for graph in (plain, added)]
+    assert sums[1] == sums[0] + 1
+    ablated = graph_of(steered(SetComponent), first)
+    assert len(plain) < len(added) < len(ablated)

@@ -15,7 +15,7 @@ from vsteer.protocol import Direction, Steering, Term, Vectors
 
 LAYERS, WIDTH = 3, 4
 ROOM = Capacity(cells=8, rows=8, terms=2)
-ABLATION = "vsteer.engine.worker.modules:Ablation"
+ABLATION = "vsteer.engine.worker.modules:SetComponent"
 ROOM_TO_ABLATE = Capacity(cells=8, rows=8, terms=2, modules=(ABLATION,))
 
 
@@ -135,10 +135,11 @@ def test_a_saved_table_is_what_a_worker_reads(tmp_path: Path) -> None:
     path = tmp_path / "table.safetensors"
     table.save(path)
     arrays, prints, sha = read_table_file(path)
-    assert arrays.keys() == {"bank", "row", "scale", ABLATION}
+    assert arrays.keys() == {"bank", "row", "scale", f"{ABLATION}.row", f"{ABLATION}.size"}
     for name in ("bank", "row", "scale"):
         np.testing.assert_array_equal(arrays[name], getattr(table, name))
-    np.testing.assert_array_equal(arrays[ABLATION], table.placed[ABLATION])
+    np.testing.assert_array_equal(arrays[f"{ABLATION}.row"], table.placed[ABLATION].row)
+    np.testing.assert_array_equal(arrays[f"{ABLATION}.size"], table.placed[ABLATION].size)
     assert tuple(prints) == table.fingerprints
     again = tmp_path / "again.safetensors"
     table.save(again)
@@ -178,9 +179,35 @@ def test_ablations_by_hand() -> None:
     np.testing.assert_array_equal(table.bank, [[0, 0, 0, 0], [0, 0, 0, 1], [0, 0, 0, 2], [0, 0, 1, 0]])
     # [layer, (embedding, attention, layer), cell]
     behind_layer_1 = [[0, 0, 3], [0, 0, 3], [0, 1, 3]]
-    np.testing.assert_array_equal(table.placed[ABLATION], [[[0, 0, 3]] * 3, behind_layer_1, [[0, 0, 3]] * 3])
+    placed = table.placed[ABLATION]
+    np.testing.assert_array_equal(placed.row, [[[0, 0, 3]] * 3, behind_layer_1, [[0, 0, 3]] * 3])
+    assert not placed.size.any()
     np.testing.assert_array_equal(table.row[1], [[0, 0], [2, 0], [0, 0]])
     np.testing.assert_array_equal(table.scale[1], [[0, 0], [3, 0], [0, 0]])
+
+
+def test_clamps_and_what_is_added_behind_the_attention_by_hand() -> None:
+    """calm is 2 long at layer 1 and joy 1 at layer 2: a size is the multiplier times that."""
+    clamp = Steering((Term("calm", 1, -1.5, "clamp"), Term("joy", 2, 0.0, "clamp")))
+    behind = Steering((Term("calm", 1, 4.0, "add_attention"), Term("calm", 1, operation="ablate_everywhere")))
+    modules = graph_modules(["clamp", "add_attention"])
+    table = build(clamp, behind, capacity=Capacity(cells=8, rows=8, terms=1, modules=modules))
+    np.testing.assert_array_equal(table.bank, [[0, 0, 0, 0], [0, 0, 0, 1], [0, 0, 1, 0]])
+    component = table.placed[ABLATION]
+    assert component.row[:, :, 1].tolist() == [[0, 0, 0], [0, 0, 1], [0, 0, 2]]
+    assert component.size[:, :, 1].tolist() == [[0, 0, 0], [0, 0, -3.0], [0, 0, 0]]
+    assert component.row[:, :, 2].tolist() == [[1] * 3] * 3
+    assert not component.size[:, :, 2].any()
+    added = table.placed["vsteer.engine.worker.modules:AddBehindAttention"]
+    assert added.row[:, :, 2].tolist() == [[0, 0, 0], [0, 1, 0], [0, 0, 0]]
+    assert added.size[:, :, 2].tolist() == [[0, 0, 0], [0, 8.0, 0], [0, 0, 0]]
+    assert not added.row[:, :, 1].any()
+    assert not table.scale.any()
+
+
+def test_a_clamp_to_zero_is_a_steering_and_adding_nothing_is_none() -> None:
+    assert Steering((Term("joy", 1, 0.0, "clamp"),)).acting_terms
+    assert not Steering((Term("joy", 1, 0.0, "add_attention"), add("joy", 1, 0.0))).acting_terms
 
 
 def test_every_operation_is_a_cell_of_its_own() -> None:
@@ -197,8 +224,11 @@ def test_a_direction_that_is_ablated_alone_takes_no_slot() -> None:
 
 def test_ablations_that_cannot_be() -> None:
     two = (Term("joy", 1, operation="ablate"), Term("calm", 1, operation="ablate_everywhere"))
-    with pytest.raises(UsageError, match="two directions are ablated at one place of layer 1"):
+    with pytest.raises(UsageError, match="two directions are at one place of layer 1, for ablation"):
         build(Steering(two), capacity=ROOM_TO_ABLATE)
+    clamped = (Term("joy", 1, operation="ablate"), Term("calm", 1, 2.0, "clamp"))
+    with pytest.raises(UsageError, match="two directions are at one place of layer 1, for clamping"):
+        build(Steering(clamped), capacity=ROOM_TO_ABLATE)
     with pytest.raises(EngineError, match="started without ablation"):
         build(Steering(two[:1]))
 

@@ -89,6 +89,11 @@ def test_a_model_may_be_a_name_or_a_list_with_its_own_engine(tmp_path: Path) -> 
         ([[10, 4]], 12, ((4, 10),)),
         ([3, [4, 5]], 12, ((3,), (4, 5))),
         ([3, 3], 12, ((3,),)),
+        ({"together": {"from": 8, "to": 11, "step": 2}}, 12, ((8, 10),)),
+        ({"together": [5, [4, 2]]}, 12, ((2, 4, 5),)),
+        ([3, {"together": {"from": 8, "to": 10}}], 12, ((3,), (8, 9, 10))),
+        ({"together": "all"}, 3, ((0, 1, 2),)),
+        ({"together": {"depth": [0.2, 0.4]}}, 10, ((1, 2, 3),)),
         ({"from": 8, "to": 11, "step": 2}, 12, ((8,), (10,))),
         ({"from": 8, "to": 10}, 12, ((8,), (9,), (10,))),
         # depths of layers 0 to 9 of 10 are 0.1 to 1.0, both ends are taken
@@ -106,6 +111,8 @@ def test_layers(written: object, layers: int, meant: object) -> None:
         ([12], 12, "layer 12 does not exist: the model has layers 0 to 11"),
         ({"depth": [0.01, 0.02]}, 10, "no layer of 10 has a depth from 0.01 to 0.02"),
         ("all", None, "not known"),
+        ({"together": "all"}, None, "not known"),
+        ({"together": [3, 12]}, 12, "layer 12 does not exist: the model has layers 0 to 11"),
     ],
 )
 def test_layers_that_a_model_has_not(written: object, layers: int | None, why: str) -> None:
@@ -163,6 +170,8 @@ BAD = [
     ("layers: all", "layers: most", 11, "the number of a layer, found 'most'"),
     ("layers: all", "layers: [-1]", 11, "the number of a layer, found -1"),
     ("layers: all", "layers: [[4, 4]]", 11, "different layers to steer at once"),
+    ("layers: all", "layers: {together: most}", 11, "the number of a layer, found 'most'"),
+    ("layers: all", "layers: [1, {together: all}]", 11, "a range of layers together, found 'all'"),
     ("layers: all", "layers: {depth: [0.6, 0.2]}", 11, "the lower first"),
     ("layers: all", "layers: {from: 3}", 11, "expected from, to and step"),
     ("[-2, 1, 0.5]", "[-2, 1e-3]", 12, "YAML wants a point before an exponent"),

@@ -45,7 +45,7 @@ def combinations(grid: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
     controls = grid.get("controls", {})
     systems = [text for text in controls.get("system_prompts", {}).values() if text]
     beside = ["itself"] + ["control"] * (
-        controls.get("random_vectors", 0) + controls.get("shuffled_labels", 0)
+        controls.get("random_vectors", 0) + controls.get("shuffled_labels", 0) + controls.get("unrelated", 0)
     )
     for evaluation in grid["evaluations"]:
         for _ in listed(evaluation["data"]):
@@ -90,6 +90,7 @@ GRIDS: dict[str, dict[str, Any]] = {
         "controls": {
             "random_vectors": 2,
             "shuffled_labels": 1,
+            "unrelated": 2,
             "system_prompts": {"positive": "Yes.", "negative": "No."},
         },
         "evaluations": [

@@ -13,7 +13,7 @@ from vsteer.errors import UsageError
 from vsteer.plan.budget import budget
 from vsteer.plan.plan import Plan
 from vsteer.plan.rows import row_of
-from vsteer.protocol import OPEN_END, Result
+from vsteer.protocol import OPEN_END, Result, Term
 from vsteer.store.planned import Planned
 
 
@@ -111,7 +111,66 @@ def test_controls_can_be_left_out_alone(plan: Callable[..., Plan], folder: Path)
     message = refused(folder, "evaluations:", "exclude:\n  - {control: random}\nevaluations:")
     assert "this exclusion matches no configuration" in message
     message = refused(folder, "evaluations:", "exclude:\n  - {control: system}\nevaluations:")
-    assert "expected random or shuffled, found 'system'" in message
+    assert "expected random, shuffled or unrelated, found 'system'" in message
+
+
+def test_layers_together_are_one_configuration_beside_single_ones(plan: Callable[..., Plan]) -> None:
+    """Each layer has its own direction, and a list of the same layers is the same configuration."""
+    one = plan("layers: [1, 4]", "layers: [1, {together: {from: 1, to: 5, step: 2}}]")
+    steered = [config for config in one.blocks[0].configs if config.terms]
+    assert Counter(config.layers for config in steered) == {(1,): 8, (1, 3, 5): 8}
+    (raw,) = {
+        config.terms
+        for config in steered
+        if config.vector and (len(config.layers), config.vector.norm, config.multiplier) == (3, "raw", -1.0)
+    }
+    assert raw == tuple(Term("v:raw", layer, -1.0) for layer in (1, 3, 5))
+    listed = plan("layers: [1, 4]", "layers: [1, [1, 3, 5]]")
+    assert {*one.configs} == {*listed.configs}
+
+
+def test_where_a_vector_is_added_and_what_a_clamp_does_make_other_configurations(
+    plan: Callable[..., Plan],
+) -> None:
+    plain, behind, clamped = (
+        plan("multipliers: [-1, 0, 1]", f"multipliers: [-1, 1]{more}")
+        for more in ("", "\n    where: attention", "\n    operation: clamp")
+    )
+    for one, operation in ((plain, "add"), (behind, "add_attention"), (clamped, "clamp")):
+        steered = {config.operation for config in one.configs.values() if config.terms}
+        assert steered == {operation}
+        # choices and texts have a baseline each
+        assert len(one.configs) == 2 * 17
+    assert len({*plain.configs, *behind.configs, *clamped.configs}) == 3 * 32 + 2
+
+
+def test_unrelated_vectors_are_made_from_all_but_the_vectors_own_data(plan: Callable[..., Plan]) -> None:
+    """Each is one configuration beside each steered one, and what they are made from is in its id."""
+    listed = "controls: {unrelated: [items.json, words.jsonl, language]}\nevaluations:"
+    one = plan("evaluations:", listed, "norm: [raw, unit]}", "norm: [raw, unit]}\n  w: {data: words.jsonl}")
+    (block, _) = one.blocks
+    assert Counter(config.control for config in block.configs) == {"": 17, "unrelated": 32}
+    uses = [use for use in one.vectors.values() if use.control]
+    assert {(use.norm, use.index, use.other.source) for use in uses if use.other} == {
+        (norm, index, data)
+        for norm in ("raw", "unit")
+        for index, data in ((1, "words.jsonl"), (2, "language"))
+    }
+    before = {config.config_id for config in block.configs if config.control}
+    assert len(before) == 32
+    other = plan("evaluations:", listed.replace("language", "sentiment"))
+    after = {config.config_id for config in other.blocks[0].configs if config.control}
+    assert len(before & after) == 16
+    # the steered ones and the baseline are what they are without controls
+    own = {config.config_id for config in block.configs if not config.control}
+    assert own == {config.config_id for config in plan().blocks[0].configs}
+
+
+def test_unrelated_vectors_are_those_of_other_behaviours(plan: Callable[..., Plan]) -> None:
+    controls = "controls: {unrelated: [refusal, sentiment]}\nevaluations:"
+    one = plan("{data: items.json,", "{data: refusal/instructions,", "evaluations:", controls)
+    (made,) = {use.other for use in one.vectors.values() if use.other}
+    assert (made.source, made.method, made.identity()["form"]) == ("sentiment", "dim", "answers")
 
 
 def test_a_vector_may_be_asked_about_its_own_data_alone(plan: Callable[..., Plan]) -> None:
@@ -288,7 +347,7 @@ def test_an_ablation_is_one_configuration_of_any_norm_and_no_multiplier(plan: Ca
     size = budget(one)
     # the unit vector of layers 1 and 4 is added and ablated, those of 2 and 3 ablated alone
     assert (size.modules, size.terms, size.vector_rows) == (
-        ("vsteer.engine.worker.modules:Ablation",),
+        ("vsteer.engine.worker.modules:SetComponent",),
         1,
         4 + 4,
     )

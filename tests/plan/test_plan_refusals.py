@@ -30,6 +30,7 @@ def plan(folder: Path) -> Callable[..., Plan]:
 
 
 TWICE = "choice, data: items.json}\n  - {kind: choice, name: b, data: items.json}"
+LISTED = "layers: [1, 4]\n    multipliers: [-1, 0, 1]"
 SHUFFLED = ("evaluations:", "controls: {shuffled_labels: 1}\nevaluations:")
 # what is replaced, the line of the error, and what it says
 REFUSED = [
@@ -42,6 +43,34 @@ REFUSED = [
         ("layers: [1, 4]\n    multipliers: [-1, 0, 1]", "layers: [[1, 4]]\n    operation: ablate_everywhere"),
         9,
         "one direction at a time",
+    ),
+    (
+        (
+            "layers: [1, 4]\n    multipliers: [-1, 0, 1]",
+            "layers: {together: all}\n    operation: ablate_everywhere",
+        ),
+        9,
+        "one direction at a time",
+    ),
+    (
+        (
+            "layers: [1, 4]\n    multipliers: [-1, 0, 1]",
+            "layers: 1\n    operation: ablate\n    where: attention",
+        ),
+        11,
+        "the operation ablate does not act behind the attention alone",
+    ),
+    (("layers: [1, 4]", "layers: 1\n    where: mlp"), 10, "where"),
+    (("layers: [1, 4]", "layers: 1\n    operation: add_attention"), 10, "operation"),
+    (
+        ("layers: [1, 4]", "layers: 1\n    operation: clamp"),
+        11,
+        "multiplier 0 of clamp takes the component out",
+    ),
+    (
+        ("layers: [1, 4]\n    multipliers: [-1, 0, 1]", "layers: 1\n    operation: clamp"),
+        8,
+        "multipliers is missing",
     ),
     (("layers: [1, 4]", "layers: [1, 6]"), 9, "layer 6 does not exist: the model has layers 0 to 5"),
     (("dtype: float32", "layers: 7"), 4, "says that tiny-llama has 7 layers, but it has 6"),
@@ -69,6 +98,42 @@ REFUSED = [
         (*SHUFFLED, "norm: [raw, unit]", "norm: [raw, unit], method: pca"),
         12,
         "a principal component has no labels",
+    ),
+    (
+        ("evaluations:", "controls: {unrelated: 21}\nevaluations:"),
+        12,
+        "expected at most 20 built-in contrasts, found 21",
+    ),
+    (("evaluations:", "controls: {unrelated: true}\nevaluations:"), 12, "found true"),
+    (
+        ("evaluations:", "controls: {unrelated: [3]}\nevaluations:"),
+        12,
+        "expected a behaviour or a file, found 3",
+    ),
+    (
+        ("evaluations:", "controls:\n  unrelated: [language,\n    langage]\nevaluations:"),
+        14,
+        "did you mean 'language'?",
+    ),
+    (
+        ("evaluations:", "controls: {unrelated: items.json}\nevaluations:"),
+        12,
+        "nothing stands here but the data of 'v' itself",
+    ),
+    (
+        ("evaluations:", "controls: {unrelated: refusal/instructions}\nevaluations:"),
+        12,
+        "two unpaired sets, from which mean_diff makes no vector",
+    ),
+    (
+        (
+            "evaluations:",
+            "controls: {unrelated: 1}\nevaluations:",
+            "{data: items.json, norm: [raw, unit]}",
+            "{file: made.safetensors}",
+        ),
+        12,
+        "unrelated vectors are made as 'v' is, and that is a file",
     ),
     (("norm: [raw, unit]", "norm: [raw, caa]"), 6, "the norm caa is the mean length over several behaviours"),
     (

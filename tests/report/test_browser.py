@@ -171,7 +171,10 @@ def test_choices_change_what_is_shown(golden_page: Page) -> None:
     shown = page.driver.find_element("id", "verdicts").text
     assert "The peak is outside the band of the random vectors (5% level, for this vector alone)." in shown
     assert ", the largest of 19 random vectors is " in shown
-    assert "Too few shuffled vectors to say more: 3 whole and distinct, 19 are needed." in shown
+    assert (
+        "By the strictest control: too few shuffled vectors to say more: 3 whole and distinct, 19 are needed."
+        in shown
+    )
     choose("measure", "p(matching)")
     assert "p(matching)" in page.driver.find_element("css selector", "#figure-layers .axis:not(.about)").text
     choose("size", "±1")

@@ -278,3 +278,39 @@ def test_peaks_show_the_bands_of_the_statistics(made: tuple[Path, Expected]) -> 
     for peak in ask("layer_peaks", folder):
         exceeded = expected.band_exceeded_by[peak["multiplier"]]
         assert peak["outside_random"] == (exceeded == 0 if expected.counted >= 19 else None)
+
+
+# The vector's largest is 0.9. For each kind how many controls there are, and what they do; and whose verdict
+# is the one to quote.
+HEADLINES = {
+    "one kind": ({"random": (19, 0.2)}, "random"),
+    "an unrelated one does as much": ({"random": (19, 0.2), "unrelated": (19, 0.95)}, "unrelated"),
+    "too few before outside": ({"random": (19, 0.2), "shuffled": (3, 0.1)}, "shuffled"),
+    "not outside before too few": ({"random": (19, 1.0), "unrelated": (2, 2.0)}, "random"),
+    # p is 1/25 and 1/20
+    "the larger p of two that are outside": ({"random": (24, 0.2), "unrelated": (19, 0.2)}, "unrelated"),
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long if n > 1 else ()) for n, name in enumerate(HEADLINES)]
+)
+def test_the_strictest_verdict_is_the_headline(name: str, tmp_path: Path) -> None:
+    kinds, strictest = HEADLINES[name]
+    steered = [one for kind, (count, _) in kinds.items() for one in controls(OWN, count, kind)]
+
+    def kinds_say(cell: Cell) -> float:
+        control = cell.steered.control
+        return 1.0 + kinds[control][1] if control else float(says(cell))
+
+    folder = make_run(tmp_path / "run", [*OWN, *steered], kinds_say, items=2)
+    rows = ask("controls", folder)
+    assert {row["control"]: row["headline"] for row in rows} == {kind: kind == strictest for kind in kinds}
+    verdicts = {row["control"]: row["verdict"] for row in rows}
+    assert all(f" {kind} vectors" in verdicts[kind] for kind in kinds)
+    lines = layer_curves(folder).splitlines()
+    claims = lines[lines.index(f"largest effect: {-PEAK:+.2f} at layer 2, multiplier -1") + 1 :]
+    said = [line for line in claims if not line.startswith("largest of")]
+    if len(kinds) > 1:
+        assert said.pop(0) == f"by the strictest control: {verdicts.pop(strictest)}"
+    assert sorted(said) == sorted(verdicts.values())

@@ -20,6 +20,7 @@ from tests.results.made_up import Cell, Steered, ask, controls, make_run, sweep,
 from tests.store import makers
 from vsteer import cli
 from vsteer.analysis.statistics import write_statistics
+from vsteer.operations import OPERATIONS
 from vsteer.results.views import connect_runs, statements, without_statistics
 from vsteer.store.store import open_store
 from vsteer.vectors.run_norms import write_vector_norms
@@ -56,7 +57,11 @@ def test_a_peak_has_its_held_out_effect_near_layers_and_band(tmp_path: Path) -> 
     sha256 = write_vector(run, "toy", [2.0] * 8, 50.0)
     write_vector_norms(run)
     vectors = sweep("toy", (1, 2, 3, 4), (-1.0, 1.0), sha256=sha256)
-    both = [*controls(vectors, 19), *controls(vectors, 18, "shuffled")]
+    both = [
+        *controls(vectors, 19),
+        *controls(vectors, 18, "shuffled"),
+        *controls(vectors, 20, "unrelated"),
+    ]
     with_statistics(run, [*vectors, *both], peaked)
     found = ask("layer_peaks", run)
     assert [row["multiplier"] for row in found] == [-1.0, 1.0]
@@ -66,12 +71,13 @@ def test_a_peak_has_its_held_out_effect_near_layers_and_band(tmp_path: Path) -> 
         # of two layers of equal effect halves choose the luckier one: the other half says no more than 2
         assert 1.8 <= sign * row["heldout_effect"] <= 2.0
         assert row["heldout_low"] < sign * 2 < row["heldout_high"]
-        assert (row["outside_random"], row["outside_shuffled"]) == (True, None)
+        outside = (row["outside_random"], row["outside_shuffled"], row["outside_unrelated"])
+        assert outside == (True, None, True)
         assert (row["norm"], row["relative_norm"]) == ("raw", pytest.approx(0.04))
         assert row["why"] is None
     for row in ask("controls", run):
-        outside = True if row["control"] == "random" else None
-        assert (row["outside"], row["outside_there"]) == (outside, outside)
+        of_kind = None if row["control"] == "shuffled" else True
+        assert (row["outside"], row["outside_there"]) == (of_kind, of_kind)
         assert row["p_value_there"] == pytest.approx(1 / (1 + row["controls"]))
 
 
@@ -252,3 +258,39 @@ def test_a_run_without_statistics_has_their_columns(tmp_path: Path) -> None:
         for table in ("intervals", "peaks", "bands", "asymmetries", "doses", "scaling"):
             names = [column[0] for column in database.execute(f"from {table}").description]
             assert re.match("run evaluation .*measure", " ".join(names))
+
+
+class Clamped(Steered):
+    def config(self, model: str) -> dict[str, Any]:
+        return {**super().config(model), "operation": "clamp"}
+
+
+def test_no_multiplier_of_a_clamp_is_the_unsteered_model(tmp_path: Path) -> None:
+    """Clamped to m, an item has the logit difference 2 + m and its own wobble; unsteered it has 0.5.
+
+    A line through the two clamps has the slope 1, with the unsteered one at 0 it would have another residual.
+    """
+    clamped = [Clamped("toy", 1, multiplier) for multiplier in (-1.0, 1.0)]
+
+    def says(cell: Cell) -> float:
+        return 2 + cell.steered.multiplier + spread(cell.item) if cell.steered.vector else 0.5
+
+    run = with_statistics(tmp_path / "run", clamped, says)
+    assert [(row["multiplier"], row["logit_diff"]) for row in ask("multiplier_curves", run)] == [
+        (-1.0, pytest.approx(1.0)),
+        (1.0, pytest.approx(3.0)),
+    ]
+    (row,) = ask("steerability", run)
+    assert (row["multipliers"], row["slope"], row["residual"]) == (
+        2,
+        pytest.approx(1.0),
+        pytest.approx(0.0, abs=1e-6),
+    )
+    with connect_runs([run]) as database:
+        (dose,) = database.execute(
+            "select multipliers, means from doses where measure = 'logit_diff'"
+        ).fetchall()
+        names = ", ".join(f"('{name}')" for name in OPERATIONS)
+        acts = database.execute(f"select n, not unsteered_at_zero(n) from (values {names}) o(n)").fetchall()
+    assert dose == ([-1.0, 1.0], [pytest.approx(1.0), pytest.approx(3.0)])
+    assert dict(acts) == {name: operation.acts_at_zero for name, operation in OPERATIONS.items()}

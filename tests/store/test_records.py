@@ -144,7 +144,7 @@ def test_an_unknown_key_is_refused_by_name() -> None:
         (row(kind="choices"), "one of 'choice', 'open_ended'"),
         (row(status="OK"), "one of 'ok', 'error'"),
         (row(letter_order=""), "one of 'original', 'swapped'"),
-        (row(control="shuffle"), "one of '', 'random', 'shuffled', 'system'"),
+        (row(control="shuffle"), "one of '', 'random', 'shuffled', 'unrelated', 'system'"),
         (row(layer=3), r"layer is 3, but layers is \[0\]"),
         (row(layer=None), r"layer is None, but layers is \[0\]"),
         (row(layers=[0, 1]), r"layer is 0, but layers is \[0, 1\]"),

@@ -12,9 +12,10 @@ def vector(
     name: str = "sample",
     stream_norms: Mapping[int, float] | None = None,
     origin: Origin | None = None,
+    deviations: Mapping[int, float] | None = None,
 ) -> SteeringVector:
     directions = {layer: np.array(row, np.float32) for layer, row in rows.items()}
-    return SteeringVector(name, directions, stream_norms or {}, origin or Origin())
+    return SteeringVector(name, directions, stream_norms or {}, origin or Origin(), deviations or {})
 
 
 def awkward(layers: Sequence[int] = (0, 1, 2, 11), width: int = 7) -> SteeringVector:
@@ -40,7 +41,13 @@ def awkward(layers: Sequence[int] = (0, 1, 2, 11), width: int = 7) -> SteeringVe
         norm="residual:0.1",
         derived=("one thing", "then another"),
     )
-    return SteeringVector("höflich", rows, {layer: 10.1 + layer / 3 for layer in layers}, origin)
+    return SteeringVector(
+        "höflich",
+        rows,
+        {layer: 10.1 + layer / 3 for layer in layers},
+        origin,
+        {layer: 0.1 + layer / 7 for layer in layers},
+    )
 
 
 def same_bits(one: SteeringVector, other: SteeringVector) -> bool:

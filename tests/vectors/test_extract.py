@@ -49,6 +49,9 @@ def test_mean_difference_is_the_mean_of_the_pairs_differences() -> None:
             np.testing.assert_allclose(vector.directions[layer], expected, rtol=1e-6, atol=1e-7)
             lengths = [np.sqrt((row**2).sum()) for row in streams[layer]]
             assert vector.stream_norms[layer] == pytest.approx(sum(lengths) / 40)
+            along = [row @ expected / np.sqrt(expected @ expected) for row in streams[layer]]
+            spread = np.sqrt(sum((one - sum(along) / 40) ** 2 for one in along) / 40)
+            assert vector.deviations[layer] == pytest.approx(spread)
 
 
 def test_difference_in_means_of_sets_of_different_size() -> None:

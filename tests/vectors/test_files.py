@@ -67,16 +67,18 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
     assert same_bits(written, read)
     assert (read.name, read.origin) == (written.name, written.origin)
     assert dict(read.stream_norms) == dict(written.stream_norms)
+    assert dict(read.deviations) == dict(written.deviations)
 
 
 def test_the_layout_as_the_safetensors_library_sees_it(tmp_path: Path) -> None:
     path = tmp_path / "v.safetensors"
-    save(vector({3: [1, 2], 10: [-3, 4.5]}, stream_norms={3: 1 / 3}), path)
+    save(vector({3: [1, 2], 10: [-3, 4.5]}, stream_norms={3: 1 / 3}, deviations={10: 1 / 7}), path)
     arrays = load_file(path)
     assert {key: (array.dtype.name, array.tolist()) for key, array in arrays.items()} == {
         "direction.3": ("float32", [1, 2]),
         "direction.10": ("float32", [-3, 4.5]),
         "stream_norm.3": ("float64", [1 / 3]),
+        "deviation.10": ("float64", [1 / 7]),
     }
     content = metadata(path)
     assert content["layers"] == "layer L is the output of decoder block L, counted from 0"
@@ -213,6 +215,7 @@ def test_an_unknown_ending_is_not_written(tmp_path: Path, name: str) -> None:
         (vector({-1: [1]}), "has a layer -1"),
         (vector({0: []}), "has the shape 0"),
         (vector({0: [1]}, stream_norms={0: 0.0}), "stream norm of layer 0 is 0.0"),
+        (vector({0: [1]}, deviations={0: -1.0}), "deviation of layer 0 is -1.0"),
         (vector({0: [1]}, stream_norms={0: float("nan")}), "stream norm of layer 0 is nan"),
         (SteeringVector("v", {0: np.array([1, 2])}), "layer 0 holds int64"),
         (SteeringVector("v", {0: np.ones((2, 3), np.float32)}), "has the shape 2 x 3"),

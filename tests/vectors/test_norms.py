@@ -56,6 +56,17 @@ def test_unit() -> None:
     assert rows(ONE) == {0: [3, -4], 1: [5, 12]}
 
 
+def test_deviation() -> None:
+    """Lengths 5 and 13 become what the stream spreads along them."""
+    spread = vector({0: [3, -4], 1: [5, 12]}, "spread", deviations={0: 2.0, 1: 26.0})
+    made = with_norm(spread, "deviation")
+    assert close(made, {0: [1.2, -1.6], 1: [10, 24]})
+    assert (made.origin.norm, made.deviations) == ("deviation", spread.deviations)
+    for unknown in ({}, {0: 2.0}, {0: 2.0, 1: 0.0}):
+        with pytest.raises(VectorError, match="how far the stream spreads along it at layer"):
+            with_norm(vector({0: [3, -4], 1: [5, 12]}, deviations=unknown), "deviation")
+
+
 def test_residual() -> None:
     """A tenth of 100 and of 50."""
     tenth = with_norm(ONE, "residual:0.1")

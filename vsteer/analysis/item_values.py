@@ -54,7 +54,8 @@ from steered order by family, block, condition
 """
 CONTROL_VECTORS = """
 select family, control, count(distinct control_index) as vectors
-from steered where control in ('random', 'shuffled') group by family, control order by family, control
+from steered where control in ('random', 'shuffled', 'unrelated')
+group by family, control order by family, control
 """
 
 

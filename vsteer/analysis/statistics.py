@@ -21,6 +21,7 @@ from vsteer.analysis.item_values import Condition, Effects, ItemValues
 from vsteer.analysis.peaks import FEWEST_TO_SPLIT, SPLITS, band, best_layer, held_out, near_best
 from vsteer.analysis.scaling import scaling_records
 from vsteer.errors import VsteerError
+from vsteer.operations import OPERATIONS
 from vsteer.results.statistics_files import (
     ENOUGH_CONTROLS,
     MEASURES,
@@ -270,7 +271,10 @@ def asymmetry_records(sweep: Effects, measure: str) -> Iterator[Record]:
 
 
 def dose_records(sweep: Effects, measure: str) -> Iterator[Record]:
-    """Each layer's means over the multipliers, the unsteered model at 0, on items that have all of them."""
+    """Each layer's means over the multipliers, on items that have all of them.
+
+    The unsteered model is at 0, unless the operation does something with a multiplier of 0 too.
+    """
     doses: dict[tuple[int, ...], list[Condition]] = {}
     for one in sweep.conditions:
         if one.multiplier is not None:
@@ -280,9 +284,11 @@ def dose_records(sweep: Effects, measure: str) -> Iterator[Record]:
         items = sweep.whole(family, measure)
         effects = sweep.effects[measure][sweep.places(family)][:, items]
         baseline = sweep.baselines[measure][sweep.places(family)][:, items].mean(0)
-        zero = int(np.searchsorted([_multiplier(one) for one in family], 0))
-        multipliers = np.insert([_multiplier(one) for one in family], zero, 0.0)
-        levels = (baseline + np.insert(effects, zero, 0.0, axis=0)).T
+        multipliers = np.array([_multiplier(one) for one in family])
+        if not OPERATIONS[family[0].operation].acts_at_zero:
+            zero = int(np.searchsorted(multipliers, 0))
+            multipliers, effects = np.insert(multipliers, zero, 0.0), np.insert(effects, zero, 0.0, axis=0)
+        levels = (baseline + effects).T
         largest = max(family, key=lambda one: (abs(_multiplier(one)), _multiplier(one)))
         yield {
             **_head(largest, measure),

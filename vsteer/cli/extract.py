@@ -22,7 +22,10 @@ from vsteer.terminal import echo
 @click.option("--name", help="The vector's name; by default the data's.")
 @click.option("--method", help="mean_diff or pca for pairs (default mean_diff), dim for two unpaired sets.")
 @click.option(
-    "--norm", default="raw", show_default=True, help="raw, unit, or residual:F such as residual:0.1."
+    "--norm",
+    default="raw",
+    show_default=True,
+    help="raw, unit, deviation, or residual:F as in residual:0.1.",
 )
 @click.option("--token", default=None, help="answer (default for letters), last, or an offset such as -2.")
 @click.option("--system", help="System prompt in front of every text.")

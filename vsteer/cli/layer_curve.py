@@ -16,6 +16,7 @@ import duckdb
 
 from vsteer.cli.plain_table import plain_table
 from vsteer.operations import OPERATIONS
+from vsteer.report.facts import at_once
 from vsteer.results.statistics_files import ENOUGH_CONTROLS
 from vsteer.results.views import connect_runs
 
@@ -43,8 +44,8 @@ CHANCE = """
 select family, layers, min(effect), max(effect) from control_effects where counted group by family, layers
 """
 VERDICTS = """
-select family, control, controls, controls_left_out, control_largest, verdict, condition
-from control_verdicts order by family, control
+select family, control, controls, controls_left_out, control_largest, verdict, condition, headline
+from control_verdicts order by family, headline desc, control
 """
 ROUNDINGS = "select model, dtype, evaluation, rounding from roundings"
 
@@ -93,6 +94,7 @@ class Verdict:
     largest: float | None
     words: str
     condition: int  # where the vector's effect is largest
+    headline: bool
 
 
 def layer_curves(folder: Path) -> str:
@@ -151,7 +153,7 @@ def _curve(
     rows = []
     for layers in sorted({one.layers for one in effects}):
         here = [by_place.get((layers, m)) for m in multipliers]
-        row = [_layers(layers), *(f"{one.effect:+.2f}" if one else "" for one in here)]
+        row = [at_once(layers), *(f"{one.effect:+.2f}" if one else "" for one in here)]
         row.append(f"{min(one.mass for one in here if one):.3f}")
         if chance:
             row.append("{:+.2f} to {:+.2f}".format(*chance[layers]) if layers in chance else "")
@@ -175,23 +177,19 @@ def _curve(
     return "\n".join(lines)
 
 
-def _layers(layers: Layers) -> str:
-    return "+".join(map(str, layers))
-
-
 def _claims(effects: Sequence[Effect], verdicts: Sequence[Verdict], done: str) -> list[str]:
-    """The peak, and for each kind of control what the verdict says of it."""
+    """The peak, and what the verdict says of it for each kind of control, the strictest first."""
     largest = {verdict.condition for verdict in verdicts}
     peak = max(
         (one for one in effects if not largest or one.condition in largest),
         key=lambda one: (abs(one.effect), -one.condition),
     )
     how = done if peak.multiplier is None else f"multiplier {peak.multiplier:+g}"
-    lines = [f"largest effect: {peak.effect:+.2f} at layer {_layers(peak.layers)}, {how}"]
+    lines = [f"largest effect: {peak.effect:+.2f} at layer {at_once(peak.layers)}, {how}"]
     if not verdicts:
         lines.append(
             "no controls to compare it with: what chance gives isn't known "
-            f"(`controls: {{random_vectors: {ENOUGH_CONTROLS}}}` in the grid adds them)"
+            f"(`controls: {{random_vectors: {ENOUGH_CONTROLS}, unrelated: {ENOUGH_CONTROLS}}}` adds them)"
         )
     for verdict in verdicts:
         if verdict.largest is not None:
@@ -201,5 +199,6 @@ def _claims(effects: Sequence[Effect], verdicts: Sequence[Verdict], done: str) -
                 f"{verdict.left_out} of the {verdict.controls + verdict.left_out} {verdict.control} vectors "
                 "don't count: they lack rows, or repeat another vector"
             )
-        lines.append(verdict.words)
+        strictest = "by the strictest control: " if verdict.headline and len(verdicts) > 1 else ""
+        lines.append(f"{strictest}{verdict.words}")
     return lines

@@ -139,7 +139,7 @@ def compare(files: tuple[Path, ...], as_json: bool) -> None:
 @click.option("--plus", type=_PATH, multiple=True, help="2. Add this vector. May be repeated.")
 @click.option("--orthogonal-to", type=_PATH, help="3. Only what is orthogonal to this vector, per layer.")
 @click.option("--sparsify", type=float, metavar="FRACTION", help="4. Keep this share of the dimensions.")
-@click.option("--norm", help="5. raw, unit, caa, or residual:F (F times the stream's mean norm).")
+@click.option("--norm", help="5. raw, unit, caa, deviation, or residual:F (F times the stream's mean norm).")
 @click.option("--with", "others", type=_PATH, multiple=True, help="A further behaviour for --norm caa.")
 @click.option("--random", "seed", type=int, metavar="SEED", help="6. A random vector of the same norms.")
 @click.option("--name", help="The new vector's name.")

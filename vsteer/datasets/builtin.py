@@ -9,6 +9,12 @@ from vsteer.errors import DataError
 from vsteer.validation import did_you_mean
 
 _FOLDER = Path(__file__).with_name("behaviours")
+# Small contrasts that are no behaviours, for controls. A grid takes the first so many of them, and a row's
+# identity depends on which, so another one goes to the end.
+CONTRASTS = (
+    "winter", "sea", "past", "plural", "night", "city", "sweet", "red", "cats", "she", "large", "old",
+    "inside", "letters", "fast", "music", "north", "wood", "i", "wet",
+)  # fmt: skip
 
 
 def behaviours() -> tuple[str, ...]:
@@ -30,6 +36,11 @@ def data_path(behaviour: str, part: str) -> Path:
             f"the built-in behaviour {behaviour!r} has no {part!r}", f"it has {', '.join(parts(behaviour))}"
         )
     return next((_FOLDER / behaviour).glob(f"{part}.json*"))
+
+
+def contrast_path(name: str) -> Path:
+    """The pairs of one of `CONTRASTS`."""
+    return _FOLDER.with_name("contrasts") / f"{name}.jsonl"
 
 
 def is_builtin(name: str) -> bool:

@@ -3,8 +3,9 @@
 Pure numpy. A cell is a list of terms without its span. `row[layer, cell, slot]` names a direction
 in `bank`, `scale[layer, cell, slot]` is its multiplier; cell 0 and bank row 0 are unsteered. The
 multipliers of one direction share its row. For an operation with a module of its own,
-`placed[module][layer, place, cell]` names the direction, of length 1, that it has there. Each cell has a
-fingerprint, the hash of what it does, by which prefix-cache blocks and workers know it.
+`placed[module]` has [layer, place, cell] arrays: `row` names the direction, of length 1, that it has there,
+and `size` is its multiplier times the vector's length, 0 for an operation without a multiplier. Each cell has
+a fingerprint, the hash of what it does, by which prefix-cache blocks and workers know it.
 """
 
 from __future__ import annotations
@@ -78,11 +79,24 @@ def check_direction(vector: str, layer: int, direction: Direction, hidden_size: 
 
 
 @dataclass(frozen=True)
+class Placed:
+    """What cells do by an operation's module, [layers, places, cells]."""
+
+    row: NDArray[np.int32]
+    size: NDArray[np.float32]
+
+
+def placed_keys(module: str) -> tuple[str, str]:
+    """Under which names a module's row and size are in a saved table."""
+    return f"{module}.row", f"{module}.size"
+
+
+@dataclass(frozen=True)
 class SteeringTable:
     bank: NDArray[np.float32]  # [rows, hidden]
     row: NDArray[np.int32]  # [layers, cells, terms]
     scale: NDArray[np.float32]  # [layers, cells, terms]
-    placed: Mapping[str, NDArray[np.int32]]  # of each module that is used: [layers, places, cells]
+    placed: Mapping[str, Placed]  # of each module that is used
     fingerprints: tuple[str, ...]  # one a cell; "" for the unsteered cell 0
     cells: Mapping[tuple[Term, ...], int]  # the acting terms -> their cell
 
@@ -122,7 +136,7 @@ class SteeringTable:
                     f"the steering table is full: {needed} {what} are needed and there is room for {room}",
                     hint="start the engine with a larger Capacity; Capacity.for_grid computes one",
                 )
-        placed: dict[str, NDArray[np.int32]] = {}
+        placed: dict[str, Placed] = {}
         for operation in {OPERATIONS[term.operation] for terms in cells for term in terms}:
             if operation.module and operation.module not in capacity.modules:
                 raise EngineError(
@@ -130,18 +144,23 @@ class SteeringTable:
                     hint=f"start it with Capacity(modules=graph_modules([{operation.name!r}]))",
                 )
             if operation.module:
-                placed[operation.module] = np.zeros((layers, len(PLACES), len(cells) + 1), np.int32)
+                shape = (layers, len(PLACES), len(cells) + 1)
+                placed[operation.module] = Placed(np.zeros(shape, np.int32), np.zeros(shape, np.float32))
         row = np.zeros((layers, len(cells) + 1, capacity.terms), np.int32)
         scale = np.zeros((layers, len(cells) + 1, capacity.terms), np.float32)
         fingerprints = [""]
         for terms, cell in cells.items():
             used: dict[int, int] = {}
-            taken = np.zeros((layers, len(PLACES)), bool)
+            taken: dict[str, NDArray[np.bool_]] = {}
             for term in terms:
                 of_term = rows[term.vector, term.layer, term.is_added]
-                if module := OPERATIONS[term.operation].module:
-                    places = _places_of(term, taken)
-                    placed[module][:, :, cell][places] = of_term
+                operation = OPERATIONS[term.operation]
+                if module := operation.module:
+                    places = _places_of(term, taken.setdefault(module, np.zeros((layers, len(PLACES)), bool)))
+                    placed[module].row[:, :, cell][places] = of_term
+                    if operation.has_multiplier:
+                        length = np.linalg.norm(vectors[term.vector][term.layer].astype(np.float64))
+                        placed[module].size[:, :, cell][places] = term.multiplier * length
                     continue
                 slot = used.get(term.layer, 0)
                 used[term.layer] = slot + 1
@@ -167,7 +186,11 @@ class SteeringTable:
                 "bank": self.bank,
                 "row": self.row,
                 "scale": self.scale,
-                **self.placed,
+                **{
+                    key: array
+                    for module, of_module in self.placed.items()
+                    for key, array in zip(placed_keys(module), (of_module.row, of_module.size), strict=True)
+                },
                 "fingerprint": np.frombuffer(hexes, np.uint8).reshape(-1, 32),
             },
             path,
@@ -182,9 +205,9 @@ def read_table_file(path: Path) -> tuple[dict[str, NDArray[Any]], list[str], str
 
 
 def _places_of(term: Term, taken: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Where in a cell's [layers, places] a term acts, which are `taken` then.
+    """Where in a cell's [layers, places] a term acts, which its module has `taken` then.
 
-    If two directions were ablated at one place, neither would be gone in the end.
+    If two directions were ablated at one place, neither would be gone; and a module has room for one.
     """
     operation = OPERATIONS[term.operation]
     places = np.zeros_like(taken)
@@ -192,7 +215,7 @@ def _places_of(term: Term, taken: NDArray[np.bool_]) -> NDArray[np.bool_]:
     places[layers, [PLACES.index(place) for place in operation.places]] = True
     if (places & taken).any():
         raise UsageError(
-            f"two directions are {operation.done} at one place of layer {term.layer}",
+            f"two directions are at one place of layer {term.layer}, for {operation.noun}",
             hint="leave one of them out, or give each a layer of its own",
         )
     taken |= places

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from pydantic_core import PydanticCustomError
 
 from vsteer.protocol import OPEN_END, POSITION_WORDS, Positions
 from vsteer.validation import did_you_mean, many, shortened, shown, wrong
@@ -20,11 +21,12 @@ Group = tuple[int, ...]  # the layers of one steering; mostly one
 
 MOST_VALUES, MOST_NORMS = 10_000, 1_000
 _LAYER_FORMS = (
-    "write all, [9, 10], {from: 8, to: 24, step: 2}, {depth: [0.2, 0.6]}, or [[10, 14]] for both at once"
+    "write all, [9, 10], {from: 8, to: 24, step: 2}, {depth: [0.2, 0.6]}, [[10, 14]] for both at once, or "
+    "{together: {from: 8, to: 24}}"
 )
 _MULTIPLIER_FORMS = "write numbers such as [-1, 1], or {from: -2, to: 2, step: 0.5}"
 _POSITION_FORMS = f"known: {', '.join(POSITION_WORDS)}, or a list with a pair [[start, end]]"
-_NORM_FORMS = "write raw, unit, caa, {residual: 0.1}, or a list of them"
+_NORM_FORMS = "write raw, unit, caa, deviation, {residual: 0.1}, or a list of them"
 _REPLICA_FORMS = "write a number, or {min: 1, max: 64} for as many as there is room for"
 
 
@@ -38,6 +40,7 @@ class Layers:
     groups: tuple[Group, ...] | None  # None: every layer within `depth`
     depth: tuple[float, float]
     written: Any
+    together: bool = False  # whether the layers within `depth` are one group
 
     def resolve(self, layers: int | None) -> tuple[Group, ...]:
         """The groups on a model of so many layers. A ValueError says what is wrong with them."""
@@ -49,7 +52,7 @@ class Layers:
             chosen = [n for n in range(layers) if low - 1e-9 <= (n + 1) / layers <= high + 1e-9]
             if not chosen:
                 raise ValueError(f"no layer of {layers} has a depth from {low:g} to {high:g}")
-            return tuple((n,) for n in chosen)
+            return (tuple(chosen),) if self.together else tuple((n,) for n in chosen)
         last = max(max(group) for group in self.groups)
         if layers is not None and last >= layers:
             raise ValueError(f"layer {last} does not exist: the model has layers 0 to {layers - 1}")
@@ -61,12 +64,33 @@ def parse_layers(value: Any) -> Layers:
         return Layers(None, (0.0, 1.0), value)
     if isinstance(value, dict) and set(value) == {"depth"}:
         return Layers(None, _depth(value["depth"]), value)
+    if isinstance(value, dict) and set(value) == {"together"}:
+        return _together(value)
     if isinstance(value, dict):
         return Layers(tuple((n,) for n in _layer_range(value)), (0.0, 1.0), value)
     return Layers(many(_group)(value), (0.0, 1.0), value)
 
 
+def _together(value: dict[str, Any]) -> Layers:
+    """All of what `together` names as one group."""
+    try:
+        each = parse_layers(value["together"])
+    except PydanticCustomError as error:
+        context = error.context or {}
+        raise wrong(context["message"], context["hint"], "together", *context["at"]) from None
+    if each.groups is None:
+        return Layers(None, each.depth, value, together=True)
+    layers = tuple(sorted({n for group in each.groups for n in group}))
+    return Layers((layers,), each.depth, value)
+
+
 def _group(value: Any) -> Group:
+    if isinstance(value, dict) and set(value) == {"together"}:
+        groups = _together(value).groups
+        if groups is None:
+            message = f"expected a range of layers together, found {shown(value['together'])}"
+            raise wrong(message, "in a list such as {together: {from: 8, to: 24}}", "together")
+        return groups[0]
     if not isinstance(value, list):
         return (_layer(value),)
     group = tuple(_layer(one) for one in value)
@@ -152,14 +176,14 @@ def parse_norms(value: Any) -> tuple[str, ...]:
 
 
 def parse_norm(value: Any) -> str:
-    """The norm as results name it: raw, unit, caa, residual:0.1."""
+    """The norm as results name it: raw, unit, caa, deviation, residual:0.1."""
     if isinstance(value, dict) and set(value) == {"residual"}:
         fraction = _number(value["residual"], "such as {residual: 0.1}")
         if not 0 < fraction <= 1e6:
             raise wrong(f"expected a positive fraction, found {shown(value['residual'])}", _NORM_FORMS)
         return f"residual:{fraction!r}"
-    if value not in ("raw", "unit", "caa"):
-        hint = did_you_mean(value, ["raw", "unit", "caa", "residual"], _NORM_FORMS)
+    if value not in ("raw", "unit", "caa", "deviation"):
+        hint = did_you_mean(value, ["raw", "unit", "caa", "deviation", "residual"], _NORM_FORMS)
         raise wrong(f"expected a norm, found {shown(value)}", hint)
     return str(value)
 

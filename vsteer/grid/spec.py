@@ -23,6 +23,8 @@ from pydantic import (
     model_validator,
 )
 
+from vsteer.controls import CONTROL_VECTORS
+from vsteer.datasets.builtin import CONTRASTS
 from vsteer.engine.options import EngineOptions
 from vsteer.evaluations.kinds import AnyKind, KindName
 from vsteer.grid.axes import (
@@ -38,7 +40,7 @@ from vsteer.grid.names import Named, named_evaluations
 from vsteer.grid.problems import GridError, Loc, Source
 from vsteer.grid.values import OutOfBounds, plain
 from vsteer.grid.yaml_lines import read_yaml
-from vsteer.operations import OPERATIONS
+from vsteer.operations import OPERATIONS, written_operation
 from vsteer.protocol import Positions
 from vsteer.validation import (
     AS_LIST,
@@ -79,8 +81,10 @@ HowMany = Annotated[
 Some = Annotated[int, Field(ge=0, le=1000)]
 if TYPE_CHECKING:
     OperationName = str
+    Where = str
 else:
-    OperationName = Literal[tuple(OPERATIONS)]
+    OperationName = Literal[tuple(dict.fromkeys(one.written or one.name for one in OPERATIONS.values()))]
+    Where = Literal[tuple(dict.fromkeys(one.where for one in OPERATIONS.values()))]
 
 
 class EngineSpec(EngineOptions):
@@ -158,11 +162,13 @@ class Axis(Strict):
     layers: LayerChoice
     """Where the vector acts."""
     multipliers: Multipliers | None = None
-    """What the stored vector is multiplied by. `add` needs them, and the other operations have none."""
+    """What the stored vector is multiplied by. `add` and `clamp` need them, and ablations have none."""
     positions: PositionList = ("all",)
     """Which tokens are steered."""
     operation: OperationName = "add"
     """What is done with the vector."""
+    where: Where = "layer"
+    """`attention`: `add` adds behind a layer's attention, in front of its MLP, and not behind the layer."""
 
     @model_validator(mode="after")
     def _one_of_two(self) -> Axis:
@@ -172,14 +178,20 @@ class Axis(Strict):
 
     @model_validator(mode="after")
     def _multipliers_where_needed(self) -> Axis:
-        operation = OPERATIONS[self.operation]
+        if written_operation(self.operation, self.where) is None:
+            message = f"the operation {self.operation} does not act behind the {self.where} alone"
+            raise wrong(message, "take the line out", "where")
+        operation = OPERATIONS[self.does]
         if operation.has_multiplier and self.multipliers is None:
             raise wrong("multipliers is missing", "such as multipliers: [-1, 1]")
+        if operation.acts_at_zero and 0 in (self.multipliers or ()):
+            message = f"multiplier 0 of {operation.name} takes the component out: that is no baseline"
+            raise wrong(message, "take 0 out, and add a block with operation: ablate", "multipliers")
         if not operation.has_multiplier and self.multipliers is not None:
             message = f"the operation {operation.name} has no multipliers"
             raise wrong(message, "take the line out", "multipliers")
         groups = self.layers.groups or ()
-        if operation.every_layer and any(len(group) > 1 for group in groups):
+        if operation.every_layer and (self.layers.together or any(len(group) > 1 for group in groups)):
             hint = "a layer says whose direction it is: list single layers"
             raise wrong(f"one direction at a time can be {operation.done} everywhere", hint, "layers")
         return self
@@ -187,6 +199,11 @@ class Axis(Strict):
     @property
     def names(self) -> tuple[str, ...]:
         return self.vector or self.vectors or ()
+
+    @property
+    def does(self) -> str:
+        """The operation's own name."""
+        return written_operation(self.operation, self.where) or self.operation
 
 
 class SystemPrompts(Strict):
@@ -196,23 +213,45 @@ class SystemPrompts(Strict):
     """A system prompt that asks for its opposite."""
 
 
+def _unrelated(value: Any) -> int | tuple[str, ...]:
+    if isinstance(value, int):
+        most = len(CONTRASTS)
+        if isinstance(value, bool) or not 0 <= value <= most:
+            hint = "a list names other behaviours and files of pairs: [language, other.jsonl]"
+            raise wrong(f"expected at most {most} built-in contrasts, found {shown(value)}", hint)
+        return value
+    return many(_data)(value)
+
+
+def _data(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise wrong(f"expected a behaviour or a file, found {shown(value)}", "such as language")
+    return value
+
+
+Unrelated = Annotated[
+    int | tuple[str, ...],
+    PlainValidator(_unrelated),
+    PlainSerializer(lambda value: value if isinstance(value, int) else list(value)),
+]
+
+
 class Controls(Strict):
     random_vectors: Some = 0
     """How many random vectors of the vector's length stand beside it at each layer."""
     shuffled_labels: Some = 0
     """How many vectors of the same data with shuffled labels stand beside it."""
+    unrelated: Unrelated = 0
+    """Vectors of other behaviours, made in the same way and as long as the vector at each layer: how many of
+    the built-in contrasts, or a list of behaviours and files."""
     system_prompts: SystemPrompts = SystemPrompts()
     """What a system prompt does by itself, unsteered."""
 
-    @property
-    def vectors(self) -> int:
-        """How many control vectors stand beside each steered one."""
-        return self.random_vectors + self.shuffled_labels
-
 
 def _control(value: Any) -> str:
-    if value not in ("random", "shuffled"):
-        raise wrong(f"expected random or shuffled, found {shown(value)}", "the controls that are vectors")
+    if value not in CONTROL_VECTORS:
+        known = " or ".join([", ".join(CONTROL_VECTORS[:-1]), CONTROL_VECTORS[-1]])
+        raise wrong(f"expected {known}, found {shown(value)}", "the controls that are vectors")
     return str(value)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from vsteer.plan.left_out import EXCLUDED, NO_NORM, OTHER_POSITIONS, OTHER_VECTO
 from vsteer.plan.vector_sources import VectorSource, norm_recipe
 from vsteer.protocol import Positions, Steering, Term
 from vsteer.validation import shortened
+from vsteer.vectors.recipe import Recipe
 
 # of an evaluation; and of all evaluations together, before anything is excluded
 MOST_CONFIGS, MOST_LISTED = 200_000, 5_000_000
@@ -31,12 +32,13 @@ class VectorUse:
     key: str
     source: VectorSource
     norm: str
-    control: str  # "", random, shuffled
+    control: str  # "", random, shuffled, unrelated
     index: int | None  # which of the controls
     # A control is drawn from it: one for each random vector, and one for all shuffles of a vector. A control
     # has its vector's norm.
     seed: int | None
     recipe: Mapping[str, Any]
+    other: Recipe | None = None  # what an unrelated vector is made from
 
     @property
     def name(self) -> str:
@@ -55,7 +57,7 @@ class Config:
     multiplier: float | None = 0.0  # None: an operation that has none
     positions: Positions | None = None
     operation: str = "add"
-    control: str = ""  # "", random, shuffled, system
+    control: str = ""  # "", random, shuffled, unrelated, system
     system: str = ""  # the system prompt's name
     layer_count: int | None = None  # the model's, for depths
 
@@ -164,8 +166,11 @@ class ConfigExpander:
     def configs(self, evaluation: int, name: str, baseline: Config) -> Iterator[tuple[Config, Loc]]:
         """Configurations without their ids, in the grid's order, each with the place of its positions."""
         found = list(self._listed(evaluation, name))
-        family = 1 + self.grid.controls.vectors if self.grid.evaluations[evaluation].has_controls else 1
-        if (count := len({parts for parts, _ in found}) * family) >= MOST_CONFIGS:
+        controls = self.grid.evaluations[evaluation].has_controls
+        count = sum(
+            1 + (self.beside(parts.vector) if controls else 0) for parts in {parts for parts, _ in found}
+        )
+        if count >= MOST_CONFIGS:
             message = (
                 f"{count:,} configurations of {shortened(name)}, and at most {MOST_CONFIGS:,} are planned"
             )
@@ -184,13 +189,13 @@ class ConfigExpander:
     def _listed(self, evaluation: int, name: str) -> Iterator[tuple[_Parts, Loc]]:
         """What the axes list and no exclusion leaves out; everything else is counted under its reason."""
         spec = self.grid.evaluations[evaluation]
-        family = 1 + self.grid.controls.vectors  # a steered configuration and the controls beside it
-        excluded: Counter[int] = Counter()
+        excluded: Counter[tuple[int, int]] = Counter()
         for n, axis in enumerate(self.grid.grid):
             positions = self._positions(n, axis, evaluation)
             multipliers = axis.multipliers or (None,)
-            steered = len(self.layers[n]) * len(multipliers) * family
             for vector in axis.names:
+                family = 1 + self.beside(vector)  # a steered configuration and the controls beside it
+                steered = len(self.layers[n]) * len(multipliers) * family
                 written, norms = len(self.sources[vector].norms), self._norms(axis, vector)
                 if spec.vectors is not None and vector not in spec.vectors:
                     self.left_out[name, OTHER_VECTORS] += written * steered * len(axis.positions)
@@ -213,32 +218,40 @@ class ConfigExpander:
                             there = at_multiplier(here, multiplier)
                             for place, where in positions:
                                 if (entry := at_positions(there, where)) is not None:
-                                    excluded[entry] += 1
+                                    excluded[entry, family] += 1
                                     continue
                                 yield (
-                                    _Parts(vector, norm, group, multiplier, where, axis.operation),
+                                    _Parts(vector, norm, group, multiplier, where, axis.does),
                                     place,
                                 )
-        for entry, count in excluded.items():
+        for (entry, family), count in excluded.items():
             self.excluded[entry] += count
             self.left_out[name, EXCLUDED.format(place=self.grid.at(("exclude", entry)))] += count * family
 
+    def beside(self, vector: str) -> int:
+        """How many control vectors stand beside each steered one."""
+        return sum(map(len, self._controls(vector).values()))
+
+    def _controls(self, vector: str) -> dict[str, Collection[int]]:
+        """The numbers of its control vectors of each kind."""
+        return {
+            "random": range(self.grid.controls.random_vectors),
+            "shuffled": range(self.grid.controls.shuffled_labels),
+            "unrelated": self.sources[vector].unrelated.keys(),
+        }
+
     def controls(self, steered: Config, name: str) -> Iterator[Config]:
-        """The random and shuffled-label vectors beside one steered configuration, of the same norm."""
+        """The control vectors beside one steered configuration, of the same norm."""
         assert steered.vector is not None
-        wanted = (
-            ("random", self.grid.controls.random_vectors),
-            ("shuffled", self.grid.controls.shuffled_labels),
-        )
         vector, norm = steered.vector.name, steered.vector.norm
-        for control, count in wanted:
+        for control, indices in self._controls(vector).items():
             entries = self._exclusions(name, steered.spec.evaluation, vector, norm, control)
             here = at_multiplier(at_layers(entries, steered.layers), steered.multiplier)
             if here and (entry := at_positions(here, steered.positions)) is not None:
-                self.excluded[entry] += count
-                self.left_out[name, EXCLUDED.format(place=self.grid.at(("exclude", entry)))] += count
+                self.excluded[entry] += len(indices)
+                self.left_out[name, EXCLUDED.format(place=self.grid.at(("exclude", entry)))] += len(indices)
                 continue
-            for index in range(count):
+            for index in indices:
                 use = self.use(vector, norm, control, index)
                 yield replace(steered, vector=use, control=control)
 
@@ -247,20 +260,24 @@ class ConfigExpander:
         if key not in self._uses:
             source = self.sources[name]
             recipe: dict[str, Any] = source.identity() | {"norm": norm_recipe(norm, self.sources)}
-            seed = None
-            if control:
+            seed = other = None
+            if control == "unrelated":
+                assert index is not None
+                other = source.unrelated[index]
+                recipe = {"control": control, "index": index, "made_from": other.identity(), "of": recipe}
+            elif control:
                 # The vector's norm has no part in it, so that one random direction is compared at every norm.
                 seed = derived_seed(
                     self.grid.seed, control, source.identity(), index if control == "random" else 0
                 )
                 recipe = {"control": control, "index": index, "seed": seed, "of": recipe}
-            self._uses[key] = VectorUse(key, source, norm, control, index, seed, recipe)
+            self._uses[key] = VectorUse(key, source, norm, control, index, seed, recipe, other)
         return self._uses[key]
 
     def _norms(self, axis: Axis, vector: str) -> tuple[str, ...]:
         """An operation without a multiplier takes a direction, whatever its norm: once, at length 1."""
         source = self.sources[vector]
-        return source.norms if OPERATIONS[axis.operation].has_multiplier or source.is_file else ("unit",)
+        return source.norms if OPERATIONS[axis.does].has_multiplier or source.is_file else ("unit",)
 
     def _positions(self, n: int, axis: Axis, evaluation: int) -> list[tuple[Loc, Positions]]:
         at: Loc = ("grid", n, "positions")

@@ -19,7 +19,7 @@ from vsteer.grid.spec import Grid
 OTHER_VECTORS = "left out: the evaluation's `vectors` names others"
 OTHER_POSITIONS = "left out: {setting} steers {positions} alone"
 EXCLUDED = "left out: excluded {place}"
-BESIDE_TEXTS = "left out: no random or shuffled vectors beside texts"
+BESIDE_TEXTS = "left out: no control vectors beside texts"
 NO_NORM = "merged: an ablation takes a direction of length 1, whatever its norm"
 UNSTEERED = "merged: multiplier 0 is the unsteered baseline"
 TWICE = "merged: the grid reaches it more than once"

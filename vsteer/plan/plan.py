@@ -295,7 +295,8 @@ def _configs(
             for beside in expander.controls(config, renderer.name):
                 add(beside)
     else:
-        expander.left_out[renderer.name, BESIDE_TEXTS] += len(own) * renderer.grid.controls.vectors
+        names = [config.vector.name for config in own if config.vector is not None]
+        expander.left_out[renderer.name, BESIDE_TEXTS] += sum(map(expander.beside, names))
     return tuple(found.values())
 
 

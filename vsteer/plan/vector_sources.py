@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from vsteer.vectors.derive import for_model
 from vsteer.vectors.files import file_sha256, load
 from vsteer.vectors.methods import METHODS
 from vsteer.vectors.recipe import Recipe, make_recipe
+from vsteer.vectors.unrelated import unrelated_recipes
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class VectorSource:
     name: str
     made_from: Recipe | VectorFile
     norms: tuple[str, ...]  # for a file "stored": the norm was applied when the file was made
+    # what the unrelated vectors beside it are made from, by their numbers
+    unrelated: Mapping[int, Recipe] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def is_file(self) -> bool:
@@ -83,7 +86,27 @@ def vector_sources(grid: Grid) -> dict[str, VectorSource]:
         raise grid.error(("vectors", averaged[0], "norm"), message, hint)
     if grid.controls.shuffled_labels:
         _check_shuffled_labels(grid, sources)
+    if grid.controls.unrelated:
+        return {name: _with_unrelated(grid, source) for name, source in sources.items()}
     return sources
+
+
+def _with_unrelated(grid: Grid, source: VectorSource) -> VectorSource:
+    at: Loc = ("controls", "unrelated")
+    if isinstance(source.made_from, VectorFile):
+        message = f"unrelated vectors are made as {source.name!r} is, and that is a file"
+        raise grid.error(at, message, "use random_vectors alone, or give its data")
+    wanted = grid.controls.unrelated
+    found = unrelated_recipes(
+        source.made_from,
+        wanted,
+        grid.folder,
+        lambda number: located(grid, at if isinstance(wanted, int) else (*at, number)),
+    )
+    if not found:
+        message = f"nothing stands here but the data of {source.name!r} itself"
+        raise grid.error(at, message, "name data of other behaviours, or a number of built-in ones")
+    return replace(source, unrelated=found)
 
 
 def _check_shuffled_labels(grid: Grid, sources: Mapping[str, VectorSource]) -> None:

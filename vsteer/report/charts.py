@@ -81,10 +81,10 @@ def layers() -> Any:
         alt.Fill(
             "kind:N",
             title="band of",
-            scale=alt.Scale(domain=BANDS, range=["@band", "@none"]),
+            scale=alt.Scale(domain=BANDS, range=["@band", "@none", "@none"]),
             legend=alt.Legend(values=alt.ExprRef("bands"), symbolType="square", symbolStrokeColor="@quiet"),
         ),
-        alt.Stroke("kind:N", scale=alt.Scale(domain=BANDS, range=["@band", "@quiet"]), legend=None),
+        alt.Stroke("kind:N", scale=alt.Scale(domain=BANDS, range=["@band", "@quiet", "@ink"]), legend=None),
         tooltip=tips("kind:N", "layer:Q", "low:Q", "high:Q", "controls:Q"),
     )
     found = chart().encode(layer_axis(), alt.Y("y:Q", title=""), SIGN_COLOUR)

@@ -37,7 +37,8 @@ VECTORS = """
 select run, model, vector, norm, operation, positions, list(distinct layers order by layers) as layers,
        list(distinct multiplier order by multiplier) filter (multiplier is not null) as multipliers,
        count(distinct control_index) filter (control = 'random') as random,
-       count(distinct control_index) filter (control = 'shuffled') as shuffled
+       count(distinct control_index) filter (control = 'shuffled') as shuffled,
+       count(distinct control_index) filter (control = 'unrelated') as unrelated
 from configs where vector <> ''
 group by run, model, vector, norm, operation, positions order by all
 """
@@ -105,6 +106,12 @@ def ranges(numbers: Sequence[int]) -> str:
     return ", ".join(str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts)
 
 
+def at_once(layers: Sequence[int]) -> str:
+    """4, 8, 9, 10 as 4+8-10; single layers as they are."""
+    runs = [part.split("-") for part in ranges(layers).split(", ")]
+    return "+".join("-".join(run) if int(run[-1]) - int(run[0]) > 1 else "+".join(run) for run in runs)
+
+
 def _by_run(database: duckdb.DuckDBPyConnection, sql: str) -> dict[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = {}
     for record in records(database, sql):
@@ -116,7 +123,7 @@ def _by_run(database: duckdb.DuckDBPyConnection, sql: str) -> dict[str, list[dic
 def _swept(vector: dict[str, Any]) -> dict[str, Any]:
     """The vector with its layers in few words: single ones as ranges, several at once as they are."""
     single = [layers[0] for layers in vector["layers"] if len(layers) == 1]
-    together = [f"{'+'.join(map(str, layers))} at once" for layers in vector["layers"] if len(layers) > 1]
+    together = [f"{at_once(layers)} at once" for layers in vector["layers"] if len(layers) > 1]
     return {**vector, "layers": "; ".join([*([ranges(single)] if single else []), *together])}
 
 

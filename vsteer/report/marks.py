@@ -38,7 +38,7 @@ SIGN_DASH = alt.StrokeDash(
 )
 # of positive and negative members in turn
 SHAPES = ["circle", "triangle-down", "square", "diamond", "cross", "triangle-up", "wedge", "stroke"]
-BANDS = ["random vectors", "shuffled labels"]
+BANDS = ["random vectors", "shuffled labels", "unrelated vectors"]
 FAMILIES = ["exponential", "power", "log_linear"]
 DIVERGING = ["@minus", "@zero", "@plus"]
 HEIGHT = 250

@@ -138,7 +138,9 @@ def gathered(folders: Sequence[Path], runs: Mapping[str, Path]) -> dict[str, Any
         "why": reasons(found, runs),
         "nostatistics": no_statistics(folders),
         "more": MORE,
-        "operations": {name: [of.done, of.noun] for name, of in OPERATIONS.items()},
+        "operations": {
+            name: [of.done, "" if of.has_multiplier else of.noun] for name, of in OPERATIONS.items()
+        },
         "tables": {name: each.as_json() for name, each in tables.items()},
     }
 

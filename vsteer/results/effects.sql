@@ -8,6 +8,10 @@ create or replace temp macro over_headroom(change, p) as
 -- A parameter of a query: `set variable layer = 12` before it, or `vsteer sql --set layer=12`.
 create or replace temp macro parameter(name, otherwise) as coalesce(getvariable(name)::varchar, otherwise);
 
+-- Whether the unsteered model is what the operation does with a multiplier of 0: clamped to 0, the stream lacks a
+-- component.
+create or replace temp macro unsteered_at_zero(operation) as operation <> 'clamp';
+
 -- What a query says where the tables of statistics lack what it asks for.
 create or replace temp macro no_statistics() as 'no statistics of this run as it stands: vsteer stats RUN';
 
@@ -160,13 +164,14 @@ select run, model, dtype, evaluation, count(*) as measured, sqrt(avg((effect - e
 from rounding group by all;
 
 -- A line through each question's logit differences over the multipliers, by least squares, and Spearman's
--- correlation of the two. The unsteered model is one point more, at multiplier 0 and effect 0.
+-- correlation of the two. The unsteered model is one point more, at multiplier 0 and effect 0, where it is that.
 create or replace temp view item_lines as
 with gathered as (
-    select c.dose, i.item, 1 + count(*) as points, sum(c.multiplier) as x, sum(i.effect) as y,
+    select c.dose, i.item, bool_and(unsteered_at_zero(c.operation))::int as zero, zero + count(*) as points, sum(c.multiplier) as x, sum(i.effect) as y,
            sum(c.multiplier * i.effect) - x * y / points as xy, sum(c.multiplier ** 2) - x ** 2 / points as xx,
            sum(i.effect ** 2) - y ** 2 / points as yy,
-           list_concat(list(i.effect order by c.multiplier) filter (c.multiplier < 0), [0.0],
+           list_concat(list(i.effect order by c.multiplier) filter (c.multiplier < 0),
+                       if(bool_and(unsteered_at_zero(c.operation)), [0.0], []::double[]),
                        list(i.effect order by c.multiplier) filter (c.multiplier > 0)) as effects
     from item_effects i join conditions c using (condition)
     where c.multiplier is not null and i.effect is not null
@@ -179,7 +184,7 @@ ranked as (
            as ranks
     from gathered
 )
-select dose, item, points, xy / xx as slope, sqrt(greatest(yy - xy ** 2 / xx, 0) / points) as residual,
+select dose, item, points, xy / nullif(xx, 0) as slope, sqrt(greatest(yy - xy ** 2 / nullif(xx, 0), 0) / points) as residual,
        -- a multiplier's rank is its place
        list_inner_product(range(1, points + 1)::double[], ranks)
        / nullif(sqrt(list_inner_product(ranks, ranks) * points * (points ** 2 - 1) / 12), 0) as rank_correlation
@@ -221,7 +226,7 @@ vectors as (
            coalesce(sum(m.effects), 0) = any_value(n.effects)
            and coalesce(sum(m.effects_p), 0) = any_value(n.effects_p) as whole
     from conditions c join needed n using (family) left join means m using (condition)
-    where c.control in ('random', 'shuffled')
+    where c.control in ('random', 'shuffled', 'unrelated')
     group by c.family, c.control, c.control_index
 ),
 chosen as (
@@ -248,6 +253,8 @@ left join means m using (condition);
 --   control_largest     the largest of their own largest |mean effects|; control_median is the median of these
 --   outside             whether the vector exceeds all of them; null with too few, which can't say
 --   verdict             the same in words
+--   headline            whether it is the verdict to quote, that of the strictest kind: not outside before too few,
+--                       and these before outside; of equal ones the kind that leaves the vector the larger p-value
 create or replace temp view control_verdicts as
 with vectors as (
     select c.family, arg_max(e.condition, (abs(e.effect), -e.condition)) as condition,
@@ -274,7 +281,10 @@ select *, case when controls > 0 then (1 + exceeded_by) / (1 + controls) end as 
            when false then 'the peak is NOT outside the band of the ' || control
                 || ' vectors: no effect is shown'
            else 'too few ' || control || ' vectors to say more: ' || controls || ' whole and distinct, '
-                || enough_controls() || ' are needed' end as verdict
+                || enough_controls() || ' are needed' end as verdict,
+       row_number() over (partition by family
+                          order by case outside when false then 0 when true then 2 else 1 end,
+                                   p_value desc nulls first, control) = 1 as headline
 from against;
 
 -- Which configurations stand beside each other, in two runs or two models: all but these two is the same. Runs that

@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vsteer.controls import CONTROL_VECTORS
 from vsteer.operations import OPERATIONS
 from vsteer.store import shards as sh
 from vsteer.store.files import disk_errors, write_sealed
@@ -141,7 +142,7 @@ BANDS = (
     _EVALUATION,
     Column("config_id", STRING, "the peak's configuration: the row of peaks that this belongs to"),
     _MEASURE,
-    Column("control", STRING, "which kind of control vectors", values=("random", "shuffled")),
+    Column("control", STRING, "which kind of control vectors", values=CONTROL_VECTORS),
     *_STEERED,
     _MULTIPLIER,
     Column("largest", FLOAT, "the vector's effect of largest size over its layers, with its sign"),

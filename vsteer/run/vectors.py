@@ -51,12 +51,17 @@ class RunVectors:
         # The norm caa averages over all behaviours that have it.
         if any(use.norm == "caa" for use in self.plan.vectors.values()):
             used |= {source.name for source in self._averaged()}
+        recipes = [
+            source.made_from
+            for name, source in self.plan.sources.items()
+            if name in used and isinstance(source.made_from, Recipe)
+        ]
+        # a behaviour's vector may also be an unrelated one of another's: it is then made once for each
+        others = dict.fromkeys(use.other for use in self.plan.vectors.values() if use.other)
         return [
             recipe
-            for name, source in self.plan.sources.items()
-            if name in used
-            and isinstance(recipe := source.made_from, Recipe)
-            and not all(path.exists() for path in self._extracted(recipe))
+            for recipe in (*recipes, *others)
+            if not all(path.exists() for path in self._extracted(recipe))
         ]
 
     def set_damaged_aside(self) -> None:
@@ -76,7 +81,7 @@ class RunVectors:
     def extract(self, engine: Engine, recipe: Recipe, on_progress: Callable[[], None]) -> str | None:
         """Make a raw vector, those of its shuffled labels and its diagnostics, in one pass.
 
-        Returns what to warn of, or None.
+        Returns what to warn of, or None. An unrelated vector is a control: it has no diagnostics.
         """
         from vsteer.vectors.diagnostics import tables as diagnose
         from vsteer.vectors.diagnostics.rounding import warning
@@ -84,10 +89,11 @@ class RunVectors:
         for path, sha256 in zip(recipe.files, recipe.sha256, strict=True):
             _check_unchanged(path, sha256)
         raw, *shuffled = self._extracted(recipe)
-        seed = self._shuffles(recipe.name)[1]
+        seed = self._shuffles(recipe)[1]
+        own = any(source.made_from == recipe for source in self.plan.sources.values())
         with recipe.read(engine, self.plan.tokenizer, self._model_origin(), on_progress) as reading:
             vector = reading.vector()
-            tables = diagnose.tables(reading.extraction, vector)
+            tables = diagnose.tables(reading.extraction, vector) if own else {}
             chance = reading.shuffled(len(shuffled), seed)
         self.folder.mkdir(parents=True, exist_ok=True)
         diagnose.write_tables(tables, raw, overwrite=True)
@@ -96,7 +102,7 @@ class RunVectors:
         # It comes last: where it is, the others are. Once rows were made with it, it stays what it is.
         if not raw.exists():
             save(vector, raw)
-        return warning(recipe.name, tables["layers"], engine.info.dtype)
+        return warning(recipe.name, tables["layers"], engine.info.dtype) if own else None
 
     def stored(self) -> StoredVectors:
         """Every vector, once all recipes are extracted."""
@@ -123,7 +129,12 @@ class RunVectors:
                 return random_like(beside, use.seed)
             assert use.index is not None
             assert isinstance(use.source.made_from, Recipe)
-            chance = load(self._extracted(use.source.made_from)[1 + use.index])
+            path = (
+                self._extracted(use.other)[0]
+                if use.other
+                else self._extracted(use.source.made_from)[1 + use.index]
+            )
+            chance = load(path)
             directions = {
                 layer: scaled_to(chance.directions[layer], length(direction), chance.name, layer)
                 for layer, direction in beside.directions.items()
@@ -155,14 +166,16 @@ class RunVectors:
     def _extracted(self, recipe: Recipe) -> list[Path]:
         """The raw vector's file, then those of its shuffled labels."""
         name = f"{recipe.name}-extracted-{self._hash(recipe.identity())}"
-        count, seed = self._shuffles(recipe.name)
+        count, seed = self._shuffles(recipe)
         controls = [f"{name}-shuffled-{n:02}-{seed:016x}" for n in range(count)]
         return [self.folder / f"{stem}.safetensors" for stem in (name, *controls)]
 
-    def _shuffles(self, name: str) -> tuple[int, int]:
+    def _shuffles(self, recipe: Recipe) -> tuple[int, int]:
         """How many shuffled-label vectors of a source the plan uses, and the one seed of all of them."""
         uses = [
-            use for use in self.plan.vectors.values() if use.source.name == name and use.control == "shuffled"
+            use
+            for use in self.plan.vectors.values()
+            if use.control == "shuffled" and use.source.made_from == recipe
         ]
         return len({use.index for use in uses}), next((use.seed or 0 for use in uses), 0)
 

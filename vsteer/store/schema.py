@@ -13,6 +13,7 @@ from functools import lru_cache
 import numpy as np
 import pyarrow as pa
 
+from vsteer.controls import CONTROL_VECTORS
 from vsteer.operations import DESCRIBED_OPERATIONS
 
 # The version of the columns and of the folder's layout. A folder with a newer one is refused.
@@ -26,7 +27,7 @@ KINDS = ("choice", "open_ended")
 LETTER_ORDERS = ("original", "swapped")
 # What follows the engine's name where it computed a row as a fork.
 FORKS = " forks"
-CONTROLS = ("", "random", "shuffled", "system")
+CONTROLS = ("", *CONTROL_VECTORS, "system")
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,11 @@ AXES = (
     Column("model", STRING, "the model, as the grid names it"),
     Column("vector", STRING, "the vector's name; empty for a baseline"),
     Column("vector_sha256", STRING, "the stored vector's hash, its norm applied; empty for a baseline"),
-    Column("norm", STRING, "the norm that was applied: raw, unit, caa, residual:0.1; empty for a baseline"),
+    Column(
+        "norm",
+        STRING,
+        "the norm that was applied: raw, unit, caa, deviation, residual:0.1; empty for a baseline",
+    ),
     Column("control", STRING, "which kind of control the configuration is; empty: none", values=CONTROLS),
     Column("control_index", INT, "which one of several controls of a kind", null="not one of several"),
     Column("layers", INTS, "the layers that are steered, from 0; empty for a baseline"),

@@ -72,6 +72,12 @@ def check_vector(vector: SteeringVector, source: str) -> None:
                 f"{source}: the stream norm of layer {layer} is {norm}",
                 "it is the mean length of the stream there, a positive number",
             )
+    for layer, deviation in vector.deviations.items():
+        if not 0 <= deviation < float("inf"):
+            raise VectorError(
+                f"{source}: the deviation of layer {layer} is {deviation}",
+                "it is the stream's standard deviation along the direction, a number from 0",
+            )
 
 
 def same_width(vector: SteeringVector, other: SteeringVector) -> None:

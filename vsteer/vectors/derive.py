@@ -64,7 +64,8 @@ def for_model(vector: SteeringVector, layers: int, hidden_size: int) -> Steering
             "take one layer's direction for every layer, or leave the others out; a first row for the "
             "embeddings is no layer",
         )
-    norm = "derived" if vector.origin.norm.startswith("residual") else vector.origin.norm
+    measured = vector.origin.norm.startswith(("residual", "deviation"))
+    norm = "derived" if measured else vector.origin.norm
     model = vector.origin.model or "an unknown model"
     moved = _derived(vector, f"from {model} to a model of {layers} layers", vector.directions, norm)
     return replace(moved, stream_norms={}, origin=replace(moved.origin, model_layers=layers))
@@ -166,7 +167,7 @@ def _derived(
         derived=(*vector.origin.derived, what),
     )
     stream_norms = {layer: norm for layer, norm in vector.stream_norms.items() if layer in directions}
-    return replace(vector, directions=directions, stream_norms=stream_norms, origin=origin)
+    return replace(vector, directions=directions, stream_norms=stream_norms, origin=origin, deviations={})
 
 
 def _weighted_sum(directions: Sequence[Direction], weights: Sequence[float]) -> Direction:

@@ -15,7 +15,7 @@ import numpy as np
 
 from vsteer.datasets.items import ItemSet, UnpairedSets
 from vsteer.errors import DataError, SteeringFault
-from vsteer.protocol import Engine, Request
+from vsteer.protocol import Direction, Engine, Request
 from vsteer.vectors.activations import Activations, Float64
 from vsteer.vectors.members import Member, Token, member_count, members
 from vsteer.vectors.methods import METHODS, MethodName
@@ -65,7 +65,16 @@ class Extraction:
             layer: direction(self.activations, self.positive, layer).astype(np.float32)
             for layer in range(self.layers)
         }
-        return SteeringVector(name, directions, self.stream_norms, origin)
+        deviations = {layer: self.deviation(layer, one) for layer, one in directions.items()}
+        return SteeringVector(name, directions, self.stream_norms, origin, deviations)
+
+    def deviation(self, layer: int, direction: Direction) -> float:
+        """The standard deviation of all members' streams along the direction; 0 where there is none."""
+        length = float(np.linalg.norm(direction.astype(np.float64)))
+        if not length:
+            return 0.0
+        along = self.activations.projected(layer, direction.astype(np.float64)[None] / length)
+        return float(along.std())
 
     def shuffled(self, count: int, seed: int) -> list[dict[int, Float64]]:
         """The difference of means with labels at random, `count` times: what chance alone gives.

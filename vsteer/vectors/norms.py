@@ -1,7 +1,9 @@
-"""How long a vector's directions are: `raw`, `unit`, `caa`, or `residual:F`. One function, `with_norm`.
+"""How long directions are: `raw`, `unit`, `caa`, `deviation`, `residual:F`. One function, `with_norm`.
 
-`unit` and `residual` need only where a direction points, so any vector can have them. `raw` can't be got back
-once it was changed, and `caa` is the mean of raw lengths: both are refused for a vector that isn't raw.
+`unit` needs only where a direction points, so any vector can have it. `residual` and `deviation` need what
+extraction measured: the stream's mean length, and its standard deviation along the direction. `raw` can't be
+got back once it was changed, and `caa` is the mean of raw lengths: both are refused for a vector that isn't
+raw.
 """
 
 import math
@@ -15,7 +17,7 @@ from vsteer.protocol import Direction
 from vsteer.vectors.checks import missing_layers, same_width
 from vsteer.vectors.vector import SteeringVector
 
-KINDS = "raw, unit, caa, or residual:F, such as residual:0.1"
+KINDS = "raw, unit, caa, deviation, or residual:F, such as residual:0.1"
 
 
 def length(direction: Direction) -> float:
@@ -47,6 +49,8 @@ def with_norm(vector: SteeringVector, norm: str, others: Sequence[SteeringVector
             targets = dict.fromkeys(vector.layers, 1.0)
         case "caa":
             targets = _mean_lengths(vector, others)
+        case "deviation":
+            targets = dict(_deviations(vector))
         case _:
             targets = {layer: fraction * norm for layer, norm in _stream_norms(vector).items()}
             norm = f"residual:{fraction}"
@@ -63,7 +67,7 @@ def with_norm(vector: SteeringVector, norm: str, others: Sequence[SteeringVector
 def parse_norm(norm: str) -> tuple[str, float]:
     """The kind of norm, and the fraction of `residual:F` (0 for the others)."""
     kind, _, number = norm.partition(":")
-    if kind in {"raw", "unit", "caa"} and norm == kind:
+    if kind in {"raw", "unit", "caa", "deviation"} and norm == kind:
         return kind, 0.0
     if kind == "residual":
         try:
@@ -113,6 +117,15 @@ def _mean_lengths(vector: SteeringVector, others: Sequence[SteeringVector]) -> d
         layer: math.fsum(length(each.directions[layer]) for each in (vector, *others)) / (1 + len(others))
         for layer in vector.layers
     }
+
+
+def _deviations(vector: SteeringVector) -> Mapping[int, float]:
+    if missing := [layer for layer in vector.layers if not vector.deviations.get(layer)]:
+        raise VectorError(
+            f"{vector.name!r} doesn't say how far the stream spreads along it at layer {missing[0]}",
+            "deviation needs what extraction measures; extract the vector here and anew, or use raw or unit",
+        )
+    return vector.deviations
 
 
 def _stream_norms(vector: SteeringVector) -> Mapping[int, float]:

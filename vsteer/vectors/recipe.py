@@ -57,6 +57,7 @@ class Recipe:
     token: Token
     system: str | None
     data: ItemSet | UnpairedSets = field(compare=False, repr=False)
+    form: str = ""  # what the files' pairs were made into, if anything: see vsteer/vectors/unrelated.py
 
     def identity(self) -> dict[str, Any]:
         """What decides the vector's numbers before its norm, the model aside."""
@@ -65,7 +66,7 @@ class Recipe:
             "method": self.method,
             "token": str(self.token),
             "system": self.system,
-        }
+        } | ({"form": self.form} if self.form else {})
 
     def describe(self) -> str:
         """As in: mean_diff of 204 pairs at the token answer."""

@@ -31,7 +31,7 @@ class Origin:
     system: str = ""
     dtype: str = ""
     pairs: int = 0  # how many pairs; for unpaired sets, the smaller one's size
-    # raw, unit, caa, residual:0.1; or "derived": none of these any more, by what is listed below
+    # raw, unit, caa, deviation, residual:0.1; or "derived": none of these any more, by what is listed below
     norm: str = "raw"
     derived: tuple[str, ...] = ()  # what was done afterwards, in order
 
@@ -43,6 +43,8 @@ class SteeringVector:
     # layer -> mean norm of the stream at the extracted tokens; empty where it was never measured
     stream_norms: Mapping[int, float] = field(default_factory=dict)
     origin: Origin = field(default_factory=Origin)
+    # layer -> standard deviation along the direction of the stream at those tokens, where it was measured
+    deviations: Mapping[int, float] = field(default_factory=dict)
 
     @property
     def layers(self) -> tuple[int, ...]:

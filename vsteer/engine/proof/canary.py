@@ -105,7 +105,8 @@ def _prove_operation(
 ) -> None:
     """The two lists of terms of the operation's canary must do the same, at every layer.
 
-    `changes` says how much the added vector moves alone, layer by layer.
+    `changes` says how much the added vector moves alone, layer by layer. Forks of the same must do what the
+    requests do.
     """
     assert operation.canary is not None
     pairs = [
@@ -126,10 +127,17 @@ def _prove_operation(
         for layer, change in enumerate(changes)
         if not _distance(found[f"{layer} 0"], found[f"{layer} 1"]) * MARGIN < change
     ]
+    if engine.info.forks and not wrong:
+        forks = engine.run(dataclasses.replace(request, answer_tokens=0) for request in requests)
+        wrong = [
+            f"{result.id} of a fork"
+            for result in forks
+            if not _distance(result, found[result.id]) * FORK_MARGIN < min(changes)
+        ]
     if wrong:
         raise EngineError(
-            f"the canary failed: {operation.name} at layers {', '.join(wrong)} leaves something else of "
-            "what was added than it should",
+            f"the canary failed: {operation.name} at layers {', '.join(wrong)} does something else than it "
+            "should",
             hint=f"this engine's {operation.noun} is wrong; `vsteer verify` shows more",
         )
 

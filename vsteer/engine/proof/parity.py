@@ -41,9 +41,10 @@ NEAR_TIE = 1e-3
 SLIP_FACTOR = 100.0
 # The largest gap of a component of a captured stream, as a share of the stream's length.
 CAPTURE_TOLERANCE = 1e-4
-# What an operation without a multiplier changes is a small part of the stream, so that one token more or less
-# shows less.
-WITHOUT_MULTIPLIER_SLIP_FACTOR = 20.0
+# What an operation with a module of its own changes may be a small part of the stream, so that one token more
+# or less shows less.
+PLACED_SLIP_FACTOR = 20.0
+MULTIPLIERS = (-2.0, -1.0, -0.5, 0.7, 1.0, 2.0)
 VECTOR_NAMES = ("first", "second", "third")
 POSITION_CHOICES = (
     "all",
@@ -102,9 +103,9 @@ def make_requests(
 ) -> list[Request]:
     """Requests over shared and distinct prompts, every kind of positions, one to three terms; each
     tenth is unsteered, every other one of these by a multiplier of 0. With `captures` two of seven
-    capture the stream, at a place on the way and at the prompt's end. Each of `operations`, which have no
-    multiplier, is done alone by as many of the steered ones as only add; if it acts at every layer, by as
-    many again beside what they add."""
+    capture the stream, at a place on the way and at the prompt's end. Each of `operations`, which have
+    modules of their own, is done alone by as many of the steered ones as only add; if it acts elsewhere than
+    behind its layer, by as many again beside what they add."""
     rng = np.random.default_rng(seed)
     shared = tuple(int(t) for t in rng.integers(0, vocab_size, prompt_tokens[1]))
     probes = tuple(int(t) for t in rng.choice(vocab_size, 32, replace=False))
@@ -137,10 +138,7 @@ def _steering(
 ) -> Steering:
     # different vectors, so that no two terms of one layer cancel each other
     names = rng.permutation(VECTOR_NAMES)[: int(rng.choice([1, 1, 2, 3]))]
-    terms = [
-        Term(str(name), int(rng.integers(layers)), float(rng.choice([-2.0, -1.0, -0.5, 0.7, 1.0, 2.0])))
-        for name in names
-    ]
+    terms = [Term(str(name), int(rng.integers(layers)), float(rng.choice(MULTIPLIERS))) for name in names]
     if len(terms) == 3:
         terms[1] = dataclasses.replace(terms[1], layer=terms[0].layer)
     length = len(prompt.token_ids)
@@ -158,8 +156,8 @@ def _steering(
     steering = Steering(tuple(terms), positions)
     kinds: list[tuple[bool, str] | None] = [None]
     for operation in operations:
-        # at its layer alone it may take away what is added there, and then no slip shows
-        kinds += [(True, operation)] if OPERATIONS[operation].every_layer else []
+        # behind its layer alone it may take away what is added there, and then no slip shows
+        kinds += [(True, operation)] if OPERATIONS[operation].places != ("layer",) else []
         kinds.append((False, operation))
     kind = kinds[index % len(kinds)]
     return _with_operation(steering, *kind, layers) if kind else steering
@@ -171,7 +169,8 @@ def _with_operation(steering: Steering, beside: bool, operation: str, layers: in
     first = steering.terms[0]
     everywhere = OPERATIONS[operation].every_layer
     at = [first.layer] if everywhere else range(first.layer % 2, layers, 2)
-    terms = tuple(Term(VECTOR_NAMES[2], layer, operation=operation) for layer in at)
+    multiplier = first.multiplier if OPERATIONS[operation].has_multiplier else 1.0
+    terms = tuple(Term(VECTOR_NAMES[2], layer, multiplier, operation) for layer in at)
     if beside:
         return Steering((*steering.terms, *terms), steering.positions)
     # one token early in a prompt that lacks one direction is hardly seen behind the prompt
@@ -266,7 +265,7 @@ def compare_row(
         shown = _distance(result, score)
         found.least_slip = min(found.least_slip, shown)
         adds = any(term.is_added for term in steering.acting_terms)
-        factor = SLIP_FACTOR if adds else WITHOUT_MULTIPLIER_SLIP_FACTOR
+        factor = SLIP_FACTOR if adds else PLACED_SLIP_FACTOR
         if not shown >= factor * tolerance:
             fail(f"{name} would differ by {shown:.2e} only")
 
@@ -314,6 +313,12 @@ def _slips(request: Request, layers: int) -> Iterator[tuple[str, Request]]:
     if everywhere:
         terms = tuple(dict.fromkeys(itertools.chain(*(_at_layers_only(t, layers) for t in steering.terms))))
         yield "at layers only", dataclasses.replace(request, steering=Steering(terms, steering.positions))
+    if behind_attention := [term for term in steering.terms if term.operation == "add_attention"]:
+        terms = tuple(
+            dataclasses.replace(term, operation="add") if term in behind_attention else term
+            for term in steering.terms
+        )
+        yield "behind the layer", dataclasses.replace(request, steering=Steering(terms, steering.positions))
     start, end = request.prompt.span(steering.positions)
     for by in (1, -1):
         moved_end = end if end == OPEN_END else end + by
@@ -342,7 +347,7 @@ def _at_layers_only(term: Term, layers: int) -> tuple[Term, ...]:
     (sibling,) = (
         name
         for name, other in OPERATIONS.items()
-        if other.module == operation.module and other.places == ("layer",) and not other.every_layer
+        if other.module == operation.module and not other.has_multiplier and not other.every_layer
     )
     return tuple(Term(_alike_name(term.vector, term.layer), n, operation=sibling) for n in range(layers))
 

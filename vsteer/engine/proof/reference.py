@@ -201,8 +201,9 @@ class ReferenceEngine(Engine):
                         added[row] += np.float32(term.multiplier) * self._vectors[term.vector][layer]
             hook = self._adder(torch.from_numpy(added), torch.tensor(spans))
             handles.append(self.model.model.layers[layer].register_forward_hook(hook))
+        order = list(OPERATIONS)  # what adds comes first
         for row, steering in enumerate(steerings):
-            for term in steering.acting_terms:
+            for term in sorted(steering.acting_terms, key=lambda term: order.index(term.operation)):
                 handles += self._changes(term, row, torch.tensor(spans[row]))
         try:
             yield
@@ -228,7 +229,7 @@ class ReferenceEngine(Engine):
         operation = OPERATIONS[term.operation]
         if operation.formula is None:
             return []
-        change = self._change(operation.formula, self._vectors[term.vector][term.layer], row, span)
+        change = self._change(operation.formula, term, row, span)
         handles = []
         for layer in range(self.info.layers) if operation.every_layer else [term.layer]:
             block = self.model.model.layers[layer]
@@ -243,17 +244,19 @@ class ReferenceEngine(Engine):
         return handles
 
     def _change(
-        self, formula: Callable[[Any, Any], Any], direction: NDArray[np.float32], row: int, span: torch.Tensor
+        self, formula: Callable[[Any, Any, float], Any], term: Term, row: int, span: torch.Tensor
     ) -> Change:
         """Applies the formula to one row of a stream, at the positions of the span, in float64."""
-        r = torch.from_numpy(direction.astype(np.float64)).to(self.model.device)
-        r /= r.norm()
+        vector = self._vectors[term.vector][term.layer].astype(np.float64)
+        r = torch.from_numpy(vector).to(self.model.device)
+        size = term.multiplier * float(r.norm())
+        r = r / r.norm()
 
         def change(stream: torch.Tensor) -> torch.Tensor:
             positions = torch.arange(self._seen, self._seen + stream.shape[1])
             inside = ((positions >= span[0]) & (positions < span[1])).to(stream.device)
             changed = stream.clone()
-            changed[row, inside] = formula(stream[row, inside].double(), r).to(stream.dtype)
+            changed[row, inside] = formula(stream[row, inside].double(), r, size).to(stream.dtype)
             return changed
 
         return change

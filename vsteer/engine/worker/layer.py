@@ -6,7 +6,7 @@ the all-reduced `hidden` would break vLLM's fusion of all-reduce and RMSNorm.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -54,7 +54,7 @@ class SteeredLayer(nn.Module):
         """`residual` behind what acts behind the layer."""
         dtype = residual.dtype
         # what is added and then taken away must leave no rounding behind
-        residual = self.steering(residual, torch.float32 if self.placed else dtype)
+        residual = self.steering(residual, torch.float32 if acting_at(self.placed, LAYER) else dtype)
         return _placed(self.placed, LAYER, hidden_states, residual, dtype)
 
 
@@ -75,17 +75,23 @@ def _placed(
     dtype: torch.dtype,
 ) -> torch.Tensor:
     """`residual` behind the modules at a place, rounded to `dtype` once, after the last."""
-    for module in modules:
-        last = module is modules[-1]
+    acting = acting_at(modules, place)
+    for module in acting:
+        last = module is acting[-1]
         residual = module(place, hidden, residual, dtype if last else torch.float32)
     return residual
+
+
+def acting_at(modules: Iterable[Any], place: int) -> list[Any]:
+    """The modules that are in the graph there."""
+    return [module for module in modules if PLACES[place] in module.places]
 
 
 def steer_layer(layer: Any, steering: Steering, placed: Sequence[Placed], capture: Capture | None) -> None:
     """Make a layer that was built by vLLM a steered one, before anything was compiled or run."""
     layer.__class__ = _mixed(SteeredLayer, type(layer))
     layer.steering, layer.placed, layer.capture = steering, nn.ModuleList(placed), capture
-    if placed:
+    if acting_at(placed, ATTENTION):
         norm = norm_behind_attention(layer)
         norm.__class__ = _mixed(SteeredNorm, type(norm))
         norm.placed = layer.placed

@@ -8,6 +8,8 @@ are one tensor shared by all layers; `row` and `scale` belong to the layer.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import nn
 
@@ -44,19 +46,26 @@ class Steering(nn.Module):
 
 
 class Placed(nn.Module):
-    """An operation with one direction of length 1 for each token and place; row 0, zeros, where it has none.
-
-    It is only in the graph of an engine that was started for it: like Capture, it reads `hidden`.
+    """An operation with one direction of length 1 and one size for each token and place; row 0, zeros, where
+    it has none. It is only in the graph of an engine that was started for it.
     """
 
     bank: torch.Tensor
     token_cell: torch.Tensor
     row: torch.Tensor
+    size: torch.Tensor
+    # where in the graph it is at all
+    places: ClassVar[tuple[str, ...]] = PLACES
 
     def __init__(self, bank: torch.Tensor, token_cell: torch.Tensor, capacity: Capacity) -> None:
         super().__init__()
-        row = torch.zeros((len(PLACES), capacity.cells), dtype=torch.int32, device=bank.device)
-        for name, tensor in (("bank", bank), ("token_cell", token_cell), ("row", row)):
+        shape = (len(PLACES), capacity.cells)
+        for name, tensor in (
+            ("bank", bank),
+            ("token_cell", token_cell),
+            ("row", torch.zeros(shape, dtype=torch.int32, device=bank.device)),
+            ("size", torch.zeros(shape, dtype=torch.float32, device=bank.device)),
+        ):
             self.register_buffer(name, tensor, persistent=False)
 
     def forward(
@@ -65,20 +74,45 @@ class Placed(nn.Module):
         """`residual`, such that `hidden + residual` is what the operation makes of it."""
         cell = self.token_cell[: residual.shape[0]]
         direction = self.bank.index_select(0, self.row[place].index_select(0, cell))
-        stream = residual.float() if hidden is None else residual.float() + hidden.float()
-        taken = self.taken((stream * direction).sum(dim=-1, keepdim=True))
-        return (residual.float() - taken * direction).to(dtype)
+        size = self.size[place].index_select(0, cell).unsqueeze(-1)
+        return (residual.float() + self.times(direction, size, hidden, residual) * direction).to(dtype)
 
-    def taken(self, along: torch.Tensor) -> torch.Tensor:
-        """How many times the direction is taken from a stream that goes `along` it."""
+    def times(
+        self,
+        direction: torch.Tensor,
+        size: torch.Tensor,
+        hidden: torch.Tensor | None,
+        residual: torch.Tensor,
+    ) -> torch.Tensor:
+        """How many times the direction is added to the stream."""
         raise NotImplementedError
 
 
-class Ablation(Placed):
-    """Takes the token's direction out of its stream."""
+class SetComponent(Placed):
+    """Sets the stream's component along the direction to the size; 0 takes it away. It reads `hidden`."""
 
-    def taken(self, along: torch.Tensor) -> torch.Tensor:
-        return along
+    def times(
+        self,
+        direction: torch.Tensor,
+        size: torch.Tensor,
+        hidden: torch.Tensor | None,
+        residual: torch.Tensor,
+    ) -> torch.Tensor:
+        stream = residual.float() if hidden is None else residual.float() + hidden.float()
+        return size - (stream * direction).sum(dim=-1, keepdim=True)
+
+
+class AddBehindAttention(Placed):
+    places = ("attention",)
+
+    def times(
+        self,
+        direction: torch.Tensor,
+        size: torch.Tensor,
+        hidden: torch.Tensor | None,
+        residual: torch.Tensor,
+    ) -> torch.Tensor:
+        return size
 
 
 class Capture(nn.Module):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from vsteer.engine.forks import first_layers
-from vsteer.engine.table import Capacity, read_table_file
+from vsteer.engine.table import Capacity, placed_keys, read_table_file
 from vsteer.engine.worker.capture import CaptureTable
 from vsteer.engine.worker.layer import steer_layer
 from vsteer.engine.worker.modules import Capture, Placed, Steering, shared_buffers
@@ -72,18 +72,20 @@ class WorkerTable:
         for index, steering in self._layers.items():
             _replace(steering.row, torch.from_numpy(arrays["row"][index]))
             _replace(steering.scale, torch.from_numpy(arrays["scale"][index]))
-        if unknown := arrays.keys() - {"bank", "row", "scale"} - self._placed.keys():
+        known = {"bank", "row", "scale"} | {key for module in self._placed for key in placed_keys(module)}
+        if unknown := arrays.keys() - known:
             raise SteeringFault(f"a table with {sorted(unknown)} came to an engine that was started without")
         for module, of_layer in self._placed.items():
             for index, placed in of_layer.items():
-                # cells come first in `_replace`, places in the array
-                rows = arrays[module][index].T if module in arrays else np.zeros((1, len(PLACES)), np.int32)
-                _replace(placed.row.T, torch.from_numpy(np.ascontiguousarray(rows)))
+                for key, buffer in zip(placed_keys(module), (placed.row, placed.size), strict=True):
+                    # cells come first in `_replace`, places in the array
+                    values = arrays[key][index].T if key in arrays else np.zeros((1, len(PLACES)))
+                    _replace(buffer.T, torch.from_numpy(np.ascontiguousarray(values)).to(buffer.dtype))
         self.step_table = StepTable(fingerprints)
         self.sha256 = sha
         self.acts = (arrays["scale"] != 0).any(axis=-1)
         self.first_layers = first_layers(
-            arrays["scale"], [arrays[module] for module in self._placed if module in arrays]
+            arrays["scale"], [arrays[row] for row, _ in map(placed_keys, self._placed) if row in arrays]
         )
         return {"sha256": sha, "layers": sorted(self._layers)}
 

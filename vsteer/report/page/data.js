@@ -47,7 +47,15 @@ function ofFamily(name, family) {
 const configurations = (family) => ['multiplier_curves', 'without_multiplier'].flatMap((name) => ofFamily(name, family));
 
 const single = (row) => (row.layers && row.layers.length === 1 ? row.layers[0] : null);
-const place = (row) => (row.layers ?? []).join('+');
+// Layers that are steered at once: 4, 8, 9, 10 as 4+8-10.
+function place(row) {
+  const runs = [];
+  for (const layer of row.layers ?? []) {
+    if (runs.length && layer === runs.at(-1).at(-1) + 1) runs.at(-1).push(layer);
+    else runs.push([layer]);
+  }
+  return runs.map((run) => (run.length > 2 ? `${run[0]}-${run.at(-1)}` : run.join('+'))).join('+');
+}
 const different = (values) => [...new Set(values)];
 const ascending = (values) => different(values).sort((a, b) => a - b);
 const count = (number) => (number ?? 0).toLocaleString('en-US');

@@ -134,7 +134,7 @@ const FIGURES = {
       return {data: {rows: mine.sort((a, b) => a.multiplier - b.multiplier), others: lines, fit: dose.points, zero},
         title: `Effect of ${named(state.family)} by multiplier, at layer ${mine[0].place}`,
         says: [measured(here.filter((row) => row.multiplier !== 0)), intervalWords(mine, value), dose.says,
-          `${different(lines.map((row) => row.place)).length > 1 ? 'Thin lines are the other layers. ' : ''}Multiplier 0 is the unsteered model. ${here[0].monotone ? 'The curve never turns back over these multipliers.' : 'The curve turns back somewhere: don’t fit through its end points.'}`]};
+          `${different(lines.map((row) => row.place)).length > 1 ? 'Thin lines are the other layers. ' : ''}${here.some((row) => row.multiplier === 0) ? 'Multiplier 0 is the unsteered model.' : 'No multiplier is the unsteered model.'} ${here[0].monotone ? 'The curve never turns back over these multipliers.' : 'The curve turns back somewhere: don’t fit through its end points.'}`]};
     },
   },
   asymmetry_effect: asymmetryFigure('effect', 'asymmetry', 'asymmetry_se', ['effect_minus', 'effect_plus']),
@@ -249,12 +249,14 @@ function countRange(bands) {
   return counts.length === 1 ? count(counts[0]) : `${count(counts[0])} to ${count(counts.at(-1))}`;
 }
 
+const BANDS = {random: 'random vectors', shuffled: 'shuffled labels', unrelated: 'unrelated vectors'};
+
 function controlBand(state) {
   const found = bySize(state, ofFamily('control_bands', state.family)).filter((row) => single(row) !== null && row.control);
   const bands = new Map();
   for (const row of found) {
     const key = `${row.control} ${single(row)}`;
-    const band = bands.get(key) ?? {kind: row.control === 'random' ? 'random vectors' : 'shuffled labels', layer: single(row), low: Infinity, high: -Infinity, controls: Infinity};
+    const band = bands.get(key) ?? {kind: BANDS[row.control], layer: single(row), low: Infinity, high: -Infinity, controls: Infinity};
     bands.set(key, {...band, low: Math.min(band.low, row.control_low), high: Math.max(band.high, row.control_high), controls: Math.min(band.controls, row.controls)});
   }
   return [...bands.values()].sort((a, b) => a.layer - b.layer);

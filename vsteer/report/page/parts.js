@@ -35,7 +35,7 @@ function factsOf(run) {
   const facts = [
     ['model', run.models.map((one) => `${one.model}, ${one.dtype}${one.quantization ? `, ${one.quantization}` : ''}, ${one.model_commit.slice(0, 12)}`)],
     ['vectors', run.vectors.map((one) => `${one.vector}${run.models.length > 1 ? ` in ${one.model}` : ''}: norm ${one.norm}, ${one.operation} at ${one.positions}, layers ${one.layers}, multipliers ${(one.multipliers ?? []).map((value) => multiplierText(value, one.operation)).join(', ') || 'none'}; `
-      + ([one.random ? plural(one.random, 'random vector') : '', one.shuffled ? plural(one.shuffled, 'vector') + ' of shuffled labels' : ''].filter(Boolean).join(', ') || 'no control vectors'))],
+      + ([one.random ? plural(one.random, 'random vector') : '', one.shuffled ? plural(one.shuffled, 'vector') + ' of shuffled labels' : '', one.unrelated ? plural(one.unrelated, 'unrelated vector') : ''].filter(Boolean).join(', ') || 'no control vectors'))],
     ['evaluations', run.evaluations.map((one) => `${one.evaluation}: ${plural(one.items, one.kind === 'choice' ? 'question with given answers' : 'open question').replace(/question(.*)s$/, 'questions$1s').replace('questions with given answerss', 'questions with given answers').replace('open questionss', 'open questions')}${one.orders > 1 ? ', both letter orders' : ''}, ${plural(one.configs, 'configuration')}${one.system_prompt ? `, system prompt “${one.system_prompt}”` : ''}`)],
     ['computed by', [`${run.engines.join(', ')}${run.hardware ? ` on ${run.hardware}` : ''}${run.vsteer ? `, vsteer ${run.vsteer}` : ''}`]],
     ['when', [run.began ? `${run.began.replace('T', ' ')} UTC, ${duration(run.began, run.ended)} from the first row to the last${run.sessions > 1 ? `, ${run.sessions} starts` : ''}` : 'no row yet']],
@@ -60,8 +60,9 @@ function failures() {
 function verdicts(family) {
   const found = ofFamily('controls', family);
   if (!found.length) return ['No control vectors were run, so it is not known whether a random vector would do the same.'];
-  return found.map((row) => {
-    const verdict = `${row.verdict[0].toUpperCase()}${row.verdict.slice(1)}.`;
+  return [...found].sort((a, b) => b.headline - a.headline).map((row) => {
+    const words = row.headline && found.length > 1 ? `by the strictest control: ${row.verdict}` : row.verdict;
+    const verdict = `${words[0].toUpperCase()}${words.slice(1)}.`;
     const own = `The vector’s largest |effect| is ${number(row.largest, 2)} (layer ${place(row)}, ${row.multiplier === null ? '' : 'multiplier '}${multiplierText(row.multiplier, row.operation)}, ${relative([row])})`;
     const theirs = row.controls ? `, the largest of ${plural(row.controls, `${row.control} vector`)} is ${number(row.control_largest, 2)} (p = ${number(row.p_value)})` : '';
     const left = row.controls_left_out ? ` ${plural(row.controls_left_out, `${row.control} vector`)} left out: rows are missing, or another vector is repeated.` : '';
@@ -74,8 +75,8 @@ function peaksSection(state, choose) {
   if (!found.length) return [element('p', {class: 'why'}, DATA.why.choice)];
   const varying = DIMENSIONS.filter((name) => different(found.map((row) => row[name])).length > 1);
   const heldout = found.some((row) => isNumber(row.heldout_effect));
-  const banded = found.some((row) => typeof row.outside_random === 'boolean' || typeof row.outside_shuffled === 'boolean');
-  const outside = (row) => [['random', row.outside_random], ['shuffled', row.outside_shuffled]].filter(([, each]) => typeof each === 'boolean').map(([kind, each]) => `${kind}: ${each ? 'yes' : 'no'}`).join(', ') || '–';
+  const banded = found.some((row) => ['outside_random', 'outside_shuffled', 'outside_unrelated'].some((name) => typeof row[name] === 'boolean'));
+  const outside = (row) => [['random', row.outside_random], ['shuffled', row.outside_shuffled], ['unrelated', row.outside_unrelated]].filter(([, each]) => typeof each === 'boolean').map(([kind, each]) => `${kind}: ${each ? 'yes' : 'no'}`).join(', ') || '–';
   const header = ['peak layer (depth)', 'multiplier', ...varying.map((name) => WORDS[name]), 'effect on the logit difference', ...(heldout ? ['held-out effect (95%)'] : []), 'Δ p', 'indistinguishable layers', ...(banded ? ['outside the controls, this row alone'] : []), 'injected norm / stream norm', 'mass (unsteered)', 'items'];
   const lines = found.map((row) => [element('button', {type: 'button', onclick: () => choose(row), 'aria-label': `show ${row.vector} at layer ${row.peak_layer}`}, `${row.peak_layer} (${number(row.peak_depth, 2)})`),
     multiplierText(row.multiplier, row.operation), ...varying.map((name) => String(row[name])),

@@ -1,7 +1,7 @@
 """Safetensors: vsteer's own form, and others' files of one tensor a layer.
 
-vsteer's has `direction.L` (float32) and `stream_norm.L` (float64). Others' have one tensor a layer, under
-names that differ in one number, such as repeng's `direction.L` (`layer_names.py`).
+vsteer's has `direction.L` (float32), `stream_norm.L` and `deviation.L` (float64). Others' have one tensor a
+layer, under names that differ in one number, such as repeng's `direction.L` (`layer_names.py`).
 """
 
 import re
@@ -26,20 +26,20 @@ MAX_HEADER = 2**22
 
 _KEY = "vsteer"
 _deserialize: Any = deserialize  # it has no types
-_TENSOR = re.compile(r"(direction|stream_norm)\.(0|[1-9]\d{0,8})", re.ASCII)
-_TYPES = {"direction": "F32", "stream_norm": "F64"}
+_TENSOR = re.compile(r"(direction|stream_norm|deviation)\.(0|[1-9]\d{0,8})", re.ASCII)
+_TYPES = {"direction": "F32", "stream_norm": "F64", "deviation": "F64"}
 _FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 
 def write(vector: SteeringVector, path: Path) -> None:
     # safetensors writes an array's memory as it lies, so a view must be made dense first.
-    tensors = {
+    tensors: dict[str, NDArray[Any]] = {
         f"direction.{layer}": np.ascontiguousarray(direction, np.float32)
         for layer, direction in sorted(vector.directions.items())
-    } | {
-        f"stream_norm.{layer}": np.array([norm], np.float64)
-        for layer, norm in sorted(vector.stream_norms.items())
     }
+    for kind, numbers in (("stream_norm", vector.stream_norms), ("deviation", vector.deviations)):
+        for layer, number in sorted(numbers.items()):
+            tensors[f"{kind}.{layer}"] = np.array([number], np.float64)
     text = metadata.to_text(vector.name, vector.origin, seal=PLACE)
     path.write_bytes(to_bytes(tensors, {_KEY: text}))
     seal(path)
@@ -67,27 +67,29 @@ def read(path: Path, content: bytes) -> SteeringVector:
         ) from error
     if text is None:
         return _anothers(path, tensors)
-    directions, stream_norms = {}, {}
+    directions = {}
+    numbers: dict[str, dict[int, float]] = {"stream_norm": {}, "deviation": {}}
     for key, tensor in tensors.items():
         match = _TENSOR.fullmatch(key)
         kind = match[1] if match else ""
         if match is None or tensor["dtype"] != _TYPES[kind]:
             raise VectorError(
                 f"{source}: unexpected tensor {key[:60]!r} in {tensor['dtype']}",
-                "a vector has direction.L in F32 and stream_norm.L in F64, and nothing else",
+                "a vector has direction.L in F32, stream_norm.L and deviation.L in F64, and nothing else",
             )
         layer, values = int(match[2]), _values(tensor)
         if kind == "direction":
             directions[layer] = as_direction(values, layer, source)
         elif values.size == 1:
-            stream_norms[layer] = float(values.item())
+            numbers[kind][layer] = float(values.item())
         else:
             raise VectorError(
-                f"{source}: the stream norm of layer {layer} is not one number",
+                f"{source}: the {kind.replace('_', ' ')} of layer {layer} is not one number",
                 "write it again from where it came",
             )
     name, origin = metadata.from_text(text, source)
-    return SteeringVector(name, dict(sorted(directions.items())), dict(sorted(stream_norms.items())), origin)
+    norms, deviations = (dict(sorted(of_layer.items())) for of_layer in numbers.values())
+    return SteeringVector(name, dict(sorted(directions.items())), norms, origin, deviations)
 
 
 def _anothers(path: Path, tensors: dict[str, Any]) -> SteeringVector:
