@@ -15,6 +15,7 @@ import pytest
 
 from tests.cluster.fake import INFO, Orders, added, answer, scores
 from vsteer.cluster import cluster as under_test
+from vsteer.cluster import dealing
 from vsteer.cluster.cluster import Cluster
 from vsteer.errors import EngineError, ModelError, SteeringFault, UnsupportedError, UsageError
 from vsteer.protocol import Block, BlockScores, Prompt, Request, Steering, Term
@@ -114,6 +115,28 @@ class TestTwoNodes:
         shares = [len(lines) for lines in taken(tmp_path).values()]
         assert len(shares) == 2
         assert min(shares) > 0.3 * sum(shares)
+
+    def test_one_that_comes_late_takes_over_what_is_not_begun(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The first has all of the work before the second is up."""
+        monkeypatch.setattr(dealing, "BLOCKS", 1000)
+        for what in ("blocks", "requests"):
+            folder, events = tmp_path / what, Events()
+            folder.mkdir()
+            engine = started(Orders(folder, pace=0.04), on_event=events)
+            try:
+                engine.load(VECTORS, STEERINGS)
+                if what == "blocks":
+                    run_blocks(engine, blocks(400))
+                else:
+                    run_requests(engine, requests(prompts=200, configurations=2))
+            finally:
+                engine.close()
+            shares = [len(lines) for lines in taken(folder).values()]
+            assert len(shares) == 2
+            assert sum(shares) == 400
+            assert min(shares) > 0.2 * sum(shares)
 
     def test_leaving_early_drops_what_is_under_way(self, tmp_path: Path) -> None:
         engine = started(Orders(tmp_path, pace=0.01), most=1)

@@ -179,3 +179,50 @@ def iterates_once(every: tuple[Steering | None, ...], unpacking: Unpacking, pack
     made: Iterator[Block] = (Block(str(n), Prompt.plain((n,)), (), every) for n in range(2))
     first, second = (unpacking.block(packing.packed(block)) for block in made)
     return first.steerings is second.steerings
+
+
+def test_an_engine_without_work_takes_over_what_another_has_not_begun() -> None:
+    some = members(3)
+    some[1].state = some[2].state = "starting"
+    dealing = Dealing(some, requests=8)
+    dealing.window = some[0].window = 100
+    units = dealing.of_blocks(iter(blocks(20)))
+    some[0].window = 100
+    assert not dealing.deal(units)
+    assert some[0].weight == 20
+    assert list(dealing.heirs()) == []
+    some[1].state, some[1].window = "up", 4
+    ((giver, heir, count),) = dealing.heirs()
+    assert (giver, heir, count) == (some[0], some[1], 10)
+    giver.heir = heir
+    # nobody is asked twice, and nobody inherits twice
+    assert list(dealing.heirs()) == []
+    newest = list(giver.under_way)[-3:]
+    # one of them was answered before the question came
+    done = giver.under_way[newest[0]]
+    left = Answers(1, ((newest[0], scored(done.content)),), False, 1)  # type: ignore[arg-type]
+    assert len(list(dealing.take(giver, left, 0.0))) == 1
+    dealing.pass_on(giver, newest)
+    assert [unit.number for unit in heir.under_way.values()] == newest[1:]
+    assert (giver.weight, heir.weight) == (17, 2)
+    assert not any(unit.is_sent for unit in heir.under_way.values())
+    found = [block.id for member in some for block, _ in dealing.take(member, answers(member), 1.0)]
+    assert len(found) == len(set(found)) == 19
+    assert not dealing.given
+
+
+def test_what_comes_back_for_an_engine_that_died_is_dealt_again() -> None:
+    some = members(2)
+    dealing = Dealing(some, requests=8)
+    units = dealing.of_blocks(iter(blocks(6)))
+    some[0].window, some[1].state = 100, "starting"
+    assert not dealing.deal(units)
+    some[0].heir = some[1]
+    dealing.pass_on(some[0], list(some[0].under_way)[3:])
+    assert (some[0].weight, some[1].weight) == (3, 0)
+    assert not dealing.deal(units)
+    assert some[0].weight == 6
+    # an engine that has begun everything is not asked again until it is given more
+    some[1].state, some[1].window, some[0].heir = "up", 4, some[1]
+    dealing.pass_on(some[0], ())
+    assert list(dealing.heirs()) == []

@@ -148,12 +148,20 @@ class Cluster(Engine):
     def _through(self, units: Iterator[Unit]) -> Iterator[Any]:
         self._run += 1
         try:
-            while self._dealing.deal(units) or self._dealing.given:
+            while (more := self._dealing.deal(units)) or self._dealing.given:
+                if not more:
+                    self._share_out()
                 for result in self._receive():
                     self.steps += 1
                     yield result
         finally:
             self._abandon()
+
+    def _share_out(self) -> None:
+        """At the end of a run an engine that has nothing left takes over what another has not begun."""
+        for member, heir, count in self._dealing.heirs():
+            member.heir = heir
+            member.sparing = member.actor.give_back.remote(self._run, count)
 
     def _receive(self) -> Iterator[Any]:
         """What comes within a second, once everybody has been asked, after a look at which engines live."""
@@ -162,6 +170,7 @@ class Cluster(Engine):
         for member in self.members:
             self._ask(member)
         calls = {member.call: member for member in self.members if member.call is not None}
+        calls |= {member.sparing: member for member in self.members if member.sparing is not None}
         ready = []
         if calls:
             ready, _ = self._ray.wait(list(calls), num_returns=len(calls), timeout=0)
@@ -169,6 +178,11 @@ class Cluster(Engine):
             ready, _ = self._ray.wait(list(calls), num_returns=1, timeout=1.0)
         for call in ready:
             member = calls[call]
+            if call == member.sparing:
+                self._pass_on(member)
+                continue
+            if call != member.call:
+                continue  # its engine was ended meanwhile
             member.call = None
             try:
                 message = self._ray.get(call)
@@ -191,6 +205,16 @@ class Cluster(Engine):
             elif member.moved and now - member.moved > STALL_SECONDS:
                 self._bury(member, EngineError("it hangs", hint="its work is done again"))
         yield from self._dealing.failed()
+
+    def _pass_on(self, member: Member) -> None:
+        call, member.sparing = member.sparing, None
+        try:
+            numbers = self._ray.get(call)
+        except self._ray.exceptions.RayTaskError:
+            raise
+        except self._ray.exceptions.RayError:
+            numbers = ()  # it died, as its other call says
+        self._dealing.pass_on(member, numbers)
 
     def _ask(self, member: Member) -> None:
         """Ask an engine for what it is to do next, unless an answer is awaited already."""

@@ -60,6 +60,37 @@ class Dealing:
                 member.give(self._suspects.popleft(), alone=True)
         return more
 
+    def heirs(self) -> Iterator[tuple[Member, Member, int]]:
+        """Once nothing is left to deal: who has no work, whose it may take over, and how much of it."""
+        if self._returned or self._suspects:
+            return
+        idle = [one for one in self.members if one.hungry() and not one.under_way]
+        awaited = [one.heir for one in self.members if one.heir is not None]
+        for heir in (one for one in idle if one not in awaited):
+            some = [one for one in self.members if one.state == "up" and one.spares and one.heir is None]
+            most = max(some, key=lambda one: len(one.under_way), default=heir)
+            if len(most.under_way) < 2 or most.alone:
+                return
+            yield most, heir, len(most.under_way) // 2
+
+    def pass_on(self, member: Member, numbers: Sequence[int]) -> None:
+        """What an engine gave back goes to the one for which it was asked, if that still has nothing."""
+        heir, member.heir = member.heir, None
+        # when it was asked again, there would be no more
+        member.spares = bool(numbers)
+        for number in numbers:
+            unit = member.under_way.pop(number, None)
+            if unit is None:
+                continue
+            unit.is_sent = False
+            member.weight -= unit.weight
+            if heir is not None and heir.state == "up" and not heir.alone:
+                heir.give(unit)
+            else:
+                self._returned.append(unit)
+        if not member.under_way:
+            member.moved = 0.0
+
     def take(self, member: Member, answers: Answers, now: float) -> Iterator[Any]:
         """What the run gets of an engine's answers."""
         if answers.results or answers.steps != member.steps:

@@ -109,6 +109,12 @@ class EngineHost:
         with self._changed:
             self._begin(run)
 
+    def give_back(self, run: int, count: int) -> tuple[int, ...]:
+        """The numbers of the newest work that was not begun, so much at most; now it never will be."""
+        with self._changed:
+            count = min(count, len(self._inbox)) if run == self._run else 0
+            return tuple(self._inbox.pop().number for _ in range(count))
+
     def stop(self) -> None:
         """End the engine in its own way, which leaves no shared memory behind."""
         self.abandon(self._run + 1)

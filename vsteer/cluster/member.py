@@ -48,6 +48,9 @@ class Member:
     under_way: dict[int, Unit] = field(default_factory=dict)
     weight: int = 0  # of all that is under way
     alone: bool = False  # whether what it has under way is to be all that it has
+    spares: bool = True  # whether it may have work of which nothing was begun
+    sparing: Any = None  # what it was asked to give back, and for whom
+    heir: Member | None = None
     quick_deaths: int = 0  # one after the other, before anything was answered
     deaths: int = 0
     answered: bool = False  # anything, since it was last started
@@ -65,6 +68,7 @@ class Member:
 
     def end(self) -> None:
         self.actor, self.call, self.state = None, None, "given up"
+        self.sparing, self.heir = None, None
 
     @property
     def alive(self) -> bool:
@@ -73,7 +77,7 @@ class Member:
     def give(self, unit: Unit, alone: bool = False) -> None:
         self.under_way[unit.number] = unit
         self.weight += unit.weight
-        self.alone = alone
+        self.alone, self.spares = alone, True
 
     def hungry(self) -> bool:
         return self.state == "up" and not self.alone and self.weight < self.window
