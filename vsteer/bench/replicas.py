@@ -47,7 +47,7 @@ def bench_replicas(model: str, count: int, quick: bool, on_progress: Callable[[s
     if len(cores) < count:
         raise UsageError(f"{count} engines want as many cores, and there are {len(cores)}", "take fewer")
     shares = [cores[n * (len(cores) // count) : (n + 1) * (len(cores) // count)] for n in range(count)]
-    rounds = 2 if quick else 4
+    rounds = 2 if quick else 3
     options = EngineOptions(max_model_len=512, max_num_seqs=128, kv_cache_gib=0.5, forks=True)
     make = partial(
         VllmEngine,
@@ -100,7 +100,7 @@ def bench_replicas(model: str, count: int, quick: bool, on_progress: Callable[[s
             on_progress(as_lines([figure]))
             return figure
 
-        prompts = (2 if quick else 24) * count, (64 if quick else 192) * count
+        prompts = (2 if quick else 24) * count, (64 if quick else 128) * count
         return [
             measured("questions", partial(_blocks, prompts[0], steerings), _count_blocks),
             measured("texts", partial(_texts, prompts[1], steerings), _count_texts),
