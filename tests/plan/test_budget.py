@@ -131,8 +131,8 @@ def test_the_quickstart_fits_its_five_minutes() -> None:
     resolve("smollm2-135m-instruct")
     (one,) = make_plans(read_grid(RUNS / "quickstart.yaml"))
     needs = budget.budget(one)
-    # 30 layers x 2 signs x (1 + 19 random), a baseline, 24 questions; 30 x 2 + 1 texts
-    assert [block.rows for block in one.blocks] == [(30 * 2 * 20 + 1) * 24, 61]
+    # 15 layers x 2 signs x (1 + 19 random + 19 unrelated), a baseline, 24 questions; 15 x 2 + 1 texts
+    assert [block.rows for block in one.blocks] == [(15 * 2 * 39 + 1) * 24, 31]
     # measured on 2 cores: about 1,600 prompt tokens a second, and 350 requests at most
     assert needs.computed_tokens / 1600 + needs.requests / 350 < 200
 
@@ -145,8 +145,8 @@ def test_the_scaling_grid_is_planned_without_its_models(tmp_path: Path) -> None:
         ("Llama-2-70b-chat-hf", True),
     ]
     for plan, layers in zip(plans, (32, 40, 80), strict=True):
-        # 5 norms x 2 signs x (1 + 19 + 19), and the baseline
-        assert len(plan.blocks[0].configs) == layers * 5 * 2 * 39 + 1
+        # 5 norms x 2 signs x (1 + 19 + 19 + 19), and the baseline
+        assert len(plan.blocks[0].configs) == layers * 5 * 2 * 58 + 1
     assert [plan.grid.engine_for(model).tensor_parallel_size for model in plans[0].grid.model] == [1, 2, 8]
 
 
@@ -167,10 +167,10 @@ def test_the_seven_behaviours_are_planned_with_the_user_s_data(tmp_path: Path) -
         (tmp_path / path).write_text(json.dumps(items))
     (one,) = make_plans(read_grid(tmp_path / "grid.yaml"))
     sizes = {block.evaluation: len(block.configs) for block in one.blocks}
-    # each its own vector: 32 layers x 2 signs, 6 more multipliers at layer 13, 19 random vectors beside each
-    assert sizes["sycophancy"] == (64 + 6) * 20 + 1
+    # each its own vector: 32 layers x 2 signs, 6 more multipliers at layer 13, 38 controls beside each
+    assert sizes["sycophancy"] == (64 + 6) * 39 + 1
     assert sizes["sycophancy-open"] == 8 + 1
-    assert sizes["mmlu"] == 7 * 8 * 20 + 1
+    assert sizes["mmlu"] == 7 * 8 * 39 + 1
 
 
 @pytest.mark.skipif(not CAA.is_dir(), reason="CAA's data is not here")
