@@ -24,7 +24,7 @@ LAYERS = (
     ("analysis", "grid", "mechanism"),
     ("report", "plan"),
     ("run",),
-    ("api", "bench"),
+    ("api", "bench", "serve"),
     ("vsteer",),
     ("cli",),
     ("__main__",),
@@ -48,7 +48,7 @@ ALLOWED = {
     "store": {"controls", "errors", "files", "identity", "packages", "operations"},
 }
 FOREIGN = {
-    "vllm": {"engine"},
+    "vllm": {"engine", "serve"},
     "ray": {"cluster"},
 }
 

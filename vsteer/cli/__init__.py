@@ -35,6 +35,7 @@ VERBS = {
         "Look at steering vectors, compare them, derive others.",
     ),
     "mechanism": ("vsteer.cli.mechanism:mechanism", "Look into why a steering works, on one device."),
+    "serve": ("vsteer.cli.serve:serve", "Serve a model through OpenAI's API, steered by the model's name."),
     "bench": ("vsteer.cli.bench:bench", "Measure vsteer on this machine."),
     "models": ("vsteer.cli.models:models", "List, fetch and locate the named models that need no hub."),
 }

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vsteer.engine.answers import merged_records, proven_steered_tokens, result_of, sampling_params
 from vsteer.engine.captures import CaptureAdmission, joined_streams
 from vsteer.engine.death_watch import DeathWatch
 from vsteer.engine.forks import (
@@ -31,25 +32,20 @@ from vsteer.engine.forks import (
 )
 from vsteer.engine.options import EngineOptions, why_no_forks
 from vsteer.engine.proof.canary import prove_steering
-from vsteer.engine.start import check_plugin_is_allowed, engine_args, engine_environment
-from vsteer.engine.support import check_family, has_gpu, refuse_unproven
+from vsteer.engine.start import check_start, engine_config, engine_environment, engine_info, starting
+from vsteer.engine.support import has_gpu
 from vsteer.engine.table import Capacity, SteeringTable
-from vsteer.engine.vllm_compat import refuse_unknown_seams
 from vsteer.engine.worker.capture import CaptureSpec
-from vsteer.engine.worker.parent import EndsWithParent
-from vsteer.engine.worker.step import NOT_SEEN, CellSpan
-from vsteer.errors import EngineError, SteeringFault, UsageError
-from vsteer.models.hugging_face import load_config
+from vsteer.engine.worker.step import CellSpan
+from vsteer.errors import EngineError, SteeringFault
 from vsteer.protocol import (
     Block,
     BlockScores,
     Engine,
-    EngineInfo,
     Request,
     Result,
     Steering,
     Vectors,
-    expected_steered_tokens,
 )
 
 # How long finished results may wait for the workers' record of them, in seconds and in number.
@@ -73,65 +69,25 @@ class VllmEngine(Engine):
     ) -> None:
         options = options or EngineOptions()
         self.capacity = capacity or Capacity()
-        check_plugin_is_allowed()
-        refuse_unknown_seams()
-        # vLLM has models that run their folder's code whatever it is given, so it sees a known family alone
-        check_family(load_config(model, revision).architectures or ())
+        check_start(model, revision)
         with engine_environment(options):
             # vllm reads its environment at import
-            from vllm.engine.arg_utils import EngineArgs
             from vllm.v1.engine.llm_engine import LLMEngine
 
-            try:
-                args = EngineArgs(
-                    model=model,
-                    revision=revision,
-                    tokenizer_revision=revision,
-                    dtype=dtype,
-                    quantization=quantization,
-                    kv_cache_dtype=kv_cache_dtype,
-                    **engine_args(options, self.capacity),
-                )
-            except TypeError as error:
-                raise UsageError(
-                    f"vLLM does not know an engine option: {error}", hint="see vLLM's EngineArgs"
-                ) from None
-            try:
-                config = args.create_engine_config()
-            except ValueError as error:
-                # a pydantic error is one too, with the reason in one of its lines
-                reason = next((line for line in str(error).splitlines() if "rror, " in line), str(error))
-                raise UsageError(
-                    f"vLLM refuses the engine's options: {reason.strip()}",
-                    hint="change the engine settings",
-                ) from None
-            check_family(config.model_config.hf_config.architectures or ())
-            refuse_unproven(config)
-            # into every process that vLLM starts
-            config.vsteer_parent = EndsWithParent()
-            try:
+            config = engine_config(
+                options,
+                self.capacity,
+                model=model,
+                revision=revision,
+                dtype=dtype,
+                quantization=quantization,
+                kv_cache_dtype=kv_cache_dtype,
+            )
+            with starting():
                 self._llm = LLMEngine.from_vllm_config(config, disable_log_stats=True)
-            except RuntimeError as error:
-                # the process that failed has printed what went wrong
-                raise EngineError(
-                    f"vLLM could not start: {error}",
-                    hint="its own message is above; if memory ran out, give a smaller max_model_len or "
-                    "max_num_seqs, or another kv_cache_gib",
-                ) from error
         self.tokenizer: Any = self._llm.get_tokenizer()
         forks = why_no_forks(options, kv_cache_dtype, has_gpu()) is None
-        self.info = EngineInfo(
-            kind="vllm",
-            dtype=str(config.model_config.dtype).removeprefix("torch."),
-            model_type=config.model_config.hf_text_config.model_type,
-            layers=config.model_config.hf_text_config.num_hidden_layers,
-            hidden_size=config.model_config.get_hidden_size(),
-            vocab_size=config.model_config.get_vocab_size(),
-            max_model_len=config.model_config.max_model_len,
-            cache_block=config.cache_config.block_size if config.cache_config.enable_prefix_caching else 0,
-            forks=forks,
-            blocks=forks,
-        )
+        self.info = engine_info(config, forks)
         self._max_in_flight = 2 * options.max_num_seqs + 64
         self._table: SteeringTable | None = None
         self._table_sha256 = ""
@@ -262,10 +218,8 @@ class VllmEngine(Engine):
         return None
 
     def _submit(self, request: Request, span: CellSpan | None) -> Result | None:
-        from vllm import SamplingParams
         from vllm.exceptions import VLLMValidationError
         from vllm.inputs import TokensPrompt
-        from vllm.sampling_params import RequestOutputKind
 
         if request.id in self._in_flight:
             raise SteeringFault(f"two requests under way are both named {request.id!r}")
@@ -275,21 +229,7 @@ class VllmEngine(Engine):
             **(capture.as_extra_args() if capture else {}),
         }
         try:
-            params = SamplingParams(
-                temperature=request.temperature,
-                top_p=request.top_p,
-                seed=request.seed,
-                max_tokens=request.max_tokens,
-                stop=list(request.stop),
-                ignore_eos=request.ignore_eos,
-                logprob_token_ids=list(request.logprob_token_ids) or None,
-                logprobs=None if request.logprob_token_ids else 0,
-                # vLLM then computes the whole prompt: no cached block is read
-                prompt_logprobs=None if request.prompt_logprobs_from is None else 0,
-                detokenize=bool(request.stop),
-                output_kind=RequestOutputKind.FINAL_ONLY,
-                extra_args=extra_args or None,
-            )
+            params = sampling_params(request, extra_args)
             # The name is never used again, since the V1 runner distinguishes requests by their names alone.
             name = f"{request.id}#{next(self._numbers)}"
             with self._watch.alive():
@@ -358,12 +298,7 @@ class VllmEngine(Engine):
         keys = [flight.span.key for flight, _ in finished if flight.span]
         records: dict[int, list[int]] = {}
         if keys:
-            answers = self._rpc("vsteer_collect", keys)
-            for answer in answers:
-                for key, (first, done) in zip(keys, answer, strict=True):
-                    # a rank of a pipeline may be a step behind, so only the least is certain
-                    least = records.setdefault(key, [first, done])
-                    least[1] = min(least[1], done)
+            records = merged_records(keys, self._rpc("vsteer_collect", keys))
         captured: dict[int, NDArray[np.float32]] = {}
         if specs := [flight.capture for flight, _ in finished if flight.capture]:
             answers = self._rpc("vsteer_captured", [spec.key for spec in specs])
@@ -384,33 +319,12 @@ class VllmEngine(Engine):
         request, span, completion = flight.request, flight.span, output.outputs[0]
         if completion.finish_reason not in ("stop", "length"):
             return Result(request.id, "error", error=f"vLLM ended it with {completion.finish_reason!r}")
-        token_ids = tuple(completion.token_ids)
         steered = 0
         if span is not None:
-            steered = expected_steered_tokens(
-                (span.start, span.end), len(request.prompt.token_ids), len(token_ids)
-            )
-            first, done = records[span.key]
-            if steered and (first == NOT_SEEN or done < span.start + steered):
-                raise SteeringFault(
-                    f"request {request.id!r} should have been steered to position {span.start + steered}, "
-                    f"but its cells were written to {done} only"
-                )
-        return Result(
-            request.id,
-            "ok",
-            token_ids=token_ids,
-            text=completion.text
-            if request.stop
-            else self.tokenizer.decode(list(token_ids), skip_special_tokens=True),
-            finish_reason=completion.finish_reason,
-            logprobs=_logprobs(completion.logprobs),
-            prompt_logprobs=_prompt_logprobs(request, output.prompt_logprobs),
-            prompt_tokens=len(request.prompt.token_ids),
-            cached_tokens=output.num_cached_tokens or 0,
-            steered_tokens=steered,
-            captured=captured[flight.capture.key] if flight.capture else None,
-        )
+            tokens = len(request.prompt.token_ids), len(completion.token_ids)
+            steered = proven_steered_tokens(request.id, span, *tokens, records[span.key])
+        streams = captured[flight.capture.key] if flight.capture else None
+        return result_of(request, output, self.tokenizer, steered, streams)
 
     def _abort(self) -> None:
         """Leave nothing behind in the engine, whatever ended the loop."""
@@ -441,23 +355,3 @@ class _Flight:
     span: CellSpan | None
     capture: CaptureSpec | None
     inside: str  # vLLM's own id of the request
-
-
-def _logprobs(logprobs: Any) -> tuple[dict[int, float], ...]:
-    return tuple(
-        {token: float(entry.logprob) for token, entry in position.items()} for position in logprobs or ()
-    )
-
-
-def _prompt_logprobs(request: Request, logprobs: Any) -> tuple[float, ...]:
-    first, ids = request.prompt_logprobs_from, request.prompt.token_ids
-    if first is None:
-        return ()
-    if logprobs is None or len(logprobs) != len(ids):
-        raise SteeringFault(
-            f"request {request.id!r} came back with log-probabilities of {len(logprobs or ())} prompt tokens "
-            f"instead of {len(ids)}"
-        )
-    return tuple(
-        float(position[token].logprob) for token, position in zip(ids[first:], logprobs[first:], strict=True)
-    )

@@ -8,16 +8,102 @@ from collections.abc import Iterator
 from typing import Any
 
 from vsteer.engine.options import CPU_KV_GIB, EngineOptions
-from vsteer.engine.support import CONFIG_KEY
+from vsteer.engine.support import CONFIG_KEY, check_family, refuse_unproven
 from vsteer.engine.table import Capacity
+from vsteer.engine.vllm_compat import refuse_unknown_seams
+from vsteer.engine.worker.parent import EndsWithParent
 from vsteer.engine.worker.plugin import OURS
-from vsteer.errors import UnsupportedError
+from vsteer.errors import EngineError, UnsupportedError, UsageError
+from vsteer.models.hugging_face import load_config
 from vsteer.packages import installed
+from vsteer.protocol import EngineInfo
 
 # Salts vLLM's compile cache: raised whenever the steered graph changes.
 GRAPH_VERSION = 2
 # A machine with at most so many cores gives all of them to the workers; on others vLLM chooses.
 FEW_CORES = 8
+
+
+def check_start(model: str, revision: str | None) -> None:
+    """Refuse what could not steer, before vLLM is imported."""
+    check_plugin_is_allowed()
+    refuse_unknown_seams()
+    # vLLM has models that run their folder's code whatever it is given, so it sees a known family alone
+    check_family(load_config(model, revision).architectures or ())
+
+
+def engine_config(
+    options: EngineOptions,
+    capacity: Capacity,
+    *,
+    model: str,
+    revision: str | None,
+    dtype: str,
+    quantization: str | None,
+    kv_cache_dtype: str,
+) -> Any:
+    """vLLM's own configuration of an engine that steers."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    try:
+        args = EngineArgs(
+            model=model,
+            revision=revision,
+            tokenizer_revision=revision,
+            dtype=dtype,
+            quantization=quantization,
+            kv_cache_dtype=kv_cache_dtype,
+            **engine_args(options, capacity),
+        )
+    except TypeError as error:
+        raise UsageError(
+            f"vLLM does not know an engine option: {error}", hint="see vLLM's EngineArgs"
+        ) from None
+    try:
+        config = args.create_engine_config()
+    except ValueError as error:
+        # a pydantic error is one too, with the reason in one of its lines
+        reason = next((line for line in str(error).splitlines() if "rror, " in line), str(error))
+        raise UsageError(
+            f"vLLM refuses the engine's options: {reason.strip()}",
+            hint="change the engine settings",
+        ) from None
+    check_family(config.model_config.hf_config.architectures or ())
+    refuse_unproven(config)
+    # into every process that vLLM starts
+    config.vsteer_parent = EndsWithParent()
+    return config
+
+
+@contextlib.contextmanager
+def starting() -> Iterator[None]:
+    """vLLM's start, whose failure is an `EngineError`."""
+    try:
+        yield
+    except RuntimeError as error:
+        # the process that failed has printed what went wrong
+        raise EngineError(
+            f"vLLM could not start: {error}",
+            hint="its own message is above; if memory ran out, give a smaller max_model_len or "
+            "max_num_seqs, or another kv_cache_gib",
+        ) from error
+
+
+def engine_info(config: Any, forks: bool) -> EngineInfo:
+    """What an engine of this configuration is."""
+    model, cache = config.model_config, config.cache_config
+    return EngineInfo(
+        kind="vllm",
+        dtype=str(model.dtype).removeprefix("torch."),
+        model_type=model.hf_text_config.model_type,
+        layers=model.hf_text_config.num_hidden_layers,
+        hidden_size=model.get_hidden_size(),
+        vocab_size=model.get_vocab_size(),
+        max_model_len=model.max_model_len,
+        cache_block=cache.block_size if cache.enable_prefix_caching else 0,
+        forks=forks,
+        blocks=forks,
+    )
 
 
 def engine_args(options: EngineOptions, capacity: Capacity) -> dict[str, Any]:

@@ -178,29 +178,36 @@ class SteeringTable:
             raise SteeringFault(f"a request asks for a steering that load() was not given: {terms}")
         return self.cells[terms]
 
-    def save(self, path: Path) -> None:
-        """Write what a worker needs, as safetensors: no pickled code ever travels."""
-        hexes = b"".join(bytes.fromhex(print_ or "00" * 32) for print_ in self.fingerprints)
-        save_file(
-            {
-                "bank": self.bank,
-                "row": self.row,
-                "scale": self.scale,
-                **{
-                    key: array
-                    for module, of_module in self.placed.items()
-                    for key, array in zip(placed_keys(module), (of_module.row, of_module.size), strict=True)
-                },
-                "fingerprint": np.frombuffer(hexes, np.uint8).reshape(-1, 32),
+    def save(self, path: Path, held: SteeringTable | None = None) -> None:
+        """Write what a worker needs, as safetensors: no pickled code ever travels.
+
+        Where the workers hold a table already, `held`, it is what this one, which must begin with it, has
+        beyond it.
+        """
+        rows, cells = (len(held.bank), len(held.fingerprints)) if held else (0, 0)
+        if held and not (
+            self.fingerprints[:cells] == held.fingerprints and np.array_equal(self.bank[:rows], held.bank)
+        ):
+            raise SteeringFault("a steering table that grows must begin with what the workers hold")
+        hexes = b"".join(bytes.fromhex(print_ or "00" * 32) for print_ in self.fingerprints[cells:])
+        arrays: dict[str, NDArray[Any]] = {
+            "bank": self.bank[rows:],
+            "row": self.row[:, cells:],
+            "scale": self.scale[:, cells:],
+            **{
+                key: array[:, :, cells:]
+                for module, of_module in self.placed.items()
+                for key, array in zip(placed_keys(module), (of_module.row, of_module.size), strict=True)
             },
-            path,
-        )
+            "fingerprint": np.frombuffer(hexes, np.uint8).reshape(-1, 32),
+        }
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path)
 
 
 def read_table_file(path: Path) -> tuple[dict[str, NDArray[Any]], list[str], str]:
     """A saved table's arrays, its fingerprints, and the hash of the file."""
     arrays = load_file(path)
-    prints = ["", *(line.tobytes().hex() for line in arrays.pop("fingerprint")[1:])]
+    prints = [line.tobytes().hex() if line.any() else "" for line in arrays.pop("fingerprint")]
     return arrays, prints, hashlib.sha256(path.read_bytes()).hexdigest()
 
 

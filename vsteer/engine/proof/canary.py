@@ -34,9 +34,24 @@ CAPTURE_TOLERANCE = 0.05
 
 def prove_steering(engine: Engine, capacity: Capacity) -> None:
     """Raise unless steering acts at every layer and nowhere else."""
-    direction = np.random.default_rng(0).standard_normal(engine.info.hidden_size).astype(np.float32)
-    steerings = [Steering((Term(NAME, layer, STRENGTH),)) for layer in range(engine.info.layers)]
-    directions = dict.fromkeys(range(engine.info.layers), direction)
+    batch, together, changes = prove_layers(engine)
+    directions, steerings = _everywhere(engine)
+    if engine.info.forks:
+        _prove_forks(engine, batch, together, changes)
+    for operation in OPERATIONS.values():
+        if operation.module in capacity.modules:
+            _prove_operation(engine, operation, batch[0].prompt, directions, list(changes.values()))
+    engine.load({NAME: directions}, steerings)
+    if engine.info.cache_block:
+        _prove_cache_identity(engine, steerings)
+    if capacity.captures > 1:
+        _prove_capture(engine, batch[0].prompt, steerings, STRENGTH * directions[0])
+
+
+def prove_layers(engine: Engine) -> tuple[list[Request], dict[str, Result], dict[str, float]]:
+    """Raise unless steering acts at every layer and an unsteered batch mate is untouched. The requests, their
+    results, and how far each layer's steering moved them."""
+    directions, steerings = _everywhere(engine)
     engine.load({NAME: directions}, steerings)
     prompt = Prompt.plain(int(t) for t in np.random.default_rng(1).integers(0, engine.info.vocab_size, 8))
     probes = _probes(engine)
@@ -57,16 +72,14 @@ def prove_steering(engine: Engine, capacity: Capacity) -> None:
             f"{', '.join(dead) or 'a layer'} by no more than {MARGIN:g} times that when steered",
             hint="this engine does not steer as it should; `vsteer verify` shows more",
         )
-    if engine.info.forks:
-        _prove_forks(engine, batch, together, changes)
-    for operation in OPERATIONS.values():
-        if operation.module in capacity.modules:
-            _prove_operation(engine, operation, prompt, directions, list(changes.values()))
-    engine.load({NAME: directions}, steerings)
-    if engine.info.cache_block:
-        _prove_cache_identity(engine, steerings)
-    if capacity.captures > 1:
-        _prove_capture(engine, prompt, steerings, STRENGTH * direction)
+    return batch, together, changes
+
+
+def _everywhere(engine: Engine) -> tuple[dict[int, Direction], list[Steering]]:
+    """One direction for all layers, and a steering for each."""
+    direction = np.random.default_rng(0).standard_normal(engine.info.hidden_size).astype(np.float32)
+    steerings = [Steering((Term(NAME, layer, STRENGTH),)) for layer in range(engine.info.layers)]
+    return dict.fromkeys(range(engine.info.layers), direction), steerings
 
 
 def _prove_forks(

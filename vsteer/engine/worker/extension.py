@@ -1,5 +1,6 @@
-"""What the driver can ask of every vLLM worker, by method name: load a table, report how far requests were
-steered, hand over what was captured. vLLM mixes this class into its worker (`worker_extension_cls`)."""
+"""What the driver can ask of every vLLM worker, by method name: load a table or add to it, report how far
+requests were steered, hand over what was captured. vLLM mixes this class into its worker
+(`worker_extension_cls`)."""
 
 from __future__ import annotations
 
@@ -20,6 +21,9 @@ class SteeringWorker:
 
     def vsteer_load_table(self, path: str) -> dict[str, Any]:
         return self._vsteer_table().load(Path(path))
+
+    def vsteer_extend_table(self, path: str, table_sha256: str) -> dict[str, Any]:
+        return self._vsteer_table().extend(Path(path), table_sha256)
 
     def vsteer_collect(self, keys: Sequence[int]) -> list[list[int]]:
         return self._vsteer_table().step_table.collect(keys)

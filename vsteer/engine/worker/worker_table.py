@@ -4,6 +4,7 @@ of a step. Both model runners and the driver's calls reach it through `worker_ta
 
 from __future__ import annotations
 
+import hashlib
 import pkgutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,7 +23,6 @@ from vsteer.engine.worker.layer import steer_layer
 from vsteer.engine.worker.modules import Capture, Placed, Steering, shared_buffers
 from vsteer.engine.worker.step import StepTable
 from vsteer.errors import SteeringFault
-from vsteer.operations import PLACES
 
 # Where a steered model keeps its table.
 ATTRIBUTE = "vsteer_table"
@@ -39,7 +39,7 @@ class WorkerTable:
         max_tokens: int,
         device: torch.device,
     ) -> None:
-        self.step_table = StepTable()
+        self.step_table = StepTable(())
         self.captures = CaptureTable(capacity.captures)
         self._bank, self.token_cell = shared_buffers(capacity, hidden_size, max_tokens, device)
         self._chosen = torch.zeros(capacity.captures, dtype=torch.int32, device=device)
@@ -47,10 +47,11 @@ class WorkerTable:
         self._any_steered_before = False
         self._any_chosen_before = False
         self._layers: dict[int, Steering] = {}
-        self.sha256 = ""  # of the table's file
-        self.first_layers: NDArray[np.int32] = np.zeros(1, np.int32)
+        self.sha256 = ""  # of the table's file, and of those that were added to it
+        self._rows = 0  # of the bank that are in use
+        self.first_layers: NDArray[np.int32] = np.zeros(0, np.int32)
         # [layer, cell]: where something is added behind the layer
-        self.acts: NDArray[np.bool_] = np.zeros((1, 1), bool)
+        self.acts: NDArray[np.bool_] = np.zeros((0, 0), bool)
         # module -> layer
         self._placed: dict[str, dict[int, Placed]] = {module: {} for module in capacity.modules}
         self._captures: dict[int, Capture] = {}
@@ -67,27 +68,50 @@ class WorkerTable:
         """Replace the table by the one in `path`, and report what this rank holds then."""
         if self.step_table.open_keys:
             raise SteeringFault("a table cannot be replaced while steered requests are under way")
+        self._bank.zero_()
+        for steering in self._layers.values():
+            steering.row.zero_()
+            steering.scale.zero_()
+        for of_layer in self._placed.values():
+            for placed in of_layer.values():
+                placed.row.zero_()
+                placed.size.zero_()
+        self.step_table, self._rows, self.sha256 = StepTable(()), 0, ""
+        self.acts, self.first_layers = np.zeros((0, 0), bool), np.zeros(0, np.int32)
+        return self.extend(path, "")
+
+    def extend(self, path: Path, sha256: str) -> dict[str, Any]:
+        """Add what is in `path` to the table `sha256`, also while requests are under way: no cell and no
+        direction that they use changes. Report what this rank holds then."""
+        if self.sha256 != sha256:
+            raise SteeringFault("what is to be added to a steering table belongs to another one")
         arrays, fingerprints, sha = read_table_file(path)
-        _replace(self._bank, torch.from_numpy(arrays["bank"]))
+        cells = len(self.step_table.fingerprints)
+        # a direction must be there before a cell names it
+        _put(self._bank, self._rows, arrays["bank"])
         for index, steering in self._layers.items():
-            _replace(steering.row, torch.from_numpy(arrays["row"][index]))
-            _replace(steering.scale, torch.from_numpy(arrays["scale"][index]))
+            _put(steering.row, cells, arrays["row"][index])
+            _put(steering.scale, cells, arrays["scale"][index])
         known = {"bank", "row", "scale"} | {key for module in self._placed for key in placed_keys(module)}
         if unknown := arrays.keys() - known:
             raise SteeringFault(f"a table with {sorted(unknown)} came to an engine that was started without")
         for module, of_layer in self._placed.items():
             for index, placed in of_layer.items():
                 for key, buffer in zip(placed_keys(module), (placed.row, placed.size), strict=True):
-                    # cells come first in `_replace`, places in the array
-                    values = arrays[key][index].T if key in arrays else np.zeros((1, len(PLACES)))
-                    _replace(buffer.T, torch.from_numpy(np.ascontiguousarray(values)).to(buffer.dtype))
-        self.step_table = StepTable(fingerprints)
-        self.sha256 = sha
-        self.acts = (arrays["scale"] != 0).any(axis=-1)
-        self.first_layers = first_layers(
-            arrays["scale"], [arrays[row] for row, _ in map(placed_keys, self._placed) if row in arrays]
+                    if key in arrays:
+                        # cells come first on the device, places in the array
+                        _put(buffer.T, cells, arrays[key][index].T)
+        scale = arrays["scale"]
+        joins = first_layers(
+            scale, [arrays[row] for row, _ in map(placed_keys, self._placed) if row in arrays]
         )
-        return {"sha256": sha, "layers": sorted(self._layers)}
+        acts = (scale != 0).any(axis=-1)
+        self.acts = np.concatenate([self.acts, acts], axis=1) if cells else acts
+        self.first_layers = np.concatenate([self.first_layers, joins])
+        self._rows += len(arrays["bank"])
+        self.step_table.fingerprints += fingerprints
+        self.sha256 = hashlib.sha256(f"{sha256}{sha}".encode()).hexdigest() if sha256 else sha
+        return {"sha256": self.sha256, "layers": sorted(self._layers)}
 
     def add_request(self, request_id: str, extra_args: Mapping[str, Any] | None) -> None:
         self.step_table.add(request_id, extra_args)
@@ -180,13 +204,15 @@ def worker_table(model: nn.Module) -> WorkerTable | None:
     return table
 
 
-def _replace(buffer: torch.Tensor, values: torch.Tensor) -> None:
-    """Put `values` at the front of `buffer`, zeros behind them, and check what the device holds."""
-    if values.shape[0] > buffer.shape[0] or values.shape[1:] != buffer.shape[1:]:
+def _put(buffer: torch.Tensor, start: int, array: NDArray[Any]) -> None:
+    """Put `array` into `buffer` from `start` on, and check what the device holds."""
+    values = torch.from_numpy(np.ascontiguousarray(array))
+    end = start + values.shape[0]
+    if end > buffer.shape[0] or values.shape[1:] != buffer.shape[1:]:
         raise SteeringFault(
             f"a table of shape {tuple(values.shape)} does not fit the engine's {tuple(buffer.shape)}"
+            f" from {start} on"
         )
-    buffer.zero_()
-    buffer[: values.shape[0]].copy_(values)
-    if not torch.equal(buffer[: values.shape[0]].cpu(), values):
+    buffer[start:end].copy_(values)
+    if not torch.equal(buffer[start:end].cpu(), values):
         raise SteeringFault("the device does not hold the steering table that was copied to it")
