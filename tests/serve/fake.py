@@ -29,6 +29,7 @@ class FakeVllm:
         self.proves = proves
         self.seen: list[dict[str, Any]] = []
         self.left = 0  # requests whose client went away
+        self.words: list[str] = []  # in place of its own
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         body = json.loads((await receive())["body"])
@@ -37,7 +38,7 @@ class FakeVllm:
         assert body["model"] == "base"
         self.seen.append(body)
         hashed = hashlib.sha256(f"{body.get('prompt')}{body.get('messages')}{asked.fingerprint}".encode())
-        words = [f" {hashed.hexdigest()[n : n + 4]}" for n in range(0, 12, 4)]
+        words = self.words or [f" {hashed.hexdigest()[n : n + 4]}" for n in range(0, 12, 4)]
         if body.get("wait"):
             message = await receive()
             assert message["type"] == "http.disconnect"
@@ -50,10 +51,10 @@ class FakeVllm:
             answer = {"model": "base", "choices": [{"text": "".join(words), "finish_reason": "length"}]}
             await _send(send, b"application/json", json.dumps(answer).encode())
             return
-        chunks = [
-            {"model": "base", "choices": [{"text": word, "finish_reason": None if n < 2 else "length"}]}
-            for n, word in enumerate(words)
-        ]
+        chunks: list[dict[str, Any]] = []
+        for n, word in enumerate(words):
+            choice = {"text": word, "delta": {"content": word}, "finish_reason": None if n < 2 else "length"}
+            chunks.append({"model": "base", "choices": [choice]})
         chunks.append({"model": "base", "choices": [], "usage": {"total_tokens": 9}})
         text = b"".join(b"data: %s\n\n" % json.dumps(chunk).encode() for chunk in chunks)
         text += b": alive\n\ndata: [DONE]\n\n"

@@ -9,9 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import uvicorn
-
-from vsteer.serve.server import Running, listen, running
+from vsteer.serve.server import Running, answering, listen
 from vsteer.serve.settings import Settings
 
 T = TypeVar("T")
@@ -41,15 +39,11 @@ def live_server(settings: Settings) -> Iterator[Live]:
 
     async def main() -> None:
         with listen("127.0.0.1", 0) as sock:
-            async with running(settings) as server:
-                http = uvicorn.Server(uvicorn.Config(server.app, log_level="warning", access_log=False))
+            async with answering(settings, sock) as server:
                 url = f"http://127.0.0.1:{sock.getsockname()[1]}"
                 made.append(Live(url, server, asyncio.get_running_loop()))
-                serving = asyncio.create_task(http.serve(sockets=[sock]))
                 ready.set()
                 await asyncio.to_thread(over.wait)
-                http.should_exit = True
-                await serving
 
     def work() -> None:
         try:

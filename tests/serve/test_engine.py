@@ -40,10 +40,10 @@ from vsteer.vectors.vector import SteeringVector
 pytestmark = pytest.mark.engine
 
 MAX_MODEL_LEN, BLOCK, KV_BLOCKS = 256, 32, 40
-STEERINGS, TOKENS = 100, 8
+STEERINGS, TOKENS = 200, 8
 KEY = "nobody-asks-for-it"
 # As many blocks as a dozen of the longer requests fill, so that those of a crowd preempt each other.
-OPTIONS = {
+OPTIONS: dict[str, Any] = {
     "max_model_len": MAX_MODEL_LEN,
     "max_num_seqs": 32,
     "max_num_batched_tokens": 64,
@@ -60,18 +60,15 @@ MODELS = [
     "base",
     *(
         f"base+{vector}@{layer}*{times}{where}"
-        for (layer, vector), times, where in zip(
-            itertools.cycle(itertools.product(range(6), ("first", "second"))),
-            itertools.cycle((0.5, -0.5, 1, 1.5)),
-            itertools.islice(itertools.cycle(POSITIONS), 30),
-            strict=False,
+        for layer, vector, times, where in itertools.islice(
+            itertools.product(range(6), ("first", "second"), (0.5, -0.5, 1, 1.5), POSITIONS), 0, None, 3
         )
     ),
     "base+first@2..4*0.3+second@3*-0.5",
     "base+ablate(first@3)",
     "base+first@1*0",
 ]
-CHATS = {
+CHATS: dict[str, list[dict[str, Any]]] = {
     ":after_user_turn": [{"role": "user", "content": "Who are you?"}],
     ":after_prompt": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who?"}],
     "": [
@@ -117,10 +114,10 @@ def expected(folder: str, vectors: Any) -> Expected:
     tokenizer = load_tokenizer(folder)
     requests = []
     for n, model in enumerate(MODELS):
-        prompt = Prompt.plain(tokenizer(TEXTS[n])["input_ids"])
+        prompt = Prompt.plain(tokenizer(TEXTS[n % len(TEXTS)])["input_ids"])
         requests.append(asked(parse_name(model), prompt, f"{n}"))
         scored = dataclasses.replace(requests[-1], id=f"{n} echo", prompt_logprobs_from=1)
-        requests += [scored] if len(prompt.token_ids) > 1 else []
+        requests += [scored] if n % 7 == 1 and len(prompt.token_ids) > 1 else []
     for where, messages in CHATS.items():
         plain = [{"role": m["role"], "content": text_of(m["content"])} for m in messages]
         steering = parse_name(f"base+first@3{where}")
@@ -182,7 +179,8 @@ def post(live: Live, path: str = "/v1/completions", **body: Any) -> httpx.Respon
 
 def check(answer: dict[str, Any], result: Result, tokens: Sequence[int], text: str) -> None:
     assert tuple(tokens) == result.token_ids
-    assert text == result.text
+    # a character whose last byte never came is shown by the one and not by the other
+    assert text.rstrip("\ufffd") == result.text.rstrip("\ufffd")
     assert answer["vsteer"]["steered_tokens"] == result.steered_tokens
 
 
@@ -190,14 +188,14 @@ def check(answer: dict[str, Any], result: Result, tokens: Sequence[int], text: s
 
 
 def test_each_answer_is_the_engines_own_whole_and_streamed(live: Live, expected: Expected) -> None:
-    for n, model in enumerate(MODELS):
+    for n, model in list(enumerate(MODELS))[::3]:
         result = expected.results[f"{n}"]
-        answer = post(live, model=model, prompt=TEXTS[n]).json()
+        answer = post(live, model=model, prompt=TEXTS[n % len(TEXTS)]).json()
         check(answer, result, answer["choices"][0]["token_ids"], answer["choices"][0]["text"])
         assert answer["model"] == model
         assert answer["vsteer"]["fingerprint"] == expected.fingerprints[model]
         assert answer["usage"]["completion_tokens"] == TOKENS
-        chunks = streamed(post(live, model=model, prompt=TEXTS[n], stream=True))
+        chunks = streamed(post(live, model=model, prompt=TEXTS[n % len(TEXTS)], stream=True))
         choices = [choice for chunk in chunks for choice in chunk["choices"]]
         tokens = [token for choice in choices for token in choice["token_ids"]]
         check(chunks[-1], result, tokens, "".join(choice["text"] for choice in choices))
@@ -214,28 +212,35 @@ def streamed(response: httpx.Response) -> list[dict[str, Any]]:
 def test_the_openai_client_sixty_four_at_once_streamed_and_whole(live: Live, expected: Expected) -> None:
     """In a memory that holds a dozen of them, with prompts that share what they begin with."""
 
-    async def ask_all() -> list[tuple[int, str, int]]:
+    async def ask_all() -> list[tuple[int, list[int], int]]:
         client = AsyncOpenAI(base_url=f"{live.url}/v1", api_key=KEY, max_retries=0)
         order = np.random.default_rng(3).integers(0, len(MODELS), 64)
         return await asyncio.gather(*(one(client, int(n), k % 2 == 0) for k, n in enumerate(order)))
 
-    async def one(client: AsyncOpenAI, n: int, stream: bool) -> tuple[int, str, int]:
-        more = {"extra_body": {"ignore_eos": True}}
-        options: dict[str, Any] = {"model": MODELS[n], "prompt": TEXTS[n], "max_tokens": TOKENS, **more}
+    async def one(client: AsyncOpenAI, n: int, stream: bool) -> tuple[int, list[int], int]:
+        more = {"extra_body": {"ignore_eos": True, "return_token_ids": True}}
+        options: dict[str, Any] = {
+            "model": MODELS[n],
+            "prompt": TEXTS[n % len(TEXTS)],
+            "max_tokens": TOKENS,
+            **more,
+        }
         if not stream:
             answer = await client.completions.create(temperature=0, **options)
-            return n, answer.choices[0].text, proof(answer)
-        text, steered = "", -1
+            return n, answer.choices[0].model_extra["token_ids"], proof(answer)
+        tokens: list[int] = []
+        steered = -1
         async for chunk in await client.completions.create(temperature=0, stream=True, **options):
-            text += chunk.choices[0].text
+            tokens += chunk.choices[0].model_extra["token_ids"]
             steered = proof(chunk) if chunk.choices[0].finish_reason else steered
-        return n, text, steered
+        return n, tokens, steered
 
     def proof(answer: Any) -> int:
         return int(answer.model_extra["vsteer"]["steered_tokens"])
 
-    for n, text, steered in asyncio.run(ask_all()):
-        assert (text, steered) == (expected.results[f"{n}"].text, expected.results[f"{n}"].steered_tokens)
+    for n, tokens, steered in asyncio.run(ask_all()):
+        assert tuple(tokens) == expected.results[f"{n}"].token_ids
+        assert steered == expected.results[f"{n}"].steered_tokens
 
 
 def test_conversations_are_steered_where_their_parts_end(live: Live, expected: Expected) -> None:
@@ -243,7 +248,9 @@ def test_conversations_are_steered_where_their_parts_end(live: Live, expected: E
         model = f"base+first@3{where}"
         begun = [*messages, {"role": "assistant", "content": BEGUN}]
         more = {"continue_final_message": True, "add_generation_prompt": False}
-        for name, body in (("chat", {"messages": messages}), ("begun", {"messages": begun, **more})):
+        bodies: dict[str, dict[str, Any]] = {"chat": {"messages": messages}}
+        bodies["begun"] = {"messages": begun, **more}
+        for name, body in bodies.items():
             result = expected.results[f"{name}{where}"]
             answer = post(live, "/v1/chat/completions", model=model, **body).json()
             assert answer["choices"][0]["token_ids"] == list(result.token_ids)
@@ -256,11 +263,11 @@ def test_conversations_are_steered_where_their_parts_end(live: Live, expected: E
 
 def test_log_probabilities_of_the_prompt_are_steered(live: Live, expected: Expected) -> None:
     """As harnesses ask for them: the prompt is echoed, and nothing is read from the cache."""
-    for n, model in enumerate(MODELS):
+    for n, model in list(enumerate(MODELS))[1::7]:
         result = expected.results.get(f"{n} echo")
         if result is None:
             continue
-        answer = post(live, model=model, prompt=TEXTS[n], echo=True, logprobs=1).json()
+        answer = post(live, model=model, prompt=TEXTS[n % len(TEXTS)], echo=True, logprobs=1).json()
         logprobs = answer["choices"][0]["logprobs"]["token_logprobs"]
         assert logprobs[1:-TOKENS] == pytest.approx(list(result.prompt_logprobs), abs=TOLERANCE)
         assert answer["vsteer"]["steered_tokens"] == result.steered_tokens
@@ -268,7 +275,7 @@ def test_log_probabilities_of_the_prompt_are_steered(live: Live, expected: Expec
 
 def test_several_answers_are_seeded_as_vllm_does_and_each_is_proven(live: Live, expected: Expected) -> None:
     drawn = [expected.results[f"drawn {n}"] for n in range(3)]
-    body = {"model": MODELS[3], "prompt": TEXTS[9], "n": 3, "seed": 5, "temperature": 1}
+    body: dict[str, Any] = {"model": MODELS[3], "prompt": TEXTS[9], "n": 3, "seed": 5, "temperature": 1}
     answer = post(live, **body).json()
     assert [choice["text"] for choice in answer["choices"]] == [result.text for result in drawn]
     assert answer["vsteer"]["steered_tokens"] == sum(result.steered_tokens for result in drawn)
@@ -412,6 +419,43 @@ def reload_table(live: Live, **changed: Any) -> None:
         dataclasses.replace(table._held, **changed).save(path)
         answers = live.ask("vsteer_load_table", str(path))
     table._sha256 = answers[0]["sha256"]
+
+
+@pytest.mark.slow
+def test_a_thousand_at_random_cancelled_streamed_and_retried_are_each_their_own_run(
+    live: Live, expected: Expected
+) -> None:
+    rng = np.random.default_rng(11)
+    # most come again after they were broken off
+    patience = [float(rng.uniform(0.01, 2)) if rng.random() < 0.3 else 120 for _ in range(1_000)]
+    chosen = [int(n) for n in rng.integers(0, len(MODELS), 1_000)]
+    broken = 0
+
+    async def ask_all() -> None:
+        limits = httpx.Limits(max_connections=100)
+        async with httpx.AsyncClient(base_url=live.url, limits=limits, timeout=None) as client:
+            await asyncio.gather(*(one(client, n, k) for k, n in enumerate(chosen)))
+
+    async def one(client: httpx.AsyncClient, n: int, k: int) -> None:
+        nonlocal broken
+        body = {"model": MODELS[n], "prompt": TEXTS[n % len(TEXTS)], "stream": k % 2 == 0}
+        body |= {"max_tokens": TOKENS, "temperature": 0, "ignore_eos": True, "return_token_ids": True}
+        try:
+            async with asyncio.timeout(patience[k]):
+                response = await client.post("/v1/completions", json=body)
+        except TimeoutError:
+            broken += 1
+            response = await client.post("/v1/completions", json=body)
+        chunks = streamed(response) if body["stream"] else [response.json()]
+        tokens = [token for chunk in chunks for choice in chunk["choices"] for token in choice["token_ids"]]
+        assert tuple(tokens) == expected.results[f"{n}"].token_ids
+        assert chunks[-1]["vsteer"]["steered_tokens"] == expected.results[f"{n}"].steered_tokens
+        assert chunks[-1]["vsteer"]["fingerprint"] == expected.fingerprints[MODELS[n]]
+
+    asyncio.run(ask_all())
+    assert len(set(chosen)) == len(MODELS)
+    assert broken > 100
+    wait_until_idle(live)
 
 
 # --- a server that breaks

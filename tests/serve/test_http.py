@@ -77,7 +77,7 @@ def test_what_was_not_proven_is_an_error() -> None:
     for model in ("base", "cheerful"):
         assert "not proven" in error(server.complete(model=model))["message"]
         stream = server.complete(model=model, stream=True).text
-        (chunk,) = [event for event in stream.split("\n\n") if "not proven" in event]
+        chunk, *_ = [event for event in stream.split("\n\n") if "not proven" in event]
         assert "choices" not in json.loads(chunk.removeprefix("data: "))
 
 

@@ -187,7 +187,7 @@ def test_what_is_wrong_with_one_steering_hits_no_other() -> None:
     twice = Steering((Term("joy", 1, 1.0, "ablate"), Term("fear", 1, 1.0, "ablate")))
 
     async def ask() -> list[Any]:
-        return await asyncio.gather(table.admit(twice), table.admit(STEERINGS[0]), return_exceptions=True)
+        return await asyncio.gather(*map(table.admit, (twice, STEERINGS[0])), return_exceptions=True)
 
     wrong, right = asyncio.run(ask())
     assert isinstance(wrong, UsageError)

@@ -36,6 +36,7 @@ VERBS = {
     ),
     "mechanism": ("vsteer.cli.mechanism:mechanism", "Look into why a steering works, on one device."),
     "serve": ("vsteer.cli.serve:serve", "Serve a model through OpenAI's API, steered by the model's name."),
+    "chat": ("vsteer.cli.chat:chat", "Chat with a model, steered and unsteered side by side."),
     "bench": ("vsteer.cli.bench:bench", "Measure vsteer on this machine."),
     "models": ("vsteer.cli.models:models", "List, fetch and locate the named models that need no hub."),
 }

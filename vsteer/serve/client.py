@@ -85,7 +85,7 @@ class SteeringClient:
         try:
             async with aclosing(self._inner.generate(prompt, params, request_id, **options)) as outputs:
                 async for output in outputs:
-                    if output.prompt_token_ids is not None and list(output.prompt_token_ids) != list(tokens):
+                    if not generated and list(output.prompt_token_ids) != list(tokens):
                         raise SteeringFault(f"request {request_id!r} was run on other tokens than were given")
                     (completion,) = output.outputs
                     count = len(completion.token_ids)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -95,8 +96,9 @@ def listen(host: str, port: int) -> socket.socket:
         ) from None
 
 
-async def serve(settings: Settings, sock: socket.socket, on_ready: Callable[[], None]) -> None:
-    """Answer on a socket until the process is told to end; an engine that dies ends it too."""
+@asynccontextmanager
+async def answering(settings: Settings, sock: socket.socket) -> AsyncIterator[Running]:
+    """A server that answers on a socket, whose end is this block's; signals are left to whoever runs it."""
     import uvicorn
 
     async with running(settings) as server:
@@ -108,25 +110,31 @@ async def serve(settings: Settings, sock: socket.socket, on_ready: Callable[[], 
             timeout_graceful_shutdown=GRACE_SECONDS,
         )
         http = uvicorn.Server(config)
-        on_ready()
-        watch = asyncio.create_task(_end_with_engine(server.client, http))
+        http.capture_signals = nullcontext  # type: ignore[method-assign, assignment]
+        serving = asyncio.create_task(http.serve(sockets=[sock]))
         try:
-            await http.serve(sockets=[sock])
+            yield server
         finally:
-            watch.cancel()
-        if server.client.errored:
-            raise EngineError(
-                "the engine died",
-                hint="its own message is above; if memory ran out, give a smaller max_num_seqs",
-            )
+            http.should_exit = True
+            await serving
 
 
-async def _end_with_engine(client: SteeringClient, http: Any) -> None:
-    while not client.errored:
-        await asyncio.sleep(DEAD_SECONDS)
-    # whoever waits is answered first
-    await asyncio.sleep(DEAD_SECONDS)
-    http.should_exit = True
+async def serve(settings: Settings, sock: socket.socket, on_ready: Callable[[], None]) -> None:
+    """Answer until the process is told to end; an engine that dies ends it too."""
+    over = asyncio.Event()
+    async with answering(settings, sock) as server:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, over.set)
+        on_ready()
+        while not over.is_set() and not server.client.errored:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(over.wait(), DEAD_SECONDS)
+        died = server.client.errored
+    if died:
+        raise EngineError(
+            "the engine died",
+            hint="its own message is above; if memory ran out, give a smaller max_num_seqs",
+        )
 
 
 async def _vllm_app(folder: str, client: SteeringClient) -> Any:

@@ -1,0 +1,48 @@
+"""What steers a chat, and the commands that turn it while the chat goes on: `/layer 13`, `/times 1.5`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from vsteer.errors import UsageError
+from vsteer.serve.names import BASE, parse_name, spelled
+from vsteer.validation import did_you_mean, shown
+
+HELP = """\
+/layer 13, /layer 10..16   where the vector acts
+/times 1.5                 how often it is added
+/vector NAME               another vector of the server's
+/positions after_prompt    on which tokens it acts
+/off, /on                  without it, and with it again
+/new                       begin the conversation anew
+/quit                      as Ctrl-D does"""
+_SETTINGS = {"/layer": "layers", "/times": "times", "/vector": "vector", "/positions": "positions"}
+COMMANDS = (*_SETTINGS, "/off", "/on", "/new", "/quit", "/help")
+
+
+@dataclass(frozen=True)
+class Dial:
+    vector: str
+    layers: str
+    times: str = "1"
+    positions: str = "after_prompt"
+    on: bool = True
+
+    @property
+    def name(self) -> str:
+        """The model to ask for. A UsageError says what of it can't be read."""
+        if not self.on:
+            return BASE
+        steering = parse_name(f"{BASE}+{self.vector}@{self.layers}*{self.times}:{self.positions}")
+        return spelled(steering)
+
+    def turned(self, line: str) -> Dial:
+        """The dial after a command. A UsageError says what is wrong with it."""
+        word, _, value = line.strip().partition(" ")
+        if word in ("/on", "/off"):
+            return replace(self, on=word == "/on")
+        if word not in _SETTINGS:
+            raise UsageError(f"no command is called {shown(word)}", did_you_mean(word, COMMANDS, "try /help"))
+        turned = replace(self, on=True, **{_SETTINGS[word]: value.strip()})
+        assert turned.name
+        return turned
