@@ -58,7 +58,7 @@ def test_what_a_file_means(tmp_path: Path) -> None:
         ("multiplier: -2", "multiplier: [1, 2]", "line 7: expected a number"),
         ("multiplier: -2", "times: 2", "line 7: unknown setting 'times'"),
         ("layers: [3, 5]", "layers: all", "line 7: expected layers by their numbers"),
-        ("layers: [3, 5]", "layers: [[3, 5]]", "line 7: expected layers"),
+        ("layers: [3, 5]", "layers: {together: {depth: [0, 1]}}", "line 7: expected layers by their numbers"),
         ("operation: ablate", "operation: ablat", "line 8: expected an operation"),
         ("positions: [4, 8]", "positions: [8, 4]", "line 9: no token lies in [8, 4)"),
         ("joy: vectors/joy.safetensors", "joy: 3", "line 2: expected a text"),

@@ -11,13 +11,12 @@ from pydantic import ValidationError
 
 from vsteer.engine.options import EngineOptions
 from vsteer.engine.proof.canary import NAME as CANARY
-from vsteer.engine.support import has_gpu
 from vsteer.engine.table import Capacity, SteeringTable, check_direction
 from vsteer.errors import UsageError
 from vsteer.grid.problems import Source
 from vsteer.models.hugging_face import load_config
 from vsteer.operations import OPERATIONS, graph_modules
-from vsteer.run.loading import CPU_KV_GIB, fetched
+from vsteer.run.loading import fetched
 from vsteer.serve.catalogue import Catalogue
 from vsteer.serve.guard import Guard
 from vsteer.serve.steering_file import SteeringFile, read_steering_file
@@ -75,8 +74,6 @@ def make_settings(
     options: EngineOptions = _checked({"engine": given}).engine
     if written.engine.replicas.most > 1:
         raise UsageError("a server is one engine", "leave replicas out; start a server for each")
-    if options.kv_cache_gib is None and not has_gpu():
-        options = options.model_copy(update={"kv_cache_gib": CPU_KV_GIB})
     folder = fetched(model, revision)
     capacity = _capacity(folder, catalogue, max_steerings)
     return Settings(folder, catalogue, options, guard or Guard(), dtype, capacity)

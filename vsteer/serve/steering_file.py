@@ -36,13 +36,10 @@ def _operation(value: Any) -> str:
 
 def _layers(value: Any) -> tuple[int, ...]:
     """One layer, or several at once: `13`, `[10, 14]` or `{from: 10, to: 16}`."""
-    if (isinstance(value, dict) and "depth" in value) or value == "all":
-        raise wrong(f"expected layers by their numbers, found {shown(value)}", "such as 13 or [10, 14]")
     groups = parse_layers(value).groups
-    assert groups is not None
-    if any(len(group) > 1 for group in groups):
-        raise wrong(f"expected layers, found {shown(value)}", "such as 13 or [10, 14]")
-    return tuple(group[0] for group in groups)
+    if groups is None:
+        raise wrong(f"expected layers by their numbers, found {shown(value)}", "such as 13 or [10, 14]")
+    return tuple(dict.fromkeys(layer for group in groups for layer in group))
 
 
 def _multiplier(value: Any) -> float:
