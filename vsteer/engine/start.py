@@ -19,7 +19,7 @@ from vsteer.packages import installed
 from vsteer.protocol import EngineInfo
 
 # Salts vLLM's compile cache: raised whenever the steered graph changes.
-GRAPH_VERSION = 2
+GRAPH_VERSION = 3
 # A machine with at most so many cores gives all of them to the workers; on others vLLM chooses.
 FEW_CORES = 8
 
