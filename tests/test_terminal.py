@@ -187,6 +187,12 @@ def test_no_verb_prints_a_terminals_commands(evil: Path, monkeypatch: pytest.Mon
         ["vectors", "train", EVIL, evil / f"{NAME}.json", "--layer", "1"],
         ["vectors", "responses", EVIL, evil / f"open {NAME}.json"],
         ["models", "get", EVIL], ["models", "path", EVIL], ["verify", EVIL], ["bench", "engine", EVIL],
+        ["serve", EVIL], ["serve", "tiny-llama", "--steering", evil / "wrong.yaml"],
+        ["serve", "tiny-llama", "--vector", f"{EVIL}={vector}"],
+        ["serve", "tiny-llama", "--vector", f"a={NAME}"],
+        ["serve", "tiny-llama", "--operation", EVIL], ["chat", EVIL, "--vector", vector],
+        ["chat", "tiny-llama", "--vector", EVIL], ["chat", "--server", EVIL, "--vector", EVIL],
+        ["chat", "tiny-llama", "--vector", vector, "--layer", EVIL],
         ["doctor"], [EVIL],
     ]  # fmt: skip
     for arguments in commands:

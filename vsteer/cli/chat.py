@@ -59,7 +59,14 @@ def chat(
             await Chat(client, dial, console, _line, max_tokens=max_tokens, temperature=temperature).go_on()
 
     if server is not None:
-        asyncio.run(chat_at(server.rstrip("/").removesuffix("/v1"), vector))
+        try:
+            address = httpx.URL(server.strip().rstrip("/").removesuffix("/v1"))
+            sound = address.scheme in ("http", "https") and bool(address.host)
+        except (httpx.InvalidURL, ValueError):
+            sound = False
+        if not sound:
+            raise UsageError("--server is not an http or https address", "such as http://127.0.0.1:8000")
+        asyncio.run(chat_at(str(address), vector))
         return
     from vsteer.serve.server import answering, listen
     from vsteer.serve.settings import make_settings
