@@ -66,6 +66,6 @@ class PacedEngine(Engine):
         shape = len(block.steerings), sum(len(tokens) for _, tokens in block.asked)
         if shape not in self._scores:
             logprobs = -5 * np.random.default_rng(0).random(shape, np.float32)
-            ones = np.ones(shape[0], np.int32)
-            self._scores[shape] = BlockScores(logprobs, 0 * ones, ones, forked=True)
+            steered = np.array([steering is not None for steering in block.steerings], np.int32)
+            self._scores[shape] = BlockScores(logprobs, 0 * steered, steered, forked=True)
         return self._scores[shape]
