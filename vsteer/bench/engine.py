@@ -19,6 +19,7 @@ import numpy as np
 
 from vsteer.bench.figures import Figure, as_lines, median_ratio, rates_in_turn
 from vsteer.bench.hugging_face import HuggingFaceProcess
+from vsteer.bench.made_up import VECTOR, random_vectors
 from vsteer.engine.driver import VllmEngine
 from vsteer.engine.options import EngineOptions
 from vsteer.engine.proof.reference import ReferenceEngine
@@ -27,7 +28,6 @@ from vsteer.engine.table import Capacity
 from vsteer.operations import graph_modules
 from vsteer.protocol import Positions, Prompt, Request, Steering, Term, Vectors
 
-VECTOR = "random"
 DTYPE = "bfloat16"
 CONFIGURATIONS = 60
 MANY = 512
@@ -154,7 +154,7 @@ def _decode_rates(engines: Sequence[VllmEngine | StockEngine], size: Size) -> li
         steering = None
         if isinstance(engine, VllmEngine):
             steering = _steering(0, engine.info.layers)
-            engine.load(_vectors(engine), _configurations(MANY, engine.info.layers))
+            engine.load(random_vectors(engine.info), _configurations(MANY, engine.info.layers))
         measures.append(_decode_rate(engine, size.decode_requests, [steering], size))
     return [rates[1:] for rates in rates_in_turn(DECODE_ROUNDS + 1, *measures)]
 
@@ -174,11 +174,6 @@ def _decode_rate(
     return measure
 
 
-def _vectors(engine: VllmEngine) -> Vectors:
-    directions = np.random.default_rng(0).standard_normal((engine.info.layers, engine.info.hidden_size))
-    return {VECTOR: dict(enumerate(directions.astype(np.float32)))}
-
-
 def _sharing(
     model: str, options: EngineOptions, capacity: Capacity, size: Size, on_progress: Callable[[str], None]
 ) -> list[Figure]:
@@ -196,7 +191,7 @@ def _sharing(
             closing(VllmEngine(model, dtype=DTYPE, options=options, capacity=capacity))
         )
         stock = engines.enter_context(closing(StockEngine(model, DTYPE, options)))
-        vectors = _vectors(ours)
+        vectors = random_vectors(ours.info)
         loop = engines.enter_context(closing(HuggingFaceProcess(model, vectors)))
         on_progress(f"the loop is faster in {loop.dtype} here")
         for scenario in SCENARIOS:

@@ -12,10 +12,9 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 
-import numpy as np
-
 from vsteer.bench.figures import Figure, as_lines, median_ratio, rates_in_turn
 from vsteer.bench.hugging_face import HuggingFaceProcess
+from vsteer.bench.made_up import ANSWERS, VECTOR, chat_prompts, random_vectors
 from vsteer.engine.driver import VllmEngine
 from vsteer.engine.options import EngineOptions
 from vsteer.engine.proof.reference import ReferenceEngine
@@ -23,11 +22,7 @@ from vsteer.engine.table import Capacity
 from vsteer.errors import EngineError
 from vsteer.protocol import Block, Positions, Prompt, Request, Steering, Term, Vectors
 
-VECTOR = "random"
 DTYPE = "bfloat16"
-ANSWERS = (10, 11)  # any two tokens: an evaluation reads two log-probabilities
-LENGTHS = (60, 250)
-PREFIX = 4  # the tokens of a forced answer behind the chat template
 CONFIGURATIONS = 1200
 # Rows, inner and outer width of the products by which the machine is measured: those of a large batch's MLP.
 PRODUCT = (2048, 576, 1536)
@@ -62,8 +57,7 @@ def bench_forks(model: str, quick: bool, on_progress: Callable[[str], None]) -> 
         engine = stack.enter_context(
             closing(VllmEngine(model, dtype=DTYPE, options=options, capacity=capacity))
         )
-        directions = np.random.default_rng(0).standard_normal((engine.info.layers, engine.info.hidden_size))
-        vectors: Vectors = {VECTOR: dict(enumerate(directions.astype(np.float32)))}
+        vectors = random_vectors(engine.info)
         loop = stack.enter_context(closing(HuggingFaceProcess(model, vectors)))
         machine = statistics.median(loop(_products) for _ in range(5))
         on_progress(f"the machine's bfloat16 products: {machine / 1e9:.0f} GFLOP/s")
@@ -89,7 +83,7 @@ def _measured(
     count = 1 if len(steerings) > 100 else 2
 
     def prompts(round_: int) -> list[Prompt]:
-        return _prompts(count, 100 * SCENARIOS.index(scenario) + round_)
+        return chat_prompts(count, 100 * SCENARIOS.index(scenario) + round_)
 
     def rows(round_: int) -> list[Request]:
         return [
@@ -154,16 +148,6 @@ def _steerings(scenario: Scenario, layers: int, count: int) -> list[Steering]:
         Steering((Term(VECTOR, here[n % len(here)], 0.01 * (1 + n // len(here))),), scenario.positions)
         for n in range(count)
     ]
-
-
-def _prompts(count: int, seed: int) -> list[Prompt]:
-    """Random tokens behind a chat template: throughput doesn't depend on what they mean."""
-    rng = np.random.default_rng(seed)
-    made = []
-    for length in rng.integers(LENGTHS[0], LENGTHS[1] + 1, count).tolist():
-        tokens = tuple(int(token) for token in rng.integers(100, 40_000, length))
-        made.append(Prompt(tokens, length - PREFIX, length - PREFIX - 3))
-    return made
 
 
 def _rate(engine: VllmEngine | ReferenceEngine, requests: Sequence[Request]) -> float:

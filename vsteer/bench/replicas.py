@@ -16,21 +16,17 @@ from contextlib import ExitStack, closing
 from functools import partial
 from typing import TypeVar
 
-import numpy as np
-
 from vsteer.bench.figures import Figure, as_lines, median_ratio, rates_in_turn
+from vsteer.bench.made_up import ANSWERS, VECTOR, chat_prompts, random_vectors
 from vsteer.cluster.cluster import Cluster
 from vsteer.engine.driver import VllmEngine
 from vsteer.engine.options import EngineOptions
 from vsteer.engine.start import is_cpu_build
 from vsteer.engine.table import Capacity
 from vsteer.errors import UsageError
-from vsteer.protocol import Block, Engine, Prompt, Request, Steering, Term, Vectors
+from vsteer.protocol import Block, Engine, Request, Steering, Term, Vectors
 
-VECTOR = "random"
 DTYPE = "bfloat16"
-ANSWERS = (10, 11)  # any two tokens: an evaluation reads two log-probabilities
-LENGTHS = (60, 250)
 MULTIPLIERS = 8  # at each layer
 TEXT_TOKENS = 16
 
@@ -62,8 +58,7 @@ def bench_replicas(model: str, count: int, quick: bool, on_progress: Callable[[s
             closing(Cluster(make, least=count, most=count, requests=2 * options.max_num_seqs + 64))
         )
         info = together.info
-        directions = np.random.default_rng(0).standard_normal((info.layers, info.hidden_size))
-        vectors: Vectors = {VECTOR: dict(enumerate(directions.astype(np.float32)))}
+        vectors = random_vectors(info)
         steerings = [
             Steering((Term(VECTOR, layer, 0.01 * n),), "after_prompt")
             for n in range(1, MULTIPLIERS + 1)
@@ -130,22 +125,13 @@ def _shared_out(
     return sum(part.result() for part in parts)
 
 
-def _prompts(count: int, seed: int) -> list[Prompt]:
-    rng = np.random.default_rng(seed)
-    made = []
-    for length in rng.integers(LENGTHS[0], LENGTHS[1] + 1, count).tolist():
-        tokens = tuple(int(token) for token in rng.integers(100, 40_000, length))
-        made.append(Prompt(tokens, length - 4, length - 7))
-    return made
-
-
 def _blocks(count: int, steerings: Sequence[Steering], round_: int) -> list[Block]:
-    prompts = enumerate(_prompts(count, round_))
+    prompts = enumerate(chat_prompts(count, round_))
     return [Block(str(n), prompt, (((), ANSWERS),), tuple(steerings)) for n, prompt in prompts]
 
 
 def _texts(count: int, steerings: Sequence[Steering], round_: int) -> list[Request]:
-    prompts = enumerate(_prompts(count, 1000 + round_))
+    prompts = enumerate(chat_prompts(count, 1000 + round_))
     return [
         Request(str(n), prompt, steerings[n % len(steerings)], max_tokens=TEXT_TOKENS, ignore_eos=True)
         for n, prompt in prompts

@@ -44,6 +44,7 @@ def chat(
     import httpx
     from rich.console import Console
 
+    from vsteer.scoring.endpoint import http_address
     from vsteer.serve.chat import TIMEOUT, Chat, first_dial, vectors_of
     from vsteer.serve.guard import KEY_VARIABLE, Guard
 
@@ -59,13 +60,8 @@ def chat(
             await Chat(client, dial, console, _line, max_tokens=max_tokens, temperature=temperature).go_on()
 
     if server is not None:
-        try:
-            address = httpx.URL(server.strip().rstrip("/").removesuffix("/v1"))
-            sound = address.scheme in ("http", "https") and bool(address.host)
-        except (httpx.InvalidURL, ValueError):
-            sound = False
-        if not sound:
-            raise UsageError("--server is not an http or https address", "such as http://127.0.0.1:8000")
+        given = server.strip().rstrip("/").removesuffix("/v1")
+        address = http_address(given, "--server", "http://127.0.0.1:8000")
         asyncio.run(chat_at(str(address), vector))
         return
     from vsteer.serve.server import answering, listen

