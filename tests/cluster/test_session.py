@@ -62,7 +62,8 @@ def driver(folder: Path, blocks: int) -> Iterator[tuple[subprocess.Popen[str], C
     )
 
     def alive() -> set[int]:
-        return {pid for pid in parents() if marked(pid, f"TMPDIR={temporary}")}
+        # a process that writes a title for itself may write it over its environment
+        return {pid for pid in parents() if marked(pid, f"TMPDIR={temporary}") or has_open(pid, temporary)}
 
     try:
         yield process, alive, temporary
@@ -72,6 +73,14 @@ def driver(folder: Path, blocks: int) -> Iterator[tuple[subprocess.Popen[str], C
         for pid in alive():
             os.kill(pid, signal.SIGKILL)
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def has_open(pid: int, folder: Path) -> bool:
+    """Whether the process has a file of the folder open."""
+    try:
+        return any(os.readlink(handle).startswith(f"{folder}/") for handle in Path(f"/proc/{pid}/fd").glob("*"))
+    except OSError:
+        return False
 
 
 def listening(pids: set[int]) -> set[str]:

@@ -84,11 +84,23 @@ def marked(pid: int, mark: str) -> bool:
         return False
 
 
+def described(pid: int) -> str:
+    """A process for the message of a test: its command, its state, and where in the kernel it waits."""
+    parts = [f"{pid}"]
+    for name in ("cmdline", "stat", "wchan"):
+        try:
+            text = Path(f"/proc/{pid}/{name}").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError as error:
+            text = str(error)
+        parts.append(text[:300])
+    return " | ".join(parts)
+
+
 def ended(alive: Callable[[], set[int]], within: float) -> float:
     """How many seconds it took until nothing of the run was left."""
     began = time.monotonic()
     while left := alive():
-        assert time.monotonic() - began < within, f"{left} are left"
+        assert time.monotonic() - began < within, "\n".join(["left:", *map(described, sorted(left))])
         time.sleep(0.2)
     return time.monotonic() - began
 

@@ -16,13 +16,16 @@ PATIENCE_SECONDS, AT_MOST_SECONDS = 5.0, 30.0
 
 
 def of_session(folder: str) -> list[int]:
-    """The processes that were started with the folder's path in their arguments or environment."""
+    """The processes that were started with the folder's path in their arguments or environment, or that write
+    to a file in it. Ray's agents put their titles over both of the former."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         if int(process.name) == os.getpid():
             continue
         try:
-            if any(folder.encode() in (process / part).read_bytes() for part in ("cmdline", "environ")):
+            if any(folder.encode() in (process / part).read_bytes() for part in ("cmdline", "environ")) or any(
+                os.readlink(process / "fd" / output).startswith(f"{folder}/") for output in ("1", "2")
+            ):
                 found.append(int(process.name))
         except OSError:
             continue
