@@ -17,6 +17,7 @@ import pytest
 
 from tests.engine.test_orphans import ended, marked, parents
 from vsteer.cluster.session import RaySession
+from vsteer.cluster.sweep import of_session
 from vsteer.errors import VsteerError
 
 ROOT = Path(__file__).parents[2]
@@ -78,9 +79,10 @@ def driver(folder: Path, blocks: int) -> Iterator[tuple[subprocess.Popen[str], C
 def has_open(pid: int, folder: Path) -> bool:
     """Whether the process has a file of the folder open."""
     try:
-        return any(os.readlink(handle).startswith(f"{folder}/") for handle in Path(f"/proc/{pid}/fd").glob("*"))
+        files = [handle.readlink() for handle in Path(f"/proc/{pid}/fd").iterdir()]
     except OSError:
         return False
+    return any(file.is_relative_to(folder) for file in files)
 
 
 def listening(pids: set[int]) -> set[str]:
@@ -141,6 +143,27 @@ def test_nothing_is_left_behind(tmp_path: Path, how: str) -> None:
         # only the driver prints a traceback
         assert err.count("KeyboardInterrupt") <= 2
         assert not shared_memory() - before
+
+
+@pytest.mark.parametrize(("file", "found"), [("raylet.out", True), ("python-core-driver.log", False)])
+def test_what_ray_started_is_known_by_its_output(tmp_path: Path, file: str, found: bool) -> None:
+    """Ray's agents write their titles over their arguments and environment, where the folder is named. What
+    the driver forked has the driver's own log open, and is not Ray's."""
+    logs = tmp_path / "session_1" / "logs"
+    logs.mkdir(parents=True)
+    with (logs / file).open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)"],
+            stdout=output,
+            env={},
+        )
+    try:
+        while "up" not in (logs / file).read_text():
+            time.sleep(0.01)
+        assert of_session(str(tmp_path)) == [process.pid] * found
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_no_cluster_at_an_address_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
