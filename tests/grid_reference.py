@@ -26,6 +26,7 @@ PLACES: dict[str, type[Strict]] = {
     "`engine`": spec.EngineSpec,
     "`vectors`, from data": spec.DataVector,
     "`vectors`, from a file": spec.FileVector,
+    "`vectors`, one direction of a file that holds many": spec.FileDirection,
     "`grid`, each block": spec.Axis,
     "`controls`": spec.Controls,
     "`controls: system_prompts`": spec.SystemPrompts,

@@ -102,6 +102,7 @@ def project(
     from vsteer.run.loading import fetched, same_model, stored_models
     from vsteer.store.files import write_parquet
     from vsteer.vectors.files import load
+    from vsteer.vectors.vector import check_place
 
     if run is not None and (plain or prompts):
         raise UsageError("there are texts of a run and others", "give --run, or --text and --prompt")
@@ -114,6 +115,8 @@ def project(
     if target and target.exists() and not replaces:
         raise UsageError(f"{target} exists", "give another --out, or --force to replace it")
     steering_vector = load(vector)
+    # what is measured is the stream behind the layers
+    check_place(steering_vector.name, steering_vector.origin.where, "add")
     if run is not None:
         known = {facts.name: facts for facts, _ in stored_models(run)}
         if model not in known:

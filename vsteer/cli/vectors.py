@@ -2,8 +2,10 @@
 
 import json
 import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -14,6 +16,7 @@ from vsteer.cli.train import train
 from vsteer.errors import UsageError, VectorError
 from vsteer.terminal import echo
 from vsteer.vectors import derive
+from vsteer.vectors.checks import MAX_LAYER
 from vsteer.vectors.diagnostics.describe import (
     Row,
     common_layers,
@@ -24,10 +27,46 @@ from vsteer.vectors.diagnostics.describe import (
 )
 from vsteer.vectors.diagnostics.tables import table_path
 from vsteer.vectors.files import VectorWarning, file_format, file_sha256, load, save
+from vsteer.vectors.files.one_direction import load_direction
 from vsteer.vectors.norms import with_norm
 from vsteer.vectors.vector import SteeringVector
 
 _PATH = click.Path(path_type=Path)
+
+
+_Command = Callable[..., None]
+
+
+def _of_many(command: _Command) -> _Command:
+    """The options that choose one direction of a file of many; they come as keywords, to `_load`."""
+    for option in (
+        click.option("--where", type=click.Choice(["layer", "attention"]), help="Behind which part of it."),
+        click.option("--at-layer", type=click.IntRange(0, MAX_LAYER), help="The layer that it belongs to."),
+        click.option("--axis", type=click.IntRange(0, 1), help="0 where index counts rows, 1 columns."),
+        click.option("--index", type=click.IntRange(0), help="Which direction of the tensor, from 0."),
+        click.option("--key", help="One direction of a decoder's file: its tensor's name, such as W_dec."),
+    ):
+        command = option(command)
+    return command
+
+
+def _load(file: Path, chosen: Mapping[str, Any]) -> SteeringVector:
+    key, layer = chosen["key"], chosen["at_layer"]
+    given = [name for name, value in chosen.items() if value is not None]
+    if key is None and given:
+        raise UsageError(
+            f"--{given[0].replace('_', '-')} has no meaning without --key",
+            "--key names the tensor of a file that holds many directions",
+        )
+    if key is None:
+        return load(file)
+    if layer is None:
+        raise UsageError(
+            "--key needs --at-layer",
+            "a decoder's file doesn't say which layer's stream it was learned on: --at-layer 12",
+        )
+    where = chosen["where"] or "layer"
+    return load_direction(file, key, layer, index=chosen["index"], axis=chosen["axis"], where=where)
 
 
 @click.group()
@@ -48,19 +87,25 @@ def vectors() -> None:
 @click.argument("file", type=_PATH)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object instead of a table.")
 @click.option("--plot", type=_PATH, metavar="PICTURE", help="Draw the norms by layer too: a .png or .svg.")
-def inspect(file: Path, as_json: bool, plot: Path | None) -> None:
+@_of_many
+def inspect(file: Path, as_json: bool, plot: Path | None, **chosen: Any) -> None:
     """Show where the vector in FILE comes from, and its size at each layer.
 
     NORM/STREAM is the norm over the mean norm of the model's stream at that layer, where it was measured.
     LARGEST is the share of the squared norm that lies in the largest component. Where extraction left a table
     FILE's-stem.layers.parquet beside it, its columns are shown too.
 
+    Of a file that holds many directions, such as a sparse autoencoder's decoder in .safetensors or .npz,
+    --key, --index and --at-layer choose one.
+
     \b
     Example:
       vsteer vectors inspect sentiment.safetensors --plot sentiment.png
     """
-    vector = load(file)
+    vector = _load(file, chosen)
     rows = layer_rows(vector)
+    sha256 = vector.origin.data_sha256 if chosen["key"] else file_sha256(file)
+    kind = "one direction" if chosen["key"] else file_format(file)
     beside = table_path(file, "layers")
     if beside.is_file():
         try:
@@ -73,13 +118,12 @@ def inspect(file: Path, as_json: bool, plot: Path | None) -> None:
 
         draw(vector, plot)
     if as_json:
-        head = {"name": vector.name, "file": str(file), "format": file_format(file)}
-        head |= {"sha256": file_sha256(file)}
+        head = {"name": vector.name, "file": str(file), "format": kind, "sha256": sha256}
         size = {"hidden_size": vector.hidden_size, "origin": asdict(vector.origin), "layers": rows}
         echo(json.dumps(head | size, indent=2))
         return
     echo(f"{_summary(vector)}\n")
-    about = {"file": f"{file} ({file_format(file)})", "sha256": file_sha256(file)}
+    about = {"file": f"{file} ({kind})", "sha256": sha256}
     for key, value in (about | _known(vector)).items():
         echo(f"  {key:<14}{value}")
     titles = {"norm_over_stream": "NORM/STREAM", "largest_component_share": "LARGEST"}
@@ -144,6 +188,7 @@ def compare(files: tuple[Path, ...], as_json: bool) -> None:
 @click.option("--random", "seed", type=int, metavar="SEED", help="6. A random vector of the same norms.")
 @click.option("--name", help="The new vector's name.")
 @click.option("--force", is_flag=True, help="Overwrite OUT.")
+@_of_many
 def convert(
     source: Path,
     target: Path,
@@ -156,20 +201,22 @@ def convert(
     seed: int | None,
     name: str | None,
     force: bool,
+    **chosen: Any,
 ) -> None:
     """Write the vector in IN to OUT: in another format, with another norm, or another vector made of it.
 
     OUT ends in .safetensors, or in .gguf for llama.cpp, which has no layer 0. Whatever the order of the
     options, they act in the order of their numbers. Where a vector's file doesn't record its norm,
-    --norm raw says that it is raw.
+    --norm raw says that it is raw. --key, --index and --at-layer choose IN's direction where it holds many.
 
     \b
-    Example:
+    Examples:
       vsteer vectors convert refusal.safetensors refusal.gguf --norm unit
+      vsteer vectors convert params.npz cats.safetensors --key W_dec --index 4213 --axis 0 --at-layer 12
     """
     if others and norm is None:
         raise UsageError("--with has no meaning without --norm caa", "add --norm caa, or leave --with out")
-    vector = load(source)
+    vector = _load(source, chosen)
     if layer is not None:
         vector = derive.one_layer(vector, layer)
     if plus:

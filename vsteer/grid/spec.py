@@ -152,6 +152,40 @@ class FileVector(Strict):
     """The vector's file, taken as it is stored."""
 
 
+class FileDirection(Strict):
+    """One direction of a file that holds many, such as a sparse autoencoder's decoder."""
+
+    file: Text
+    """A safetensors file or an `.npz` archive. Of a large one the direction alone is read."""
+    key: Text
+    """The tensor's name in it, such as `W_dec`: one direction, or a matrix of directions."""
+    index: Annotated[int, Field(ge=0)] | None = None
+    """Which direction of the matrix, counted from 0; needed where it has more than one."""
+    axis: Literal[0, 1] | None = None
+    """Along which axis directions are counted: 0 where they are rows, 1 where they are columns. Needed where
+    both sides are as long as the model is wide, which else tells them apart."""
+    layer: Annotated[int, Field(ge=0, le=9_999)]
+    """The layer whose stream it was learned on, which is where it acts. What was learned on the input of
+    layer L is behind layer L - 1."""
+    where: Where = "layer"
+    """`attention`: it was learned on the stream behind the layer's attention, and blocks add it there."""
+    norm: Norms = ("raw",)
+    """`raw` is the file's length, `unit` 1. The others are measured over contrast data, of which there is
+    none."""
+
+    @model_validator(mode="after")
+    def _norms_are_known(self) -> FileDirection:
+        for n, norm in enumerate(self.norm):
+            if norm not in ("raw", "unit"):
+                message = f"the norm {norm} is measured over contrast data, and a file's direction has none"
+                hint = (
+                    "raw counts multipliers in the file's own length, unit makes them absolute: work out "
+                    "other units, and write them as multipliers"
+                )
+                raise wrong(message, hint, "norm", n)
+        return self
+
+
 class Axis(Strict):
     """One block of the grid: every combination of what it lists."""
 
@@ -291,8 +325,12 @@ class Exclude(Strict):
 
 def _kind_of_vector(value: Any) -> str:
     """The tag is no possible key, since pydantic puts it into the location of an error."""
-    in_a_file = "file" in value if isinstance(value, dict) else isinstance(value, FileVector)
-    return "<file>" if in_a_file else "<data>"
+    if not isinstance(value, dict):
+        kinds = {FileVector: "<file>", FileDirection: "<direction>"}
+        return next((tag for kind, tag in kinds.items() if isinstance(value, kind)), "<data>")
+    if value.keys() & {"key", "index", "axis", "layer"}:
+        return "<direction>"
+    return "<file>" if "file" in value else "<data>"
 
 
 def _as_model(value: Any) -> Any:
@@ -308,7 +346,9 @@ def _as_tuple(value: Any) -> Any:
 
 
 VectorSpec = Annotated[
-    Annotated[DataVector, Tag("<data>")] | Annotated[FileVector, Tag("<file>")],
+    Annotated[DataVector, Tag("<data>")]
+    | Annotated[FileVector, Tag("<file>")]
+    | Annotated[FileDirection, Tag("<direction>")],
     Discriminator(_kind_of_vector),
 ]
 

@@ -44,8 +44,13 @@ def _sha256(folder: Path) -> str:
         echo(f"... reading {size} of {folder} once, to recognise them later", err=True)
     digest = hashlib.sha256(b"vsteer-model-2")
     for path in sorted(files, key=lambda path: path.name):
-        digest.update(f"{path.name}:{_known(path) or _read(path)}\n".encode())
+        digest.update(f"{path.name}:{large_file_sha256(path)}\n".encode())
     return digest.hexdigest()
+
+
+def large_file_sha256(path: Path) -> str:
+    """A file's hash, which is kept, so that a file of gigabytes is read once."""
+    return _known(path) or _read(path)
 
 
 def _known(path: Path) -> str | None:

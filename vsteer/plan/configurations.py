@@ -16,7 +16,7 @@ from vsteer.identity import VERSION, derived_seed, identify
 from vsteer.operations import OPERATIONS
 from vsteer.plan.exclusions import Exclusion, at_layers, at_multiplier, at_positions
 from vsteer.plan.left_out import EXCLUDED, NO_NORM, OTHER_POSITIONS, OTHER_VECTORS, UNSTEERED
-from vsteer.plan.vector_sources import VectorSource, norm_recipe
+from vsteer.plan.vector_sources import STORED, VectorSource, norm_recipe
 from vsteer.protocol import Positions, Steering, Term
 from vsteer.validation import shortened
 from vsteer.vectors.recipe import Recipe
@@ -277,7 +277,8 @@ class ConfigExpander:
     def _norms(self, axis: Axis, vector: str) -> tuple[str, ...]:
         """An operation without a multiplier takes a direction, whatever its norm: once, at length 1."""
         source = self.sources[vector]
-        return source.norms if OPERATIONS[axis.does].has_multiplier or source.is_file else ("unit",)
+        as_they_are = OPERATIONS[axis.does].has_multiplier or source.norms == STORED
+        return source.norms if as_they_are else ("unit",)
 
     def _positions(self, n: int, axis: Axis, evaluation: int) -> list[tuple[Loc, Positions]]:
         at: Loc = ("grid", n, "positions")

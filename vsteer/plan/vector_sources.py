@@ -5,8 +5,8 @@ Whatever is wrong with one of them is reported with the line of the grid that na
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Set
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Set
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,21 @@ from vsteer.datasets.builtin import find_file
 from vsteer.errors import VsteerError
 from vsteer.files import reading_hint
 from vsteer.grid.problems import Loc
-from vsteer.grid.spec import DataVector, FileVector, Grid
+from vsteer.grid.spec import DataVector, FileDirection, FileVector, Grid
 from vsteer.identity import identify
+from vsteer.models.identity import large_file_sha256
 from vsteer.validation import shortened, shown
 from vsteer.vectors.derive import for_model
 from vsteer.vectors.files import file_sha256, load
+from vsteer.vectors.files.one_direction import find_tensor, load_direction
 from vsteer.vectors.methods import METHODS
 from vsteer.vectors.recipe import Recipe, make_recipe
 from vsteer.vectors.unrelated import unrelated_recipes
+from vsteer.vectors.vector import SteeringVector, check_place
+
+# The norms of a file that is taken as it is: one was applied when the file was made.
+STORED = ("stored",)
+Located = Callable[[str], AbstractContextManager[object]]
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,60 @@ class VectorFile:
     def describe(self) -> str:
         return f"{self.path.name}, as it is stored"
 
+    def hashed(self) -> str:
+        """What the file's hash is now."""
+        return file_sha256(self.path)
+
+    def load(self, name: str, width: int | None, located: Located = nullcontext) -> SteeringVector:
+        """The vector; `width` is the model's, where it is known."""
+        with located("file"):
+            return load(self.path, name)
+
+
+@dataclass(frozen=True)
+class DirectionInFile(VectorFile):
+    """One direction of a file that holds many."""
+
+    key: str
+    index: int | None
+    axis: int | None
+    layer: int
+    where: str
+    square: bool  # whether the model's width can't tell rows from columns
+
+    def identity(self) -> dict[str, Any]:
+        # Where the width decides, an axis that is written beside it changes nothing.
+        axis = {"axis": self.axis} if self.square else {}
+        return {
+            "file": self.file_sha256,
+            "key": self.key,
+            "index": self.index or 0,
+            "layer": self.layer,
+            "where": self.where,
+        } | axis
+
+    def describe(self) -> str:
+        index = "" if self.index is None else f" {self.index}"
+        behind = "the attention of layer" if self.where == "attention" else "layer"
+        return f"{shortened(self.key)}{index} of {self.path.name}, behind {behind} {self.layer}"
+
+    def hashed(self) -> str:
+        return large_file_sha256(self.path)
+
+    def load(self, name: str, width: int | None, located: Located = nullcontext) -> SteeringVector:
+        return load_direction(
+            self.path,
+            self.key,
+            self.layer,
+            index=self.index,
+            axis=self.axis,
+            where=self.where,
+            width=width,
+            name=name,
+            sha256=self.file_sha256,
+            located=located,
+        )
+
 
 @dataclass(frozen=True)
 class VectorSource:
@@ -49,7 +110,7 @@ class VectorSource:
 
     name: str
     made_from: Recipe | VectorFile
-    norms: tuple[str, ...]  # for a file "stored": the norm was applied when the file was made
+    norms: tuple[str, ...]  # STORED for a vector's file
     # what the unrelated vectors beside it are made from, by their numbers
     unrelated: Mapping[int, Recipe] = field(default_factory=dict, compare=False, repr=False)
 
@@ -59,7 +120,7 @@ class VectorSource:
 
     def describe(self) -> str:
         """One line: `refusal: mean_diff of 204 pairs at the token answer; norm raw, unit`."""
-        norms = "" if self.is_file else f"; norm {', '.join(self.norms)}"
+        norms = "" if self.norms == STORED else f"; norm {', '.join(self.norms)}"
         return f"{self.name}: {self.made_from.describe()}{norms}"
 
     def identity(self) -> dict[str, Any]:
@@ -124,18 +185,38 @@ def _check_shuffled_labels(grid: Grid, sources: Mapping[str, VectorSource]) -> N
 def check_file(
     grid: Grid, source: VectorSource, used: Set[int], layers: int | None, hidden_size: int | None
 ) -> None:
-    """Refuse a vector's file that does not fit the model, or lacks a layer that is steered with it."""
+    """Refuse a vector's file that does not fit the model, its place, or lacks a layer that is steered."""
+    made_from = source.made_from
+    assert isinstance(made_from, VectorFile)
     at: Loc = ("vectors", source.name, "file")
-    assert isinstance(source.made_from, VectorFile)
-    with located(grid, at):
-        vector = load(source.made_from.path, source.name)
-        if layers is not None and hidden_size is not None:
-            for_model(vector, layers, hidden_size)
-    if missing := sorted(used - set(vector.layers)):
+    found: tuple[int, ...]
+    if isinstance(made_from, DirectionInFile):
+        at = ("vectors", source.name, "layer")
+        found, where = (made_from.layer,), made_from.where
+    # the model's width decides which side of a matrix is a direction
+    if hidden_size is not None or not isinstance(made_from, DirectionInFile):
+        vector = made_from.load(
+            source.name, hidden_size, lambda setting: located(grid, ("vectors", source.name, setting))
+        )
+        found, where = vector.layers, vector.origin.where
+        with located(grid, at):
+            if layers is not None and hidden_size is not None:
+                for_model(vector, layers, hidden_size)
+    check_places(grid, source.name, where)
+    if missing := sorted(used - set(found)):
         message = f"{source.name!r} has no direction at layer {missing[0]}, which the grid steers"
         raise grid.error(
-            at, message, f"it has the layers {shortened(', '.join(map(str, vector.layers)), 150)}: name these"
+            at, message, f"it has the layers {shortened(', '.join(map(str, found)), 150)}: name these"
         )
+
+
+def check_places(grid: Grid, vector: str, where: str) -> None:
+    """Refuse a block that acts elsewhere than where the vector's directions are."""
+    for n, axis in enumerate(grid.grid):
+        if vector in axis.names:
+            setting = "where" if "where" in axis.model_fields_set else "operation"
+            with located(grid, ("grid", n, setting)):
+                check_place(vector, where, axis.does)
 
 
 def norm_recipe(norm: str, sources: dict[str, VectorSource]) -> Any:
@@ -147,15 +228,20 @@ def norm_recipe(norm: str, sources: dict[str, VectorSource]) -> Any:
     }
 
 
-def _source(grid: Grid, name: str, spec: DataVector | FileVector) -> VectorSource:
+def _source(grid: Grid, name: str, spec: DataVector | FileVector | FileDirection) -> VectorSource:
     beside = grid.folder
-    if isinstance(spec, FileVector):
+    if not isinstance(spec, DataVector):
         at: Loc = ("vectors", name, "file")
         path = find_file(spec.file, beside)
         if path is None:
             raise grid.error(at, f"no vector file {shown(spec.file)}", "paths are relative to the grid")
         with located(grid, at):
-            return VectorSource(name, VectorFile(path, file_sha256(path)), ("stored",))
+            if isinstance(spec, FileVector):
+                return VectorSource(name, VectorFile(path, file_sha256(path)), STORED)
+            sha256 = large_file_sha256(path)
+        tensor = find_tensor(path, spec.key, lambda setting: located(grid, ("vectors", name, setting)))
+        parts = (spec.key, spec.index, spec.axis, spec.layer, spec.where, tensor.square)
+        return VectorSource(name, DirectionInFile(path, sha256, *parts), spec.norm)
     recipe = make_recipe(
         spec.data,
         negative=spec.negative,

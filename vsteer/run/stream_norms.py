@@ -17,7 +17,6 @@ from vsteer.identity import identify
 from vsteer.plan.plan import Plan
 from vsteer.plan.vector_sources import VectorFile
 from vsteer.protocol import Engine, Prompt, Request
-from vsteer.vectors.files import load
 from vsteer.vectors.run_norms import FOLDER, Stream, knows_stream, read_stream, write_stream
 
 # So many prompts give the mean to some percent, and cost less than a second of most runs.
@@ -34,11 +33,11 @@ class StreamNorms:
     @property
     def wanted(self) -> bool:
         """Whether some vector comes from a file that says nothing of this model's stream."""
-        weights = self.plan.facts.weights or {}
+        facts, weights = self.plan.facts, self.plan.facts.weights or {}
         files = {use.source.name: use.source.made_from for use in self.plan.vectors.values()}
         return read_stream(self.path) is None and any(
-            not knows_stream(load(file.path), self.plan.facts.name, *weights.values())
-            for file in files.values()
+            not knows_stream(file.load(name, facts.hidden_size), facts.name, *weights.values())
+            for name, file in files.items()
             if isinstance(file, VectorFile)
         )
 

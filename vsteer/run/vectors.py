@@ -16,7 +16,7 @@ from vsteer.errors import DataError, VectorError
 from vsteer.identity import VERSION, identify
 from vsteer.plan.configurations import VectorUse
 from vsteer.plan.plan import Plan
-from vsteer.plan.vector_sources import VectorFile, VectorSource
+from vsteer.plan.vector_sources import STORED, VectorFile, VectorSource
 from vsteer.protocol import Engine, Vectors
 from vsteer.store.sound import set_aside_with_warning
 from vsteer.vectors.derive import content_sha256, for_model, random_like
@@ -87,7 +87,7 @@ class RunVectors:
         from vsteer.vectors.diagnostics.rounding import warning
 
         for path, sha256 in zip(recipe.files, recipe.sha256, strict=True):
-            _check_unchanged(path, sha256)
+            _check_unchanged(path, sha256, file_sha256(path))
         raw, *shuffled = self._extracted(recipe)
         seed = self._shuffles(recipe)[1]
         own = any(source.made_from == recipe for source in self.plan.sources.values())
@@ -142,7 +142,7 @@ class RunVectors:
             return replace(
                 chance, directions=directions, origin=replace(chance.origin, norm=beside.origin.norm)
             )
-        if use.source.is_file:
+        if (use.norm,) == STORED:
             return self._raw_of(use.source)
         others = []
         if use.norm == "caa":
@@ -155,12 +155,12 @@ class RunVectors:
 
     def _raw_of(self, source: VectorSource) -> SteeringVector:
         if source.name not in self._raw:
-            if isinstance(source.made_from, VectorFile):
-                path = source.made_from.path
-                _check_unchanged(path, source.made_from.file_sha256)
+            made_from = source.made_from
+            if isinstance(made_from, VectorFile):
+                _check_unchanged(made_from.path, made_from.file_sha256, made_from.hashed())
+                self._raw[source.name] = made_from.load(source.name, self.plan.facts.hidden_size)
             else:
-                path = self._extracted(source.made_from)[0]
-            self._raw[source.name] = load(path, source.name)
+                self._raw[source.name] = load(self._extracted(made_from)[0], source.name)
         return self._raw[source.name]
 
     def _extracted(self, recipe: Recipe) -> list[Path]:
@@ -201,9 +201,9 @@ class RunVectors:
         )
 
 
-def _check_unchanged(path: Path, sha256: str) -> None:
+def _check_unchanged(path: Path, planned: str, found: str) -> None:
     """A file must still be what it was when the plan named it."""
-    if file_sha256(path) != sha256:
+    if found != planned:
         raise DataError(
             f"{path} changed while the run went on",
             "give the same command again: it plans with the file as it is",

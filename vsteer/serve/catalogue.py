@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from vsteer.errors import UsageError
+from vsteer.errors import UsageError, VectorError
 from vsteer.protocol import Steering, Vectors
 from vsteer.serve.names import BASE, parse_name, spelled
 from vsteer.serve.steering_file import parse_object
 from vsteer.validation import did_you_mean, shown
+from vsteer.vectors.vector import check_place
 
 
 class UnknownName(UsageError):
@@ -26,6 +27,8 @@ class Catalogue:
     # what the graph has room for
     operations: tuple[str, ...] = ("add",)
     terms: int = 4  # added at one layer
+    # behind which part of a layer each vector's directions are, where that is known
+    places: Mapping[str, str] = field(default_factory=dict)
 
     def named(self, name: object) -> Steering:
         """The steering that a model's name means."""
@@ -90,6 +93,10 @@ class Catalogue:
             if term.operation not in self.operations:
                 hint = did_you_mean(term.operation, self.operations, f"it does {', '.join(self.operations)}")
                 raise UnknownName(f"the server does no {shown(term.operation)}", hint)
+            try:
+                check_place(term.vector, self.places.get(term.vector, ""), term.operation)
+            except VectorError as error:
+                raise UnknownName(error.message, error.hint) from None
         added = Counter(term.layer for term in steering.acting_terms if term.is_added)
         if (most := max(added.values(), default=0)) > self.terms:
             raise UnknownName(f"{most} vectors are added at one layer", f"at most {self.terms} are")

@@ -59,14 +59,15 @@ def make_settings(
             )
     if CANARY in files:
         raise UsageError(f"a vector can't be called {CANARY}", "the proof at start uses this name")
-    named = written.steerings
+    named, loaded = written.steerings, {name: load(path, name) for name, path in files.items()}
     used = {term.operation for steering in named.values() for term in steering.terms}
     catalogue = Catalogue(
         model,
-        {name: load(path, name).directions for name, path in files.items()},
+        {name: vector.directions for name, vector in loaded.items()},
         named,
         tuple(name for name in OPERATIONS if name in {"add", *operations, *used}),
         terms,
+        {name: vector.origin.where for name, vector in loaded.items()},
     )
     for steering in named.values():
         catalogue.check(steering)

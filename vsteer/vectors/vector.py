@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from vsteer.errors import VectorError
+from vsteer.operations import OPERATIONS
 from vsteer.protocol import Direction
 
 
@@ -34,6 +35,8 @@ class Origin:
     # raw, unit, caa, deviation, residual:0.1; or "derived": none of these any more, by what is listed below
     norm: str = "raw"
     derived: tuple[str, ...] = ()  # what was done afterwards, in order
+    # attention: its directions are of the stream behind each layer's attention; layer: behind the layer
+    where: str = ""
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class SteeringVector:
 
     def at(self, layer: int, multiplier: float = 1.0, operation: str = "add") -> VectorTerm:
         """The vector at one layer, for an engine to steer with; an ablation has no multiplier."""
+        check_place(self.name, self.origin.where, operation)
         if layer not in self.directions:
             raise VectorError(
                 f"the vector {self.name!r} has no direction at layer {layer}",
@@ -72,3 +76,19 @@ class VectorTerm:
     layer: int
     multiplier: float
     operation: str
+
+
+def check_place(name: str, where: str, operation: str) -> None:
+    """Refuse an operation that does not act `where` a vector's directions are, if that is known."""
+    if not where or operation not in OPERATIONS or where in OPERATIONS[operation].places:
+        return
+    if where == "attention":
+        behind, hint = "a layer's attention", "add it there: where: attention, which is add_attention"
+    else:
+        behind, hint = (
+            "a layer",
+            "if it belongs behind the attention, write where: attention beside its file too",
+        )
+    raise VectorError(
+        f"{name!r} is a direction of the stream behind {behind}, where {operation} does not act", hint
+    )

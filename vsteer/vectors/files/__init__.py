@@ -23,6 +23,9 @@ from vsteer.vectors.files import native as native_file
 from vsteer.vectors.files import numpy_file
 from vsteer.vectors.vector import SteeringVector
 
+_ONE_OF_MANY = (
+    "of a decoder, choose one direction: key, index and layer in a grid, or --key, --index and --at-layer"
+)
 _WRITERS = {".safetensors": native_file.write, ".gguf": gguf_file.write}
 _READERS: dict[str, Callable[[Path, bytes], SteeringVector]] = {
     "safetensors": native_file.read,
@@ -94,6 +97,8 @@ def _format(path: Path, start: bytes, size: int) -> str:
     # safetensors starts with the length of its header, a JSON object; the length may begin as a pickle does.
     if start[8:] == b"{" and struct.unpack("<Q", start[:8])[0] < 100_000_000:
         return "safetensors"
+    if path.suffix == ".npz" and start.startswith(b"PK"):
+        raise VectorError(f"{path} holds arrays by their keys, and none is chosen", _ONE_OF_MANY)
     if start.startswith((b"PK\x03\x04", b"\x80")):
         return "caa"
     raise VectorError(
@@ -114,5 +119,5 @@ def _readable(path: Path) -> Iterator[None]:
     except OSError as error:
         raise VectorError(
             f"could not read {path}: {error.strerror or error}",
-            reading_hint(error, "is it the path of a vector's file, not a model's?"),
+            reading_hint(error, f"is it the path of a vector's file, not a model's? {_ONE_OF_MANY}"),
         ) from error

@@ -13,8 +13,8 @@ from vsteer.errors import VectorError
 Name = TypeVar("Name")
 _ONE_NUMBER = re.compile(r"(?P<before>\D*?)(?P<layer>-?\d{1,9})(?P<after>\D*)", re.ASCII)
 _HINT = (
-    "name each layer's tensor alike but for its number: direction.0, direction.1, ...; layers count from 0, "
-    "and a model's embeddings are none"
+    "name each layer's tensor alike but for its number, from direction.0 on, and leave the embeddings out; "
+    "of a decoder choose one direction (key, index, layer)"
 )
 
 

@@ -59,6 +59,11 @@ def from_text(text: str, source: str) -> tuple[str, Origin]:
     # it stands in every message about the vector's size
     if len(str(known.get("norm", ""))) > _LONGEST_NORM:
         raise VectorError(f"{source}: its metadata names no norm", "write it again from where it came")
+    if known.get("where", "") not in ("", "attention", "layer"):
+        raise VectorError(
+            f"{source}: its metadata says where is {_short(known['where'])}",
+            "write it again from where it came",
+        )
     if not isinstance(name, str):
         raise VectorError(
             f"{source}: its metadata says its name is {_short(name)}", "write it again from where it came"

@@ -28,7 +28,7 @@ _KEY = "vsteer"
 _deserialize: Any = deserialize  # it has no types
 _TENSOR = re.compile(r"(direction|stream_norm|deviation)\.(0|[1-9]\d{0,8})", re.ASCII)
 _TYPES = {"direction": "F32", "stream_norm": "F64", "deviation": "F64"}
-_FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 
 def write(vector: SteeringVector, path: Path) -> None:
@@ -97,7 +97,7 @@ def _anothers(path: Path, tensors: dict[str, Any]) -> SteeringVector:
     source = f"{path}, a safetensors file that is not vsteer's,"
     directions = {}
     for layer, key in by_layer(sorted(tensors), source).items():
-        if (dtype := tensors[key]["dtype"]) not in _FLOATS:
+        if (dtype := tensors[key]["dtype"]) not in FLOATS:
             raise VectorError(
                 f"{path}: layer {layer} holds {dtype} values", "a direction is made of floating-point values"
             )
@@ -106,8 +106,12 @@ def _anothers(path: Path, tensors: dict[str, Any]) -> SteeringVector:
 
 
 def _values(tensor: dict[str, Any]) -> NDArray[Any]:
+    return as_values(tensor["data"], tensor["dtype"]).reshape(tensor["shape"])
+
+
+def as_values(content: bytes, dtype: str) -> NDArray[Any]:
     """bfloat16 becomes float32, which numpy has."""
-    values = np.frombuffer(tensor["data"], _FLOATS[tensor["dtype"]])
-    if tensor["dtype"] == "BF16":
+    values: NDArray[Any] = np.frombuffer(content, FLOATS[dtype])
+    if dtype == "BF16":
         values = (values.astype(np.uint32) << 16).view(np.float32)
-    return values.reshape(tensor["shape"])
+    return values

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from io import BytesIO
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.lib import format as npy
@@ -15,18 +15,24 @@ from vsteer.vectors.vector import Origin, SteeringVector
 
 MAGIC = b"\x93NUMPY"
 _version: Any = npy.read_magic  # it has no types
-_HEADERS: dict[tuple[int, int], Callable[[Any], tuple[tuple[int, ...], bool, np.dtype[Any]]]] = {
+_HEADERS: dict[tuple[int, int], Callable[[IO[bytes]], tuple[tuple[int, ...], bool, np.dtype[Any]]]] = {
     (1, 0): npy.read_array_header_1_0,
     (2, 0): npy.read_array_header_2_0,
 }
 
 
+def read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether it is stored by column, and type. Whatever is wrong is an exception of some kind."""
+    shape, by_column, dtype = _HEADERS[_version(file)](file)
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects, which are never read")
+    return shape, by_column, dtype
+
+
 def read(path: Path, content: bytes) -> SteeringVector:
     source, file = str(path), BytesIO(content)
     try:
-        shape, by_column, dtype = _HEADERS[_version(file)](file)
-        if dtype.hasobject:
-            raise ValueError("it holds Python objects, which are never read")
+        shape, by_column, dtype = read_header(file)
         values = content[file.tell() :]
         if (size := prod(shape) * dtype.itemsize) != len(values):
             raise ValueError(f"its header says {size:,} bytes of values, and there are {len(values):,}")
