@@ -48,6 +48,11 @@ class Operation:
     written: str = ""
     where: str = "layer"
 
+    @property
+    def needs_direction(self) -> bool:
+        """Whether a zero vector is an error, and not simply added."""
+        return self.formula not in (None, _added)
+
 
 def _added(x: Any, r: Any, c: float) -> Any:
     return x + c * r

@@ -210,6 +210,20 @@ def test_a_clamp_to_zero_is_a_steering_and_adding_nothing_is_none() -> None:
     assert not Steering((Term("joy", 1, 0.0, "add_attention"), add("joy", 1, 0.0))).acting_terms
 
 
+def test_a_zero_direction_can_be_added_beside_others_and_set_by_nothing() -> None:
+    vectors: Vectors = {"heads": {0: direction(0, 0, 0, 0), 1: direction(0, 3, 0, 4)}}
+    terms = tuple(Term("heads", layer, 2.0, "add_attention") for layer in (0, 1))
+    room = Capacity(cells=8, rows=8, terms=2, modules=graph_modules(OPERATIONS))
+    table = build(Steering(terms), vectors=vectors, capacity=room)
+    added = table.placed["vsteer.engine.worker.modules:AddBehindAttention"]
+    sizes, rows = added.size[:, 1, 1], table.bank[added.row[:, 1, 1]]
+    np.testing.assert_array_equal(sizes, [0, 10, 0])
+    np.testing.assert_allclose(sizes[:, None] * rows, [[0] * 4, [0, 6, 0, 8], [0] * 4], rtol=1e-6)
+    clamped = Term("heads", 0, 2.0, "clamp")
+    with pytest.raises(VectorError, match="'heads' at layer 0 is zero"):
+        build(Steering(terms), Steering((clamped,)), vectors=vectors, capacity=room)
+
+
 def test_every_operation_is_a_cell_of_its_own() -> None:
     terms = [Term("joy", 1, 1.0, operation) for operation in OPERATIONS]
     room = Capacity(cells=8, rows=8, terms=2, modules=graph_modules(OPERATIONS))

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from vsteer.grid.spec import read_grid
 from vsteer.models import resolve
 from vsteer.plan.budget import budget
 from vsteer.plan.plan import Plan, make_plans
+from vsteer.vectors.files import load, save
 
 
 @pytest.fixture
@@ -177,6 +179,16 @@ def test_what_can_t_be_run_is_refused_with_its_line(
     refusal = refused(folder, *pairs)
     assert f"grid.yaml, line {line}: " in refusal
     assert message in refusal
+
+
+def test_a_file_that_is_zero_steers_nothing(folder: Path, plan: Callable[..., Plan]) -> None:
+    made = load(folder / "made.safetensors")
+    zero = {layer: one * (layer != 4) for layer, one in made.directions.items()}
+    save(replace(made, directions=zero), folder / "zero.safetensors")
+    file = ("{data: items.json, norm: [raw, unit]}", "{file: zero.safetensors}")
+    assert "line 6: 'v' is zero at layer 4, where it steers nothing" in refused(folder, *file)
+    # beside another layer it may be zero
+    assert plan(*file, "layers: [1, 4]", "layers: [[1, 4]]").blocks
 
 
 def test_a_file_that_fits_is_planned(plan: Callable[..., Plan]) -> None:

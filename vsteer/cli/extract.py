@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,6 +12,11 @@ from vsteer.cli.options import COUNT
 from vsteer.cli.progress_bar import counting
 from vsteer.errors import UsageError
 from vsteer.terminal import echo
+
+if TYPE_CHECKING:
+    from vsteer.vectors.vector import SteeringVector
+
+Rows = list[dict[str, Any]]
 
 
 @click.command()
@@ -20,7 +27,10 @@ from vsteer.terminal import echo
     "-o", "--out", type=click.Path(path_type=Path), help="File to write; by default NAME.safetensors."
 )
 @click.option("--name", help="The vector's name; by default the data's.")
-@click.option("--method", help="mean_diff or pca for pairs (default mean_diff), dim for two unpaired sets.")
+@click.option(
+    "--method", help="mean_diff, pca or iti for pairs (default mean_diff), dim for two unpaired sets."
+)
+@click.option("--heads", type=COUNT, help="How many attention heads iti chooses; by default 48.")
 @click.option(
     "--norm",
     default="raw",
@@ -42,6 +52,7 @@ def extract(
     out: Path | None,
     name: str | None,
     method: str | None,
+    heads: int | None,
     norm: str,
     token: str | None,
     system: str | None,
@@ -58,6 +69,9 @@ def extract(
     three Parquet tables: what each layer's direction is worth (.layers), the members on their first two
     components (.pca), and layer by layer cosines (.cosine).
 
+    The method iti reads attention heads, in Hugging Face: its vector is added behind the attention, at all of
+    its layers together, and beside it a table (.heads) says how well each head tells held-out pairs apart.
+
     \b
     Example:
       vsteer vectors extract smollm2-135m-instruct sentiment -o sentiment.safetensors
@@ -70,25 +84,36 @@ def extract(
     from vsteer.run.loading import fetched, load_named
     from vsteer.vectors.diagnostics import rounding
     from vsteer.vectors.diagnostics import tables as diagnose
-    from vsteer.vectors.files import file_sha256, save
+    from vsteer.vectors.heads import TABLE, check_heads, read_heads
     from vsteer.vectors.recipe import CAPTURES, make_recipe, model_origin
 
     # everything that can be wrong is found before the model is loaded
-    recipe = make_recipe(data, negative=negative, method=method, token=token, system=system, name=name)
+    recipe = make_recipe(
+        data, negative=negative, method=method, token=token, system=system, heads=heads, name=name
+    )
     out = out or Path(f"{recipe.name}.safetensors")
-    tables = [diagnose.table_path(out, table) for table in diagnose.TABLES]
+    names = diagnose.TABLES if recipe.heads is None else (TABLE,)
+    tables = [diagnose.table_path(out, table) for table in names]
     _check_out(out, tables, force)
     source = resolve(model, revision)
     tokenizer = load_tokenizer(source.model, source.revision)
     recipe.check(tokenizer, norm)
 
+    folder = fetched(model, revision)
+    check_heads(recipe, folder)
+
     if isinstance(recipe.data, ItemSet):
         echo(f"... {recipe.data.describe()}", err=True)
+    if recipe.heads is not None:
+        with counting("reading heads", recipe.members) as step:
+            vector, rows = read_heads(recipe, folder, dtype, tokenizer, model_origin(model, source), step)
+        _write(out, vector, {TABLE: rows}, force)
+        return
     echo("... starting vLLM and proving that it steers and captures", err=True)
     options = EngineOptions(
         tensor_parallel_size=tensor_parallel_size, max_model_len=max_model_len, enforce_eager=eager
     )
-    engine = load_named(fetched(model, revision), dtype, options, Capacity(captures=CAPTURES))
+    engine = load_named(folder, dtype, options, Capacity(captures=CAPTURES))
     try:
         with counting("extracting", recipe.members) as step:
             reading = recipe.read(engine, tokenizer, model_origin(model, source), on_progress=step)
@@ -98,14 +123,21 @@ def extract(
         echo("... statistics of every layer", err=True)
         vector = reading.vector(norm)
         found = diagnose.tables(reading.extraction, vector)
+    _write(out, vector, found, force)
+    if warning := rounding.warning(recipe.name, found["layers"], vector.origin.dtype):
+        echo(f"warning: {warning}; --dtype float32 avoids it", err=True)
+
+
+def _write(out: Path, vector: SteeringVector, tables: Mapping[str, Rows], force: bool) -> None:
+    from vsteer.vectors.diagnostics.tables import table_path, write_tables
+    from vsteer.vectors.files import file_sha256, save
+
     # the tables first: a vector that is there has its diagnostics
-    diagnose.write_tables(found, out, overwrite=force)
+    write_tables(tables, out, overwrite=force)
     save(vector, out, overwrite=force)
     echo(f"{out}  {file_sha256(out)[:12]}  {len(vector.layers)} layers, {vector.hidden_size} wide")
     for table in tables:
-        echo(str(table))
-    if warning := rounding.warning(recipe.name, found["layers"], vector.origin.dtype):
-        echo(f"warning: {warning}; --dtype float32 avoids it", err=True)
+        echo(str(table_path(out, table)))
     echo(f"next: vsteer vectors inspect {out}")
 
 

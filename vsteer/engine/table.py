@@ -120,10 +120,12 @@ class SteeringTable:
         for term in dict.fromkeys(term for terms in cells for term in terms):
             of_layer = (term.vector, term.layer)
             _check_term(term, vectors, layers)
+            if OPERATIONS[term.operation].needs_direction:
+                _check_not_zero(*of_layer, vectors[term.vector][term.layer])
             if (*of_layer, term.is_added) not in rows:
                 direction = check_direction(*of_layer, vectors[term.vector][term.layer], hidden_size)
                 rows[*of_layer, term.is_added] = len(bank)
-                bank.append(direction if term.is_added else _unit(*of_layer, direction))
+                bank.append(direction if term.is_added else _unit(direction))
                 shas[of_layer] = direction_sha(direction)
         slots = max((_most_terms_on_a_layer(terms) for terms in cells), default=1)
         for what, needed, room in (
@@ -229,13 +231,17 @@ def _places_of(term: Term, taken: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return places
 
 
-def _unit(vector: str, layer: int, direction: Direction) -> Direction:
-    length = float(np.linalg.norm(direction.astype(np.float64)))
-    if not length:
+def _check_not_zero(vector: str, layer: int, direction: Direction) -> None:
+    if not direction.any():
         raise VectorError(
             f"vector {vector!r} at layer {layer} is zero, so it has no direction",
             hint="leave the layer out",
         )
+
+
+def _unit(direction: Direction) -> Direction:
+    """A zero one stays zero, of which no multiple adds anything."""
+    length = float(np.linalg.norm(direction.astype(np.float64))) or 1.0
     return (direction.astype(np.float64) / length).astype(np.float32)
 
 

@@ -42,6 +42,10 @@ class Layers:
     written: Any
     together: bool = False  # whether the layers within `depth` are one group
 
+    @property
+    def all_together(self) -> bool:
+        return self.together and self.depth == (0.0, 1.0)
+
     def resolve(self, layers: int | None) -> tuple[Group, ...]:
         """The groups on a model of so many layers. A ValueError says what is wrong with them."""
         if self.groups is None:

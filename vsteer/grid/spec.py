@@ -143,6 +143,8 @@ class DataVector(Strict):
     `answer` where all answers are letters, and `last` elsewhere."""
     system: Text | None = None
     """A system prompt in front of every text."""
+    heads: Annotated[int, Field(ge=1)] | None = None
+    """How many attention heads `iti` chooses; by default 48."""
 
 
 class FileVector(Strict):

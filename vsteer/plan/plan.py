@@ -16,6 +16,7 @@ from vsteer.datasets import items
 from vsteer.errors import UsageError
 from vsteer.evaluations.prompt_spec import PromptSpec
 from vsteer.evaluations.rendered_prompt import RenderedPrompt
+from vsteer.grid.axes import Group
 from vsteer.grid.problems import Loc
 from vsteer.grid.spec import Grid
 from vsteer.identity import canonical, identify
@@ -26,12 +27,14 @@ from vsteer.plan.model_facts import ModelFacts, find_model
 from vsteer.plan.positions import check_positions
 from vsteer.plan.questions import PromptRenderer, merged_controls, prompt_specs, read_questions
 from vsteer.plan.rows import PromptRows, Row
-from vsteer.plan.vector_sources import VectorSource, check_file, vector_sources
+from vsteer.plan.vector_sources import VectorSource, check_file, located, vector_sources
 from vsteer.prompts.answers import decoded
 from vsteer.prompts.template import dated
 from vsteer.protocol import Positions, Steering
 from vsteer.store.planned import PlannedPart
 from vsteer.validation import shortened
+from vsteer.vectors.heads import check_heads
+from vsteer.vectors.recipe import Recipe
 
 MOST_ROWS = 1_000_000_000
 
@@ -246,6 +249,10 @@ def make_plan(grid: Grid, model: int, facts: ModelFacts, tokenizer: Any, today: 
     _check_rows(grid, blocks)
     _check_questions_differ(grid, blocks)
     _check_files(grid, facts, blocks)
+    for source in sources.values():
+        if facts.folder is not None and isinstance(source.made_from, Recipe):
+            with located(grid, ("vectors", source.name, "heads")):
+                check_heads(source.made_from, facts.folder)
     notes += _too_long(grid, model, facts, blocks)
     distinct = len({config.config_id for block in blocks for config in block.configs})
     expander.left_out["", SHARED] = sum(len(block.configs) for block in blocks) - distinct
@@ -333,13 +340,13 @@ def _check_questions_differ(grid: Grid, blocks: Iterable[Block]) -> None:
 
 def _check_files(grid: Grid, facts: ModelFacts, blocks: Iterable[Block]) -> None:
     """Vectors that are files must fit before the model is loaded."""
-    used: dict[VectorSource, set[int]] = {}
+    used: dict[VectorSource, set[Group]] = {}
     for block in blocks:
         for config in block.configs:
             if config.vector is not None and config.vector.source.is_file:
-                used.setdefault(config.vector.source, set()).update(term.layer for term in config.terms)
-    for source, layers in used.items():
-        check_file(grid, source, layers, facts.layers, facts.hidden_size)
+                used.setdefault(config.vector.source, set()).add(config.layers)
+    for source, groups in used.items():
+        check_file(grid, source, groups, facts.layers, facts.hidden_size)
 
 
 def _too_long(grid: Grid, model: int, facts: ModelFacts, blocks: Iterable[Block]) -> list[str]:

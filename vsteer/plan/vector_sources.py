@@ -14,6 +14,7 @@ from typing import Any
 from vsteer.datasets.builtin import find_file
 from vsteer.errors import VsteerError
 from vsteer.files import reading_hint
+from vsteer.grid.axes import Group
 from vsteer.grid.problems import Loc
 from vsteer.grid.spec import DataVector, FileDirection, FileVector, Grid
 from vsteer.identity import identify
@@ -145,6 +146,8 @@ def vector_sources(grid: Grid) -> dict[str, VectorSource]:
         )
         hint = "give other behaviours the norm caa too, or take it out"
         raise grid.error(("vectors", averaged[0], "norm"), message, hint)
+    for name, source in sources.items():
+        _check_heads(grid, name, source)
     if grid.controls.shuffled_labels:
         _check_shuffled_labels(grid, sources)
     if grid.controls.unrelated:
@@ -157,6 +160,9 @@ def _with_unrelated(grid: Grid, source: VectorSource) -> VectorSource:
     if isinstance(source.made_from, VectorFile):
         message = f"unrelated vectors are made as {source.name!r} is, and that is a file"
         raise grid.error(at, message, "use random_vectors alone, or give its data")
+    if source.made_from.heads is not None:
+        message = f"unrelated vectors would have other heads than {source.name!r}, at other layers"
+        raise grid.error(at, message, "use random_vectors, or method: mean_diff")
     wanted = grid.controls.unrelated
     found = unrelated_recipes(
         source.made_from,
@@ -168,6 +174,20 @@ def _with_unrelated(grid: Grid, source: VectorSource) -> VectorSource:
         message = f"nothing stands here but the data of {source.name!r} itself"
         raise grid.error(at, message, "name data of other behaviours, or a number of built-in ones")
     return replace(source, unrelated=found)
+
+
+def _check_heads(grid: Grid, name: str, source: VectorSource) -> None:
+    """A vector of heads acts behind the attention, at all of its layers together, as long as it was made."""
+    if not isinstance(source.made_from, Recipe) or source.made_from.heads is None:
+        return
+    for norm in source.norms:
+        with located(grid, ("vectors", name, "norm")):
+            source.made_from.check_norm(norm)
+    for n, axis in enumerate(grid.grid):
+        if name in axis.names and not axis.layers.all_together:
+            message = f"{name!r} acts at all layers that have one of its heads, together"
+            raise grid.error(("grid", n, "layers"), message, "write layers: {together: all}")
+    check_places(grid, name, "attention")
 
 
 def _check_shuffled_labels(grid: Grid, sources: Mapping[str, VectorSource]) -> None:
@@ -183,13 +203,17 @@ def _check_shuffled_labels(grid: Grid, sources: Mapping[str, VectorSource]) -> N
 
 
 def check_file(
-    grid: Grid, source: VectorSource, used: Set[int], layers: int | None, hidden_size: int | None
+    grid: Grid, source: VectorSource, used: Set[Group], layers: int | None, hidden_size: int | None
 ) -> None:
-    """Refuse a vector's file that does not fit the model, its place, or lacks a layer that is steered."""
+    """Refuse a vector's file that does not fit the model, its place, or lacks a layer that is steered.
+
+    Each of `used` are layers that are steered at once.
+    """
     made_from = source.made_from
     assert isinstance(made_from, VectorFile)
     at: Loc = ("vectors", source.name, "file")
     found: tuple[int, ...]
+    zero: set[int] = set()
     if isinstance(made_from, DirectionInFile):
         at = ("vectors", source.name, "layer")
         found, where = (made_from.layer,), made_from.where
@@ -199,15 +223,19 @@ def check_file(
             source.name, hidden_size, lambda setting: located(grid, ("vectors", source.name, setting))
         )
         found, where = vector.layers, vector.origin.where
+        zero = {layer for layer, direction in vector.directions.items() if not direction.any()}
         with located(grid, at):
             if layers is not None and hidden_size is not None:
                 for_model(vector, layers, hidden_size)
     check_places(grid, source.name, where)
-    if missing := sorted(used - set(found)):
+    if missing := sorted({layer for group in used for layer in group} - set(found)):
         message = f"{source.name!r} has no direction at layer {missing[0]}, which the grid steers"
         raise grid.error(
             at, message, f"it has the layers {shortened(', '.join(map(str, found)), 150)}: name these"
         )
+    if idle := sorted(group for group in used if zero.issuperset(group)):
+        message = f"{source.name!r} is zero at layer {', '.join(map(str, idle[0]))}, where it steers nothing"
+        raise grid.error(at, shortened(message, 200), "leave these layers out")
 
 
 def check_places(grid: Grid, vector: str, where: str) -> None:
@@ -248,6 +276,7 @@ def _source(grid: Grid, name: str, spec: DataVector | FileVector | FileDirection
         method=spec.method,
         token=spec.token,
         system=spec.system,
+        heads=spec.heads,
         name=name,
         beside=beside,
         located=lambda setting: located(grid, ("vectors", name, setting)),

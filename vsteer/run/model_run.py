@@ -69,6 +69,7 @@ class ModelRun:
             return
         self.vectors.set_damaged_aside()
         self.vectors.check()
+        self._read_heads()
         spec, restarts = self.spec, 0
         while not self.context.interrupt.stopping:
             engine: Engine | None = None
@@ -99,6 +100,14 @@ class ModelRun:
                     engine.close()
         # the reference needs the memory that the engine had
         self._measure_rounding()
+
+    def _read_heads(self) -> None:
+        """What Hugging Face reads comes first, while no engine holds the memory."""
+        for recipe in self.vectors.to_extract:
+            if recipe.heads is not None and not self._stopping():
+                self.progress.counting(f"reading heads for the vector {recipe.name}", recipe.members)
+                self.vectors.read_heads(recipe, self.progress.step)
+                self.store.event("extract", vector=recipe.name, warning=None)
 
     def _load(self, spec: EngineSpec) -> Engine:
         name = self.plan.facts.name

@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vsteer.errors import DataError, VectorError
 from vsteer.identity import VERSION, identify
 from vsteer.plan.configurations import VectorUse
@@ -104,6 +106,22 @@ class RunVectors:
             save(vector, raw)
         return warning(recipe.name, tables["layers"], engine.info.dtype) if own else None
 
+    def read_heads(self, recipe: Recipe, on_progress: Callable[[], None]) -> None:
+        """Make a vector of heads, with their table, through Hugging Face: without an engine."""
+        from vsteer.vectors import heads
+        from vsteer.vectors.diagnostics.tables import write_tables
+
+        for path, sha256 in zip(recipe.files, recipe.sha256, strict=True):
+            _check_unchanged(path, sha256, file_sha256(path))
+        facts, raw = self.plan.facts, self._extracted(recipe)[0]
+        assert facts.folder is not None
+        vector, rows = heads.read_heads(
+            recipe, facts.folder, facts.dtype, self.plan.tokenizer, self._model_origin(), on_progress
+        )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_tables({heads.TABLE: rows}, raw, overwrite=True)
+        save(vector, raw, overwrite=True)
+
     def stored(self) -> StoredVectors:
         """Every vector, once all recipes are extracted."""
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -117,6 +135,11 @@ class RunVectors:
             if layers is not None and hidden_size is not None:
                 for_model(vector, layers, hidden_size)
             directions[key] = vector.directions
+            made_from = use.source.made_from
+            if isinstance(made_from, Recipe) and made_from.heads is not None:
+                # A plan steers all layers together; nothing is added where no head was chosen.
+                none = np.zeros(vector.hidden_size, np.float32)
+                directions[key] = dict.fromkeys(range(layers or 0), none) | dict(vector.directions)
             content[key], files[key] = content_sha256(vector), file_sha256(path)
         return StoredVectors(directions, content, files)
 

@@ -61,6 +61,8 @@ class Extraction:
     def vector(self, name: str, method: MethodName, origin: Origin = Origin()) -> SteeringVector:  # noqa: B008
         """The vector by a method that suits the data, as it comes: norm raw."""
         direction = METHODS[method].direction
+        if direction is None:
+            raise SteeringFault(f"{method} makes no vector of the stream")
         directions = {
             layer: direction(self.activations, self.positive, layer).astype(np.float32)
             for layer in range(self.layers)

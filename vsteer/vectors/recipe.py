@@ -35,7 +35,8 @@ from vsteer.vectors.members import (
     members,
     parse_token,
 )
-from vsteer.vectors.methods import MethodName, check_method
+from vsteer.vectors.methods import METHODS, MethodName, check_method
+from vsteer.vectors.methods.iti import HEADS
 from vsteer.vectors.norms import parse_norm, with_norm
 from vsteer.vectors.vector import Origin, SteeringVector
 
@@ -57,6 +58,7 @@ class Recipe:
     token: Token
     system: str | None
     data: ItemSet | UnpairedSets = field(compare=False, repr=False)
+    heads: int | None = None  # how many heads are chosen, by a method that reads heads
     form: str = ""  # what the files' pairs were made into, if anything: see vsteer/vectors/unrelated.py
 
     def identity(self) -> dict[str, Any]:
@@ -66,7 +68,7 @@ class Recipe:
             "method": self.method,
             "token": str(self.token),
             "system": self.system,
-        } | ({"form": self.form} if self.form else {})
+        } | {name: value for name, value in (("heads", self.heads), ("form", self.form)) if value}
 
     def describe(self) -> str:
         """As in: mean_diff of 204 pairs at the token answer."""
@@ -74,7 +76,8 @@ class Recipe:
             size = f"{len(self.data.items)} pairs"
         else:
             size = f"{len(self.data.positive.prompts)} and {len(self.data.negative.prompts)} texts"
-        return f"{self.method} of {size} at the token {self.token}"
+        heads = "" if self.heads is None else f", {self.heads} heads"
+        return f"{self.method} of {size} at the token {self.token}{heads}"
 
     @property
     def members(self) -> int:
@@ -88,8 +91,16 @@ class Recipe:
                 "the norm caa needs the other behaviours' vectors",
                 "extract them raw, then: vsteer vectors convert IN OUT --norm caa --with OTHER",
             )
+        self.check_norm(norm)
         for _ in members(tokenizer, self.data, self.token, self.system):
             pass
+
+    def check_norm(self, norm: str) -> None:
+        if self.heads is not None and norm != "raw":
+            raise UsageError(
+                f"a vector of heads is as long as their standard deviations, and has no norm {norm}",
+                "leave norm out",
+            )
 
     def read(
         self,
@@ -99,11 +110,24 @@ class Recipe:
         on_progress: Callable[[], None] = lambda: None,
     ) -> Reading:
         """Run the data through the engine; `on_progress` is called once for each text."""
+        if self.heads is not None:
+            raise UsageError(
+                f"{self.method} reads heads in Hugging Face, and not through this engine",
+                "make the vector with vsteer vectors extract, or in a grid",
+            )
         extraction = extract(engine, tokenizer, self.data, self.token, self.system, on_progress)
         origin = replace(
-            model,
+            self.origin(tokenizer, model),
             model_type=engine.info.model_type,
             model_layers=engine.info.layers,
+            dtype=engine.info.dtype,
+        )
+        return Reading(self, extraction, origin)
+
+    def origin(self, tokenizer: Any, model: Origin) -> Origin:
+        """What an origin says of the data and the method, beside the model."""
+        return replace(
+            model,
             data=self.source,
             data_sha256="+".join(self.sha256),
             method=self.method,
@@ -111,10 +135,15 @@ class Recipe:
             answer_start=letter_start(tokenizer, self.data, self.token, self.system) or "",
             template=template_name(tokenizer),
             system=self.system or "",
-            dtype=engine.info.dtype,
-            pairs=extraction.pairs,
+            pairs=self.pairs,
         )
-        return Reading(self, extraction, origin)
+
+    @property
+    def pairs(self) -> int:
+        """How many pairs there are; for unpaired sets, the size of the smaller one."""
+        if isinstance(self.data, ItemSet):
+            return len(self.data.items)
+        return min(len(self.data.positive.prompts), len(self.data.negative.prompts))
 
 
 @dataclass(frozen=True)
@@ -154,6 +183,7 @@ def make_recipe(
     method: str | None = None,
     token: Token | str | None = None,
     system: str | None = None,
+    heads: int | None = None,
     name: str | None = None,
     beside: Path = Path(),
     located: Callable[[str], AbstractContextManager[object]] = nullcontext,
@@ -175,6 +205,11 @@ def make_recipe(
         contrast = read_contrast(*files)
     with located("method"):
         chosen = check_method(method or ("mean_diff" if isinstance(contrast, ItemSet) else "dim"), contrast)
+    with located("heads"):
+        if METHODS[chosen].direction is None:
+            heads = heads or HEADS
+        elif heads is not None:
+            raise UsageError(f"{chosen} chooses no heads", "leave heads out, or take the method iti")
     with located("token"):
         if token is None:
             lettered = isinstance(contrast, ItemSet) and all(item.lettered for item in contrast.items)
@@ -190,6 +225,7 @@ def make_recipe(
         method=chosen,
         token=at,
         system=system,
+        heads=heads,
         data=contrast,
     )
 

@@ -250,7 +250,7 @@ class ReferenceEngine(Engine):
         vector = self._vectors[term.vector][term.layer].astype(np.float64)
         r = torch.from_numpy(vector).to(self.model.device)
         size = term.multiplier * float(r.norm())
-        r = r / r.norm()
+        r = r / (r.norm() or 1.0)
 
         def change(stream: torch.Tensor) -> torch.Tensor:
             positions = torch.arange(self._seen, self._seen + stream.shape[1])

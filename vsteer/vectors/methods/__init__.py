@@ -12,15 +12,17 @@ from vsteer.vectors.activations import Activations, Bools, Float64
 from vsteer.vectors.methods.mean_difference import mean_difference
 from vsteer.vectors.methods.pca import principal_difference
 
-MethodName = Literal["mean_diff", "dim", "pca"]
+MethodName = Literal["mean_diff", "dim", "pca", "iti"]
 
 
 @dataclass(frozen=True)
 class Method:
     """`direction(activations, positive, layer)` is the raw direction of a layer, where `positive` says each
-    member's class; in pairs the members alternate, the positive one first."""
+    member's class; in pairs the members alternate, the positive one first. A method without it reads heads'
+    outputs and not the stream (`vsteer/vectors/heads.py`): its vector acts behind the attention, at all of
+    its layers together."""
 
-    direction: Callable[[Activations, Bools, int], Float64]
+    direction: Callable[[Activations, Bools, int], Float64] | None
     paired: bool
     unshuffled: str = ""  # why vectors of shuffled labels are no control for it, if they aren't
 
@@ -29,6 +31,7 @@ METHODS: Mapping[MethodName, Method] = {
     "mean_diff": Method(mean_difference, paired=True),
     "dim": Method(mean_difference, paired=False),
     "pca": Method(principal_difference, paired=True, unshuffled="a principal component has no labels"),
+    "iti": Method(None, paired=True, unshuffled="they would choose other heads, at other layers"),
 }
 
 
