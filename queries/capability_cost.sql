@@ -1,21 +1,30 @@
 -- What does steering cost in capability?
 --
 -- Parameters: capability, a regular expression for the evaluations or data sets that measure it
---   (mmlu|truthfulqa|capability). Empty where no choice evaluation of that name was run under the same steering.
+--   (mmlu|truthfulqa|capability, and every task of lm-eval). Empty where none was run under the same steering.
 -- Columns:
 --   capability              the evaluation that measures it
---   accuracy                share of its items whose right answer is the likeliest; unsteered: baseline_accuracy
---   cost, cost_se           baseline_accuracy less accuracy, on the same items; its paired standard error
+--   metric                  accuracy; or, of a task of lm-eval, the metric by the harness's name
+--   accuracy                share of its items whose right answer is the likeliest, or the metric; unsteered:
+--                           baseline_accuracy
+--   cost, cost_se           how much worse it is than the unsteered one, on the same items; its paired standard
+--                           error. Of a perplexity it is the logarithm of the ratio
+--   cost_low, cost_high     95% of the cost by the normal
 --   p_right, cost_p         mean p(right) among the answers; how much of it was lost
 --   mass, baseline_mass     probability of all its answers together
 --   evaluation, effect      what the same steering does to the behaviours that the same run evaluates: the mean
 --                           change of the logit difference; null where it evaluates none
 --   norm, relative_norm     the vector's norm; |multiplier| x its length / the stream's
 -- Caveat: a cost within two standard errors is not shown to be one, nor shown to be none. Small sets of items
---   have large errors. An answer that is likeliest among the letters may be unlikely: look at mass. No intervals.
-with chosen as materialized (
+--   have large errors, and their intervals are too narrow. An answer that is likeliest among the letters may be unlikely:
+--   look at mass.
+with tasks as materialized (
+    select t.* from task_means t join conditions c using (condition)
+    where regexp_matches(lower(c.evaluation), parameter('capability', ''))
+),
+chosen as materialized (
     select condition, run, evaluation from conditions c
-    where c.kind = 'choice'
+    where c.kind = 'choice' and condition not in (select condition from task_means)
       and (regexp_matches(lower(c.evaluation), parameter('capability', 'mmlu|truthfulqa|capability'))
            or exists (from prompts p where p.run = c.run and p.evaluation = c.evaluation and regexp_matches(
                lower(p.data), parameter('capability', 'mmlu|truthfulqa|capability'))))
@@ -39,16 +48,24 @@ per_item as (
     group by s.condition, b.item
 ),
 costs as (
-    select condition, count(*) as items, avg(hit) as accuracy, avg(baseline_hit) as baseline_accuracy,
+    select condition, 'accuracy' as metric, count(*) as items, avg(hit) as accuracy,
+           avg(baseline_hit) as baseline_accuracy,
            avg(baseline_hit - hit) as cost, stddev_samp(baseline_hit - hit) / sqrt(count(*)) as cost_se,
            avg(p) as p_right, avg(baseline_p - p) as cost_p, avg(mass) as mass, avg(baseline_mass) as baseline_mass
     from per_item group by condition
+    union all by name
+    select t.condition, metric, paired as items, case when of_logarithms then exp(paired_x) else paired_x end as accuracy,
+           case when of_logarithms then exp(baseline) else baseline end as baseline_accuracy, worse as cost,
+           worse_se as cost_se
+    from tasks t join conditions c using (condition)
+    where c.vector <> '' and c.control = '' and paired > 0
 ),
 behaviours as (
-    select e.* from config_effects e anti join chosen using (condition)
+    select e.* from config_effects e anti join chosen using (condition) anti join tasks using (condition)
 )
-select c.run, c.model, c.evaluation as capability, c.vector, c.norm, c.positions, c.operation, c.layers, c.depth,
-       c.multiplier, c.relative_norm, k.items, accuracy, baseline_accuracy, cost, cost_se, p_right, cost_p,
+select c.run, c.model, c.evaluation as capability, k.metric, c.vector, c.norm, c.positions, c.operation, c.layers,
+       c.depth, c.multiplier, c.relative_norm, k.items, accuracy, baseline_accuracy, cost, cost_se,
+       cost - 1.96 * cost_se as cost_low, cost + 1.96 * cost_se as cost_high, p_right, cost_p,
        k.mass, k.baseline_mass, e.evaluation, e.system, e.effect, e.effect_se, e.effect_p
 from costs k
 join conditions c using (condition)

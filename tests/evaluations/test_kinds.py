@@ -55,7 +55,7 @@ def test_an_exclusion_names_a_kind(plan: Callable[..., Plan], kind: str, configs
 @pytest.mark.parametrize(
     ("pairs", "message"),
     [
-        (("kind: choice", "kind: choise"), "expected the kind choice, open_ended or refusal_tokens"),
+        (("kind: choice", "kind: choise"), "expected the kind choice, lm_eval, open_ended or refusal_tokens"),
         (("evaluations:", "exclude: [{kind: choise}]\nevaluations:"), "'refusal_tokens', found 'choise'"),
     ],
 )

@@ -150,7 +150,7 @@ BAD = [
     ("after_prompt", "after_promt", 13, "hint: did you mean 'after_prompt'?"),
     ("[0, 4]", "[4, 0]", 13, "no token lies in [4, 0)"),
     ("kind: choice", "kind: choise", 19, "did you mean 'choice'?"),
-    ("kind: choice, ", "", 19, "the kind choice, open_ended or refusal_tokens"),
+    ("kind: choice, ", "", 19, "the kind choice, lm_eval, open_ended or refusal_tokens"),
     ("samples: 3", "samples: 0", 23, "samples should be greater than or equal to 1, found 0"),
     ("temperature: 0.7", "temperature: 0", 23, "at temperature 0 every sample is the same"),
     ("temperature: 0.7", "temperature: .inf", 22, "expected a finite number, found inf"),

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 from pydantic import model_validator
 
 from vsteer.datasets.choices import refers_to_choices
@@ -23,9 +22,10 @@ from vsteer.evaluations.evaluation import (
     CHARACTERS_A_TOKEN,
     REPEATED,
     CannotAsk,
+    DataEvaluation,
     Questions,
 )
-from vsteer.evaluations.given_answers import Floats, GivenAnswersEvaluation, Scores, log_sum
+from vsteer.evaluations.given_answers import Floats, GivenAnswersEvaluation, Scores, scores_of_answers
 from vsteer.evaluations.rendered_prompt import AnyItem, Order, RenderedPrompt, Rendering
 from vsteer.prompts.answers import AmbiguousAnswers, cut_letters, cut_words, gap
 from vsteer.prompts.template import render_question
@@ -37,7 +37,7 @@ IN_ONE_ORDER = "have swapped letters, and their wording refers to the order"
 ORIGINAL_ORDER = "have swapped letters, and the evaluation asks in the original order alone"
 
 
-class ChoiceEvaluation(GivenAnswersEvaluation):
+class ChoiceEvaluation(DataEvaluation, GivenAnswersEvaluation):
     builtin_part: ClassVar[str] = "questions"
 
     kind: Literal["choice"]
@@ -145,23 +145,8 @@ class ChoiceEvaluation(GivenAnswersEvaluation):
         """Probabilities are the model's own, over all tokens; the total mass shows a broken model."""
         item, match = rendered.item, self.matching(rendered)
         assert isinstance(item, Item)
-        if item.not_matching is None:
-            against = log_sum(np.delete(sums, match, axis=1))
-        else:
-            against = sums[:, rendered.scored.index(item.not_matching)]
-        # Nothing over nothing is no number, which is null.
-        with np.errstate(invalid="ignore"):
-            return Scores(
-                choices=self.labels(rendered),
-                choice_tokens=tuple(map(len, rendered.answers)),
-                matching=match,
-                choice_logprobs=sums,
-                total_mass=np.exp(sums).sum(axis=1),
-                # from logarithms, so that two answers of e^-800 still have a ratio
-                p_match=np.exp(sums[:, match] - log_sum(sums)),
-                logit_diff=sums[:, match] - against,
-                errors={},
-            )
+        against = None if item.not_matching is None else rendered.scored.index(item.not_matching)
+        return scores_of_answers(self.labels(rendered), rendered, match, against, sums)
 
     def _cannot_ask(self, message: str) -> CannotAsk:
         return CannotAsk(message, f"fix the item{', or leave caa_compat out' if self.caa_compat else ''}")

@@ -14,12 +14,14 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from vsteer.datasets.builtin import find_data
 from vsteer.datasets.records import Source
 from vsteer.evaluations.rendered_prompt import AnyItem, Order, RenderedPrompt, Rendering
 from vsteer.protocol import Positions, Prompt, Request, Result, Steering
 from vsteer.validation import Count, Names, Strict, Systems, Text, Texts
 
 Question = tuple[AnyItem, Order]
+Numbers = dict[str, tuple[float | None, str | None]]
 # How a row is stored: with the log-probabilities of given answers, or with a text.
 RowKind = Literal["choice", "open_ended"]
 # Without a tokenizer: English text has about four characters a token, and a chat template adds some tokens.
@@ -50,6 +52,7 @@ class Questions:
     questions: tuple[Question, ...]
     data_sha256: str
     left_out: Mapping[str, int]
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, questions: Sequence[Question], source: Source, left_out: Mapping[str, int]) -> Questions:
@@ -76,14 +79,16 @@ class Evaluation(Strict, ABC):
     builtin_part: ClassVar[str]
     # Whether random and shuffled-label vectors are run beside each steered configuration.
     has_controls: ClassVar[bool]
+    # The setting that names its data sets.
+    data_setting: ClassVar[str] = "data"
+    # Whether its questions stand in the model's chat template, where the model has one.
+    in_template: ClassVar[bool] = True
 
     kind: str
     """Which kind of evaluation it is."""
     name: Text | None = None
     """What results call it. By default its kind and the stem of its file, behind as many folders as make it
     unique; with several data sets the name is followed by each one's."""
-    data: Texts
-    """A built-in behaviour, a file, or a list of them."""
     limit: Count | None = None
     """Ask only the first so many items."""
     system: Systems = (None,)
@@ -92,6 +97,12 @@ class Evaluation(Strict, ABC):
     """Text with which every answer is forced to begin, as it is written."""
     vectors: Names | None = None
     """Ask only about these vectors of the grid; by default about all."""
+
+    @property
+    def data_sets(self) -> tuple[str, ...]:
+        """A name for each of the data sets that it asks about."""
+        named: tuple[str, ...] = getattr(self, self.data_setting)
+        return named
 
     @property
     def sampling(self) -> Sampling:
@@ -107,9 +118,22 @@ class Evaluation(Strict, ABC):
         """The positions to which its recipe is bound, and the setting that says so."""
         return None
 
+    @property
+    def own_scores(self) -> dict[str, Any] | None:
+        """What the numbers of `score` are made of, if it has a scoring of its own beside its columns."""
+        return None
+
+    def score(self, item_id: str, text: str, choice_logprobs: Sequence[float]) -> Numbers:
+        """What its own scoring says of a stored row, each number with a note on it where there is one."""
+        raise NotImplementedError
+
     @abstractmethod
     def identity(self, seed: int) -> dict[str, Any]:
         """What changes an output besides the system prompt and the forced prefix; `seed` is the run's."""
+
+    def ask(self, data: str, beside: Path) -> tuple[Evaluation, Questions]:
+        """The questions of one of its data sets, and the evaluation as it asks these."""
+        return self, self.questions(find_data(data, self.builtin_part, beside))
 
     @abstractmethod
     def questions(self, path: Path) -> Questions:
@@ -154,3 +178,10 @@ class Evaluation(Strict, ABC):
     def estimated_prompt(self, text: str, system: str | None) -> Prompt:
         characters = len(system or "") + len(text) + len(self.answer_prefix or "")
         return Prompt.plain([0] * (TEMPLATE_TOKENS + characters // CHARACTERS_A_TOKEN))
+
+
+class DataEvaluation(Evaluation):
+    """A kind that asks about data sets of vsteer's own forms."""
+
+    data: Texts
+    """A built-in behaviour, a file, or a list of them."""

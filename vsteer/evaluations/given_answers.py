@@ -102,6 +102,26 @@ class Scores:
     errors: Mapping[int, str]  # the rows that say nothing, and why
 
 
+def scores_of_answers(
+    labels: tuple[str, ...], rendered: RenderedPrompt, match: int, against: int | None, sums: Floats
+) -> Scores:
+    """The answer at `match` beside the one at `against`, or beside all others."""
+    rest = np.delete(sums, match, axis=1) if against is None else sums[:, [against]]
+    # Nothing over nothing is no number, which is null; nor is a lone answer's difference.
+    with np.errstate(invalid="ignore"):
+        return Scores(
+            choices=labels,
+            choice_tokens=tuple(map(len, rendered.answers)),
+            matching=match,
+            choice_logprobs=sums,
+            total_mass=np.exp(sums).sum(axis=1),
+            # from logarithms, so that two answers of e^-800 still have a ratio
+            p_match=np.exp(sums[:, match] - log_sum(sums)),
+            logit_diff=sums[:, match] - log_sum(rest) if rest.size else np.full(len(sums), np.nan),
+            errors={},
+        )
+
+
 class GivenAnswersEvaluation(Evaluation):
     """A kind whose questions have given answers: nothing is generated, and a prompt's rows are one block."""
 

@@ -10,11 +10,13 @@ from pydantic import Field
 
 from vsteer.evaluations.choice import ChoiceEvaluation
 from vsteer.evaluations.evaluation import Evaluation
+from vsteer.evaluations.lm_eval import LmEvalEvaluation
 from vsteer.evaluations.open_ended import OpenEndedEvaluation
 from vsteer.evaluations.refusal_tokens import RefusalTokensEvaluation
 
 KINDS: dict[str, type[Evaluation]] = {
     "choice": ChoiceEvaluation,
+    "lm_eval": LmEvalEvaluation,
     "open_ended": OpenEndedEvaluation,
     "refusal_tokens": RefusalTokensEvaluation,
 }

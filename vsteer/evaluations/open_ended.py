@@ -17,7 +17,7 @@ from vsteer.datasets.readers import read_prompts
 from vsteer.evaluations.evaluation import (
     BEYOND_LIMIT,
     REPEATED,
-    Evaluation,
+    DataEvaluation,
     Questions,
     RowKind,
     Sampling,
@@ -28,7 +28,7 @@ from vsteer.protocol import Request, Result, Steering
 from vsteer.validation import Count, Texts, wrong
 
 
-class OpenEndedEvaluation(Evaluation):
+class OpenEndedEvaluation(DataEvaluation):
     row_kind: ClassVar[RowKind] = "open_ended"
     builtin_part: ClassVar[str] = "open"
     has_controls: ClassVar[bool] = False
@@ -96,12 +96,17 @@ class OpenEndedEvaluation(Evaluation):
         return (request,)
 
     def columns(self, rendered: RenderedPrompt, results: Sequence[Result]) -> dict[str, Any]:
-        (result,) = results
-        return {
-            "text": result.text,
-            "token_ids": list(result.token_ids),
-            "finish_reason": result.finish_reason,
-        }
+        return text_columns(results)
+
+
+def text_columns(results: Sequence[Result]) -> dict[str, Any]:
+    """The columns of a row that has a text, from its one result."""
+    (result,) = results
+    return {
+        "text": result.text,
+        "token_ids": list(result.token_ids),
+        "finish_reason": result.finish_reason,
+    }
 
 
 def prompts_of(path: Path, limit: int | None) -> Questions:

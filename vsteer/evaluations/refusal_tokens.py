@@ -17,7 +17,7 @@ from pydantic import model_validator
 
 from vsteer.datasets import items
 from vsteer.datasets.builtin import behaviours
-from vsteer.evaluations.evaluation import CannotAsk, Questions
+from vsteer.evaluations.evaluation import CannotAsk, DataEvaluation, Questions
 from vsteer.evaluations.given_answers import Floats, GivenAnswersEvaluation, Scores, log_sum
 from vsteer.evaluations.open_ended import prompts_of
 from vsteer.evaluations.rendered_prompt import AnyItem, RenderedPrompt, Rendering
@@ -35,7 +35,7 @@ LEAST_REST = 2.0**-20
 ROUNDING = 1e-4
 
 
-class RefusalTokensEvaluation(GivenAnswersEvaluation):
+class RefusalTokensEvaluation(DataEvaluation, GivenAnswersEvaluation):
     builtin_part: ClassVar[str] = "open"
 
     kind: Literal["refusal_tokens"]

@@ -18,7 +18,9 @@ Named = tuple[str, str, int]
 
 def named_evaluations(evaluations: Sequence[Evaluation], first: Mapping[str, str]) -> list[Named]:
     """Every evaluation of every data set: its name, its data, and its place in the list."""
-    every = [(evaluation, data, n) for n, evaluation in enumerate(evaluations) for data in evaluation.data]
+    every = [
+        (evaluation, data, n) for n, evaluation in enumerate(evaluations) for data in evaluation.data_sets
+    ]
     kept = [first.get(full_name(evaluation, data)) for evaluation, data, _ in every]
     folders = [0] * len(every)
     while True:
@@ -44,7 +46,7 @@ def full_name(evaluation: Evaluation, data: str) -> str:
 
 
 def _name(evaluation: Evaluation, data: str, folders: int) -> str:
-    if evaluation.name and len(evaluation.data) == 1:
+    if evaluation.name and len(evaluation.data_sets) == 1:
         return evaluation.name
     called = data if is_builtin(data) else "/".join(Path(data).with_suffix("").parts[-1 - folders :])
     return f"{evaluation.name or evaluation.kind}:{called}"

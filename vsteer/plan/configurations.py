@@ -165,8 +165,8 @@ class ConfigExpander:
 
     def configs(self, evaluation: int, name: str, baseline: Config) -> Iterator[tuple[Config, Loc]]:
         """Configurations without their ids, in the grid's order, each with the place of its positions."""
-        found = list(self._listed(evaluation, name))
-        controls = self.grid.evaluations[evaluation].has_controls
+        found = list(self._listed(evaluation, name, baseline.spec.evaluation))
+        controls = baseline.spec.evaluation.has_controls
         count = sum(
             1 + (self.beside(parts.vector) if controls else 0) for parts in {parts for parts, _ in found}
         )
@@ -186,9 +186,8 @@ class ConfigExpander:
             )
             yield config, place
 
-    def _listed(self, evaluation: int, name: str) -> Iterator[tuple[_Parts, Loc]]:
+    def _listed(self, evaluation: int, name: str, spec: Evaluation) -> Iterator[tuple[_Parts, Loc]]:
         """What the axes list and no exclusion leaves out; everything else is counted under its reason."""
-        spec = self.grid.evaluations[evaluation]
         excluded: Counter[tuple[int, int]] = Counter()
         for n, axis in enumerate(self.grid.grid):
             positions = self._positions(n, axis, evaluation)

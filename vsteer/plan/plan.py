@@ -7,7 +7,7 @@ millions, are made one by one. Without the model at hand lengths are estimated a
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from functools import cached_property
 from typing import Any
@@ -220,12 +220,14 @@ def make_plan(grid: Grid, model: int, facts: ModelFacts, tokenizer: Any, today: 
     blocks: list[Block] = []
     notes = list(notes_on_grid(grid))
     for name, data, place in grid.named_evaluations():
-        found = read_questions(grid, data, place)
+        evaluation, found = read_questions(grid, data, place)
         every = len(found.questions) + sum(found.left_out.values())
         for why, count in found.left_out.items():
             notes.append(f"{name}: not asked: {count:,} of {every:,} questions, which {why}")
+        notes += [f"{name}: {note}" for note in found.notes]
         expander.left_out[name, SAME_SYSTEM] += merged_controls(grid, place)
-        for spec, system, control in specs[place]:
+        for way, system, control in specs[place]:
+            spec = replace(way, evaluation=evaluation)
             renderer = PromptRenderer(grid, place, name, spec, tokenizer)
             places: dict[Positions, Loc] = {}
             template = renderer.template()

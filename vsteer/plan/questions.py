@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from vsteer.datasets.builtin import find_data
 from vsteer.errors import ModelError
-from vsteer.evaluations.evaluation import CannotAsk, Questions
+from vsteer.evaluations.evaluation import CannotAsk, Evaluation, Questions
 from vsteer.evaluations.prompt_spec import PromptSpec
 from vsteer.evaluations.rendered_prompt import AnyItem, Order, RenderedPrompt
 from vsteer.grid.problems import Loc
@@ -27,12 +26,12 @@ _LONGEST_NAME = 40
 T = TypeVar("T")
 
 
-def read_questions(grid: Grid, data: str, place: int) -> Questions:
-    """What an evaluation asks of one of its data sets."""
+def read_questions(grid: Grid, data: str, place: int) -> tuple[Evaluation, Questions]:
+    """What an evaluation asks of one of its data sets, and the evaluation as it asks that."""
     evaluation = grid.evaluations[place]
-    at: Loc = ("evaluations", place, "data", evaluation.data.index(data))
+    at: Loc = ("evaluations", place, evaluation.data_setting, evaluation.data_sets.index(data))
     with located(grid, at):
-        return evaluation.questions(find_data(data, evaluation.builtin_part, grid.folder))
+        return evaluation.ask(data, grid.folder)
 
 
 def prompt_specs(grid: Grid, place: int) -> list[tuple[PromptSpec, str, str]]:
@@ -81,6 +80,8 @@ class PromptRenderer:
         """The template's part of every identity: its kind, and how it renders a question here."""
         if self.tokenizer is None:
             return {}
+        if not self.spec.evaluation.in_template:
+            return {"template": "plain"}
         system = self.spec.system
         probe = self._guarded(lambda: render_question(self.tokenizer, PROBE, system))
         if system and probe == self._guarded(lambda: render_question(self.tokenizer, PROBE)):
@@ -107,7 +108,8 @@ class PromptRenderer:
                 at: Loc = ("evaluations", self.place, error.setting)
                 raise self.grid.error(at, str(error), error.hint) from None
             message = f"the item on line {item.line} of {shortened(self.name)} can't be asked: {error}"
-            raise self.grid.error(("evaluations", self.place, "data"), message, error.hint) from None
+            at = ("evaluations", self.place, evaluation.data_setting)
+            raise self.grid.error(at, message, error.hint) from None
         # the same token is the same object in every prompt: a large plan is an eighth of its size
         tokens = tuple(self._shared.setdefault(token, token) for token in made.prompt.token_ids)
         prompt = Prompt(tokens, made.prompt.template_length, made.prompt.user_turn_length)

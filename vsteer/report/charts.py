@@ -60,7 +60,7 @@ def charts() -> dict[str, Any]:
         "asymmetry": asymmetry(),
         "scaling": scaling(),
         "coherence": tradeoff("perplexity (higher is less coherent)"),
-        "capability": tradeoff("accuracy lost"),
+        "capability": tradeoff("lost in capability"),
         "components": components(),
         "cosine": cosine(),
         "line": line(),

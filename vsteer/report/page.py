@@ -52,6 +52,7 @@ DRAWN = (
     "sparsity_curves",
 )
 MORE = (
+    "lm_eval",
     "letter_bias",
     "system_prompt_interaction",
     "layer_transfer",
@@ -173,8 +174,8 @@ def reasons(found: Sequence[Mapping[str, Any]], runs: Mapping[str, Path]) -> dic
             else f"{no_texts}, so there is no text that could lose its coherence"
         ),
         "capability": (
-            f"no evaluation of capability {here} at the same steering (its name or data would contain mmlu,"
-            " truthfulqa or capability)"
+            f"no evaluation of capability {here} at the same steering (its kind would be lm_eval, or its name"
+            " or data contain mmlu, truthfulqa or capability)"
         ),
         "projections": (
             f"no text {here} was projected on a vector: vsteer mechanism project MODEL VECTOR --layer L"

@@ -308,3 +308,50 @@ join conditions b on b.run = p.other_run and b.model = p.other_model and b.evalu
                  and b.operation = a.operation and b.positions = a.positions and b.layers = a.layers
                  and b.multiplier is not distinct from a.multiplier
 where a.kind = 'choice' and b.kind = 'choice' and a.vector <> '' and a.control = '' and b.control = '';
+
+-- The metrics of lm-eval's tasks, a line for each of a row's: steered, unsteered, and as a difference.
+--   x         the metric; of a perplexity its logarithm, since the mean over documents is that of logarithms
+--   weight    what the document weighs in that mean: the words of a perplexity by word, else 1
+--   baseline  x of the unsteered model on the same prompt; worse is how much worse x is than that
+create or replace temp view task_metrics as
+with values_ as (
+    select run, row_id, name as metric, value from scores
+    where scorer = 'lm_eval' and value is not null and not ends_with(name, '.weight')
+),
+weights as (
+    select run, row_id, name, value from scores where scorer = 'lm_eval' and ends_with(name, '.weight')
+),
+lines as (
+    select c.condition, c.run, c.evaluation, c.config_id, c.baseline_id, r.prompt_id, v.metric,
+           contains(v.metric, 'perplexity') as of_logarithms,
+           case when of_logarithms then ln(v.value) else v.value end as x, coalesce(w.value, 1) as weight
+    from values_ v
+    join rows r on r.run = v.run and r.row_id = v.row_id
+    join conditions c on c.run = r.run and c.evaluation = r.evaluation and c.config_id = r.config_id
+    left join weights w on w.run = v.run and w.row_id = v.row_id and w.name = v.metric || '.weight'
+)
+select s.condition, s.prompt_id, s.metric, s.of_logarithms, s.x, s.weight, u.x as baseline,
+       case when s.of_logarithms or contains(s.metric, 'bits_per_byte') then s.x - u.x else u.x - s.x end as worse
+from lines s
+left join lines u on u.run = s.run and u.evaluation = s.evaluation and u.config_id = s.baseline_id
+                 and u.prompt_id = s.prompt_id and u.metric = s.metric;
+
+-- Their means over documents, and the standard errors of these: of the weighted mean, which with equal weights is
+-- the sample's standard deviation over the root of the count. What is compared with the unsteered model is over the
+-- documents that both have: `paired` of them, with the mean `paired_x`.
+create or replace temp view task_means as
+with means as (
+    select condition, metric, any_value(of_logarithms) as of_logarithms, count(*) as documents,
+           count(baseline) as paired, sum(weight) as weights, sum(weight) filter (baseline is not null) as paired_weights,
+           sum(weight * t.x) / weights as x, sum(weight * t.x) filter (baseline is not null) / paired_weights as paired_x,
+           sum(weight * t.baseline) / paired_weights as baseline, sum(weight * t.worse) / paired_weights as worse
+    from task_metrics t group by condition, metric
+),
+spread as (
+    select m.condition, m.metric, sum((t.weight * (t.x - m.x)) ** 2) as of_x,
+           sum((t.weight * (t.worse - m.worse)) ** 2) as of_worse
+    from means m join task_metrics t using (condition, metric) group by all
+)
+select m.*, sqrt(documents / nullif(documents - 1, 0) * of_x) / weights as x_se,
+       sqrt(paired / nullif(paired - 1, 0) * of_worse) / paired_weights as worse_se
+from means m join spread using (condition, metric);

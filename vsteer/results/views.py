@@ -12,7 +12,7 @@ intervals, peaks, bands, asymmetries, doses, scaling   the tables of statistics_
                          and they were made of its rows as they stand (`without_statistics`)
 differences              intervals between runs or models, once something asks for them
 conditions, baselines, effects, item_effects, config_effects, item_lines, control_effects, control_verdicts,
-compared                 the views of effects.sql
+compared, task_metrics, task_means   the views of effects.sql
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ from vsteer.run.stalls import STALL_SECONDS, watched
 from vsteer.run.stream_norms import StreamNorms
 from vsteer.run.vectors import RunVectors, StoredVectors
 from vsteer.scoring.perplexity import CoherenceFile
+from vsteer.scoring.task_scores import TaskScores
 from vsteer.store.planned import Planned, Standing
 from vsteer.store.store import Store
 from vsteer.vectors.run_norms import write_vector_norms
@@ -66,6 +67,7 @@ class ModelRun:
     def run(self) -> None:
         to_do = self._to_do(self.context.standing)
         if not to_do and not self._texts_open():
+            self._score_rows()
             return
         self.vectors.set_damaged_aside()
         self.vectors.check()
@@ -98,6 +100,7 @@ class ModelRun:
             finally:
                 if engine:
                     engine.close()
+        self._score_rows()
         # the reference needs the memory that the engine had
         self._measure_rounding()
 
@@ -179,6 +182,22 @@ class ModelRun:
         if found := measure_rounding(plan, self.store.folder, self._by_vllm, progress, self._stopping):
             progress.say(found)
             keep(plan, {"rounding": one_rate(1, time.monotonic() - began)})
+
+    def _score_rows(self) -> None:
+        """What evaluations that have a scoring of their own say of the rows as they stand."""
+        scoring = {block.evaluation: block.spec.evaluation for block in self.plan.blocks}
+        for name, evaluation in scoring.items():
+            about = evaluation.own_scores
+            if about is None:
+                continue
+            self.store.flush()
+            try:
+                with TaskScores(self.store.folder, name, about) as file:
+                    if file.result.open:
+                        self.progress.phase(f"scoring the rows of {name}")
+                        file.score(evaluation.score)
+            except StoreError as error:
+                self.progress.warn(f"no scores of {name}: {error.message}; the same command makes them")
 
     def _coherence(self, engine: Engine) -> None:
         """Each text's perplexity, while the model is there. `vsteer score` can do it later."""

@@ -31,6 +31,8 @@ from vsteer.store.seal import seal, with_place
 from vsteer.store.sound import faults_of_tables, set_aside_with_warning, sound_shards
 from vsteer.store.views import PROMPTS, placed, superseded_sql
 
+Also = Literal["token_ids", "question", "prompt_token_ids", "item_id", "choice_logprobs"]
+RowKind = Literal["choice", "open_ended"]
 MEMORY = "1GB"
 ROWS_AT_ONCE = 2048
 SCORES_AT_ONCE = 65536
@@ -41,7 +43,7 @@ SAVE_SHARE = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """A stored text, as a scorer sees it: nothing says how it was steered."""
+    """A stored text, or another row, as a scorer sees it: nothing says how it was steered."""
 
     row_id: str
     finished_at: datetime
@@ -50,6 +52,8 @@ class Output:
     token_ids: tuple[int, ...] = ()
     question: str = ""
     prompt_token_ids: tuple[int, ...] = ()
+    item_id: str = ""
+    choice_logprobs: tuple[float, ...] = ()
 
 
 @dataclass
@@ -118,8 +122,9 @@ class ScoreFile:
         *,
         model: str | None = None,
         evaluations: Sequence[str] | None = None,
+        kinds: Sequence[RowKind] = ("open_ended",),
     ) -> None:
-        """The scores of all models and evaluations, unless some are named."""
+        """The scores of all models and evaluations, unless some are named, and of these kinds of rows."""
         self.folder, self.scorer, self.scorer_hash = folder, scorer, scorer_hash
         self.path = scores_path(folder, scorer, scorer_hash)
         self.save_seconds = SAVE_SECONDS
@@ -128,7 +133,7 @@ class ScoreFile:
         self._writer: WholeParquet | None = None
         self._spent = 0.0  # what the last saving took
         self._saved_at = time.monotonic()
-        self._database = scoring_database(folder)
+        self._database = scoring_database(folder, kinds)
         self._lock = FolderLock(folder / SCORES_FOLDER)
         try:
             for path, why in faults_of_tables(folder, {self.path: self._schema}).items():
@@ -148,7 +153,7 @@ class ScoreFile:
             self.release()
             raise
 
-    def unscored(self, *also: Literal["token_ids", "question", "prompt_token_ids"]) -> Iterator[Output]:
+    def unscored(self, *also: Also) -> Iterator[Output]:
         """Every good text without a score, once."""
         names = ("row_id", "finished_at", "text", *also)
         with readable(self.folder):
@@ -257,8 +262,8 @@ class ScoreFile:
                 raise
 
 
-def scoring_database(folder: Path) -> duckdb.DuckDBPyConnection:
-    """A database with the view `outputs`: each good text with its question; in bounded memory."""
+def scoring_database(folder: Path, kinds: Sequence[RowKind] = ("open_ended",)) -> duckdb.DuckDBPyConnection:
+    """A database with the view `outputs`: each good row of the kinds with its question; in little memory."""
     shards = sound_shards(folder)
     with readable(folder):
         database = in_memory()
@@ -273,11 +278,12 @@ def scoring_database(folder: Path) -> duckdb.DuckDBPyConnection:
         database.execute(f"create table superseded as {superseded_sql(shards)}")
         database.execute(
             "create view outputs as select r.row_id, r.finished_at, r.model, r.evaluation, r.text,"
-            " r.token_ids, coalesce(p.question, '') as question, p.token_ids as prompt_token_ids"
+            " r.item_id, r.choice_logprobs, r.token_ids, coalesce(p.question, '') as question,"
+            " p.token_ids as prompt_token_ids"
             f" from {placed(shards)} r anti join superseded s using (filename, file_row_number) left join"
             " (select prompt_id, any_value(question) as question, any_value(token_ids) as token_ids"
             f" from read_parquet({quoted(exact(folder / PROMPTS))}) group by prompt_id) p"
-            " using (prompt_id) where r.kind = 'open_ended' and r.status = 'ok'"
+            f" using (prompt_id) where {_among('r.kind', kinds)} and r.status = 'ok'"
         )
     return database
 

@@ -270,8 +270,8 @@ def _choice_contradiction(record: Record) -> str | None:
         if record[name] is None:
             return f"a choice row with status ok has {name}"
     count = len(record["choices"])
-    if count < 2 or len(record["choice_logprobs"]) != count or len(record["choice_tokens"]) != count:
-        return "choices, choice_logprobs and choice_tokens are equally many, and at least two"
+    if not count or len(record["choice_logprobs"]) != count or len(record["choice_tokens"]) != count:
+        return "choices, choice_logprobs and choice_tokens are equally many, and at least one"
     if not 0 <= record["matching"] < count:
         return f"matching is {record['matching']}, but there are {count} choices"
     return None

@@ -21,9 +21,15 @@ SCORES_FOLDER = "scores"
 SCORES = (
     Column("row_id", STRING, "the row, in rows/*.parquet"),
     Column("row_finished_at", TIME, "that row's finished_at: a row that is computed again is scored again"),
-    Column("scorer", STRING, "the scorer: refusal, repetition, length, characters, perplexity, judge"),
+    Column(
+        "scorer", STRING, "the scorer: refusal, repetition, length, characters, perplexity, judge, lm_eval"
+    ),
     Column("scorer_hash", STRING, "hash of everything that changes what the scorer says: 12 hex digits"),
-    Column("name", STRING, "which of the scorer's numbers; a judge's is its rubric's name"),
+    Column(
+        "name",
+        STRING,
+        "which of the scorer's numbers; a judge's is its rubric's name, lm_eval's its metric's",
+    ),
     Column("value", FLOAT, "the number it gives", null="none: the text is too short, the judge unreadable"),
     Column(
         "note",

@@ -149,7 +149,7 @@ const FIGURES = {
   capability: {
     tables: ['capability_cost'],
     give: (state) => tradeoffData(state, 'capability_cost', 'cost', 'cost_se', DATA.why.capability,
-      (row) => `the accuracy lost on ${row.capability}`, 'Horizontal bars are two standard errors, paired over items. A cost within them is not shown to be one, nor shown to be none.'),
+      (row) => (row.metric === 'accuracy' ? `the accuracy lost on ${row.capability}` : `what ${row.capability} loses in ${row.metric}`), 'Horizontal bars are two standard errors, paired over items. A cost within them is not shown to be one, nor shown to be none.'),
   },
   components: {
     tables: ['pca'], axis: 'first two components of the contrast’s activations at the chosen layer', vector: true, layered: true,
