@@ -1,1 +1,3 @@
-"""Every override of a vLLM internal that has no official hook: one file a seam, no logic of its own."""
+"""Every override of an internal of vLLM or torch that has no official hook: one file a seam, no logic of
+its own.
+"""

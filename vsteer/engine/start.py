@@ -18,8 +18,8 @@ from vsteer.models.hugging_face import load_config
 from vsteer.packages import installed
 from vsteer.protocol import EngineInfo
 
-# Salts vLLM's compile cache: raised whenever the steered graph changes.
-GRAPH_VERSION = 3
+# Salts vLLM's compile cache: raised whenever the steered graph, or how it is compiled, changes.
+GRAPH_VERSION = 4
 # A machine with at most so many cores gives all of them to the workers; on others vLLM chooses.
 FEW_CORES = 8
 

@@ -38,6 +38,10 @@ class SteeredModel:
             v1_runner.apply()
             if device.type == "cpu":
                 cpu_generator.apply()
+        if device.type == "cpu" and not vllm_config.model_config.enforce_eager:
+            from vsteer.patches import compiled_order
+
+            compiled_order.apply()
         if vllm_config.model_config.dtype != torch.float32:
             unembed_in_float32(self)
         self.vsteer_table = WorkerTable(
