@@ -87,7 +87,13 @@ def test_a_command_that_is_none_changes_nothing(line: str, says: str) -> None:
     assert server.vllm.seen == []
 
 
-def test_what_the_server_refuses_is_shown_and_asked_behind_no_open_question() -> None:
+def test_what_the_server_refuses_is_shown_and_asked_behind_no_open_question(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def of_another_server(client: httpx.AsyncClient) -> dict[str, list[int]]:
+        return {"joy": [2, 3, 77]}
+
+    monkeypatch.setattr("tests.serve.test_chat.vectors_of", of_another_server)
     server = FakeServer()
     shown, _ = chatted(server, "/layer 77", "Hello", "/layer 2", "Again")
     assert "has no layer 77" in " ".join(shown.split())
@@ -109,6 +115,15 @@ def test_a_vector_that_the_server_lacks_is_named() -> None:
         first_dial({"joy": [1, 2, 3]}, "jy", None, "1")
     with pytest.raises(UsageError, match="can't be read"):
         first_dial({"joy": [1, 2, 3]}, "joy", "x", "1")
+    with pytest.raises(UsageError, match="joy has no layer 4") as raised:
+        first_dial({"joy": [1, 2, 3]}, "joy", "3..5", "1")
+    assert raised.value.hint == "it has 3, 1 to 3"
+    dial = first_dial({"joy": [1, 2, 3]}, "joy", None, "1")
+    with pytest.raises(UsageError, match="joy has no layer 0"):
+        dial.turned("/layer 0")
+    with pytest.raises(UsageError, match="no vector is called 'grief'"):
+        dial.turned("/vector grief")
+    assert dial.turned("/layer 1..2").name == "base+joy@1..2:after_prompt"
 
 
 def test_no_server_is_one_message() -> None:

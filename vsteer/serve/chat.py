@@ -22,7 +22,7 @@ from vsteer.errors import UsageError
 from vsteer.serve.dial import HELP, Dial
 from vsteer.serve.names import BASE
 from vsteer.terminal import harmless
-from vsteer.validation import did_you_mean, shortened, shown
+from vsteer.validation import shortened
 
 # An answer may wait for others in the server's queue.
 TIMEOUT = httpx.Timeout(10, read=600)
@@ -60,11 +60,8 @@ async def vectors_of(client: httpx.AsyncClient) -> dict[str, list[int]]:
 
 def first_dial(vectors: dict[str, list[int]], vector: str, layer: str | None, times: str) -> Dial:
     """What the chat begins with; the middle one of the vector's layers where none is given."""
-    if vector not in vectors:
-        known = f"the server has {', '.join(vectors) or 'none'}"
-        raise UsageError(f"no vector is called {shown(vector)}", did_you_mean(vector, vectors, known))
-    middle = vectors[vector][len(vectors[vector]) // 2]
-    dial = Dial(vector, layer or str(middle), times)
+    layers = vectors.get(vector) or [0]
+    dial = Dial(vector, layer or str(layers[len(layers) // 2]), times, known=vectors)
     assert dial.name  # or it raises what can't be read
     return dial
 

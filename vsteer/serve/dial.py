@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from vsteer.errors import UsageError
 from vsteer.serve.names import BASE, parse_name, spelled
@@ -27,13 +29,26 @@ class Dial:
     times: str = "1"
     positions: str = "after_prompt"
     on: bool = True
+    # the server's vectors and their layers
+    known: Mapping[str, Sequence[int]] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def name(self) -> str:
-        """The model to ask for. A UsageError says what of it can't be read."""
+        """The model to ask for. A UsageError says what of it can't be read, or is not there."""
         if not self.on:
             return BASE
         steering = parse_name(f"{BASE}+{self.vector}@{self.layers}*{self.times}:{self.positions}")
+        if self.vector not in self.known:
+            names = f"the server has {', '.join(self.known) or 'none'}"
+            raise UsageError(
+                f"no vector is called {shown(self.vector)}", did_you_mean(self.vector, self.known, names)
+            )
+        layers = self.known[self.vector]
+        if missing := [term.layer for term in steering.terms if term.layer not in layers]:
+            raise UsageError(
+                f"{self.vector} has no layer {missing[0]}",
+                f"it has {len(layers)}, {layers[0]} to {layers[-1]}",
+            )
         return spelled(steering)
 
     def turned(self, line: str) -> Dial:
@@ -43,6 +58,7 @@ class Dial:
             return replace(self, on=word == "/on")
         if word not in _SETTINGS:
             raise UsageError(f"no command is called {shown(word)}", did_you_mean(word, COMMANDS, "try /help"))
-        turned = replace(self, on=True, **{_SETTINGS[word]: value.strip()})
+        setting: dict[str, Any] = {_SETTINGS[word]: value.strip()}
+        turned = replace(self, on=True, **setting)
         assert turned.name
         return turned
