@@ -210,7 +210,7 @@ def convert(
     --norm raw says that it is raw. --key, --index and --at-layer choose IN's direction where it holds many.
 
     \b
-    Examples:
+    Example:
       vsteer vectors convert refusal.safetensors refusal.gguf --norm unit
       vsteer vectors convert params.npz cats.safetensors --key W_dec --index 4213 --axis 0 --at-layer 12
     """
