@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vsteer.errors import UsageError
 from vsteer.protocol import OPEN_END, POSITION_WORDS, Steering, Term
+from vsteer.serve.catalogue import Catalogue, UnknownName
 from vsteer.serve.names import parse_name, spelled
 
 
@@ -107,3 +109,13 @@ def test_neighbouring_layers_become_one_range() -> None:
     assert spelled(Steering(terms, "generated")) == "base+joy@3..5*0.5+joy@7*0.5:generated"
     assert spelled(Steering(())) == "base"
     assert spelled(Steering((Term("joy", 1, 1e30),))) == "base+joy@1*1e30"
+
+
+def test_a_vector_acts_where_its_directions_are() -> None:
+    vectors = {"heads": {1: np.ones(4, np.float32)}}
+    operations = ("add", "add_attention", "clamp")
+    catalogue = Catalogue("tiny", vectors, operations=operations, places={"heads": "attention"})
+    assert catalogue.named("base+add_attention(heads@1)").terms == (Term("heads", 1, 1.0, "add_attention"),)
+    for name in ("base+heads@1", "base+clamp(heads@1*2)"):
+        with pytest.raises(UnknownName, match=r"behind a layer's attention, where (add|clamp) does not act"):
+            catalogue.named(name)

@@ -328,6 +328,7 @@ def test_a_run_moves_the_heads_output(folder: Path) -> None:
         ((", where: attention", ""), 5, "where add does not act"),
         (("where: attention", "operation: clamp"), 5, "where clamp does not act"),
         (("heads: 1", "heads: 13"), 4, "the model has 12 heads, and 13 are wanted"),
+        (("dtype: float32", "quantization: fp8"), 4, "and vLLM alone quantises the model"),
         (("heads: 1", "heads: 0"), 4, "heads should be greater than or equal to 1"),
         (("method: iti", "method: pca"), 4, "pca chooses no heads"),
         (("heads: 1", "norm: [raw, unit]"), 4, "has no norm unit"),

@@ -100,7 +100,8 @@ def extract(
     recipe.check(tokenizer, norm)
 
     folder = fetched(model, revision)
-    check_heads(recipe, folder)
+    if recipe.heads is not None:
+        check_heads(recipe, folder)
 
     if isinstance(recipe.data, ItemSet):
         echo(f"... {recipe.data.describe()}", err=True)

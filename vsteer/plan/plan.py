@@ -251,10 +251,7 @@ def make_plan(grid: Grid, model: int, facts: ModelFacts, tokenizer: Any, today: 
     _check_rows(grid, blocks)
     _check_questions_differ(grid, blocks)
     _check_files(grid, facts, blocks)
-    for source in sources.values():
-        if facts.folder is not None and isinstance(source.made_from, Recipe):
-            with located(grid, ("vectors", source.name, "heads")):
-                check_heads(source.made_from, facts.folder)
+    _check_heads(grid, facts, sources)
     notes += _too_long(grid, model, facts, blocks)
     distinct = len({config.config_id for block in blocks for config in block.configs})
     expander.left_out["", SHARED] = sum(len(block.configs) for block in blocks) - distinct
@@ -349,6 +346,20 @@ def _check_files(grid: Grid, facts: ModelFacts, blocks: Iterable[Block]) -> None
                 used.setdefault(config.vector.source, set()).add(config.layers)
     for source, groups in used.items():
         check_file(grid, source, groups, facts.layers, facts.hidden_size)
+
+
+def _check_heads(grid: Grid, facts: ModelFacts, sources: Mapping[str, VectorSource]) -> None:
+    """Vectors of heads are read in Hugging Face, which must have the run's model."""
+    for name, source in sources.items():
+        if not isinstance(source.made_from, Recipe) or source.made_from.heads is None:
+            continue
+        if facts.quantization is not None:
+            message = f"the heads of {name!r} are read in Hugging Face, and vLLM alone quantises the model"
+            hint = "make it of the plain model with vsteer vectors extract, and name its file"
+            raise grid.error(("vectors", name, "method"), message, hint)
+        if facts.folder is not None:
+            with located(grid, ("vectors", name, "heads")):
+                check_heads(source.made_from, facts.folder)
 
 
 def _too_long(grid: Grid, model: int, facts: ModelFacts, blocks: Iterable[Block]) -> list[str]:

@@ -28,10 +28,8 @@ Rows = list[dict[str, Any]]
 
 
 def check_heads(recipe: Recipe, model: Path) -> None:
-    """Raise where the model has no heads that can be read so, or fewer than the recipe wants, if any."""
-    if recipe.heads is None:
-        return
-    config = read_config(model)
+    """Raise where the model has no heads that can be read so, or fewer than the recipe wants."""
+    wanted, config = recipe.heads or 0, read_config(model)
     if str(config.get("model_type")).startswith("gemma"):
         raise UnsupportedError(
             "Gemma norms what its attention gives before it is added, so a head's direction has no fixed "
@@ -39,10 +37,8 @@ def check_heads(recipe: Recipe, model: Path) -> None:
             "take another method, such as mean_diff",
         )
     layers, heads = config.get("num_hidden_layers"), config.get("num_attention_heads")
-    if type(layers) is int and type(heads) is int and recipe.heads > (total := layers * heads):
-        raise UsageError(
-            f"the model has {total:,} heads, and {recipe.heads:,} are wanted", "take fewer heads"
-        )
+    if type(layers) is int and type(heads) is int and wanted > (total := layers * heads):
+        raise UsageError(f"the model has {total:,} heads, and {wanted:,} are wanted", "take fewer heads")
 
 
 def read_heads(
