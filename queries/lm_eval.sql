@@ -11,10 +11,9 @@
 --   worse, worse_se,        how much worse steering makes it, paired by document, with 95% by the normal; below 0 it
 --   worse_low, worse_high   is better. Of a perplexity it is the logarithm of the ratio
 --   norm, relative_norm     the vector's norm; |multiplier| x its length / the stream's
--- Caveat: documents without a number, since their row failed, are left out. Control vectors are among the rows, by
---   `control`. A group of tasks is one evaluation, in which each document counts once. Few documents have intervals
---   that are too narrow.
-select c.run, c.model, c.evaluation, t.metric, c.system, c.vector, c.norm, c.control, c.control_index, c.positions,
+-- Caveat: documents without a number, since their row failed, are left out. A group of tasks is one evaluation, in
+--   which each document counts once. Few documents have intervals that are too narrow.
+select c.run, c.model, c.evaluation, t.metric, c.system, c.vector, c.norm, c.positions,
        c.operation, c.layers, c.depth, c.multiplier, c.relative_norm, t.documents,
        case when of_logarithms then exp(x) else x end as value, x_se as se,
        case when of_logarithms then exp(x - 1.96 * x_se) else x - 1.96 * x_se end as low,
@@ -25,5 +24,5 @@ select c.run, c.model, c.evaluation, t.metric, c.system, c.vector, c.norm, c.con
        case when c.vector <> '' then t.worse + 1.96 * t.worse_se end as worse_high
 from task_means t
 join conditions c using (condition)
-where regexp_matches(t.metric, parameter('metric', ''))
+where c.control in ('', 'system') and regexp_matches(t.metric, parameter('metric', ''))
 order by all;

@@ -12,7 +12,7 @@ from typing import Any
 
 from lm_eval import simple_evaluate
 from lm_eval.api.model import TemplateLM
-from lm_eval.models.utils import postprocess_generated_text
+from lm_eval.models.utils import has_bos_prefix, postprocess_generated_text
 from lm_eval.tasks import TaskManager
 
 from tests.fake_engine import FakeEngine, number
@@ -68,6 +68,9 @@ class HashedLM(TemplateLM):  # type: ignore[misc]
         return int(self.tokenizer.bos_token_id)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        # as the harness's own Hugging Face models do
+        if add_special_tokens is None and has_bos_prefix(string, self.tokenizer.bos_token):
+            add_special_tokens = False
         special = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
         return list(self.tokenizer.encode(string, **special))
 

@@ -12,6 +12,7 @@ import pytest
 from lm_eval import simple_evaluate
 from lm_eval.api.metrics import mean_stderr
 from lm_eval.tasks import TaskManager
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from tests.evaluations.lm_eval_oracle import TASKS, HashedEngine, HashedLM, evaluated
@@ -179,6 +180,33 @@ def test_scores_that_are_lost_are_made_anew_without_an_engine(folder: Path) -> N
     assert ask("lm_eval", run) == before
 
 
+@pytest.mark.parametrize("begins", [False, True])
+@pytest.mark.parametrize(
+    "asked", ["Question: {{question}}\\nAnswer:", "{{question}}  ", "", "<|endoftext|>{{question}}"]
+)
+def test_tokens_are_the_harness_s(folder: Path, asked: str, begins: bool) -> None:
+    """With spaces at the context's end, without a context, and where the tokenizer begins every text."""
+    words = tokenizer()
+    if begins:
+        token, number = words.bos_token, words.bos_token_id
+        words._tokenizer.post_processor = TemplateProcessing(f"{token} $A", special_tokens=[(token, number)])
+        assert words.encode("a")[0] == number
+    changed(folder, "Question: {{question}}\\nAnswer:", asked)
+    evaluation = one(folder, "tasks: facts.yaml").blocks[0].spec.evaluation
+    seen: list[tuple[list[int], list[int]]] = []
+
+    class Seeing(HashedLM):
+        def _loglikelihood_tokens(self, requests: Any, **more: Any) -> list[tuple[float, bool]]:
+            seen.extend((list(context), list(after)) for _, context, after in requests)
+            return super()._loglikelihood_tokens(requests, **more)
+
+    evaluated(Seeing(words), folder, ["facts"])
+    (block,) = one(folder, "tasks: facts.yaml").blocks
+    made = [evaluation.render(words, rendered.item, None) for rendered in block.prompts]
+    mine = [(list(one.prompt.token_ids), list(answer)) for one in made for answer in one.answers]
+    assert mine == seen
+
+
 def test_ids_hold_the_task_s_version_settings_and_data_and_no_path(
     folder: Path, tmp_path_factory: Any
 ) -> None:
@@ -306,6 +334,26 @@ def test_a_template_is_no_program(folder: Path) -> None:
     hole = "{{ cycler.__init__.__globals__.os.mkdir('ran') or question }}"
     changed(folder, 'doc_to_text: "Question: {{question}}\\nAnswer:"', f'doc_to_text: "{hole}"')
     assert "SecurityError" in refused(folder, "tasks: facts.yaml")
+
+
+def test_data_that_is_a_program_does_not_run(folder: Path) -> None:
+    (folder / "evil.py").write_text("import pathlib\npathlib.Path(__file__).with_name('ran').touch()\n")
+    changed(folder, "dataset_path: json", f"dataset_path: {folder}/evil.py", "_facts_data.yaml")
+    changed(
+        folder,
+        "  data_files: {train: solved.jsonl, test: facts.jsonl}",
+        "  trust_remote_code: true",
+        "_facts_data.yaml",
+    )
+    assert "evil.py" in refused(folder, "tasks: facts.yaml")
+    assert not (folder / "ran").exists()
+
+
+def test_a_file_that_would_grow_without_end_is_refused(folder: Path) -> None:
+    lines = ["task: facts", "a0: &a0 [x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 10)]
+    (folder / "facts.yaml").write_text("\n".join(lines))
+    assert "more than 20 aliases" in refused(folder, "tasks: facts.yaml")
 
 
 @pytest.mark.parametrize("new", ["{metric: some/metric}", "{metric: acc, hf_evaluate: true}"])

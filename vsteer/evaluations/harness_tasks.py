@@ -17,9 +17,11 @@ import yaml
 from vsteer.datasets.builtin import find_file
 from vsteer.errors import DataError, UsageError, VsteerError
 from vsteer.evaluations.harness import PACKAGES, Tasks, quiet, replaced, unscored
+from vsteer.files import read_regular
 from vsteer.packages import installed
 from vsteer.validation import did_you_mean, shortened, shown
 
+MOST_BYTES, MOST_ALIASES = 2**20, 20
 KINDS = ("multiple_choice", "generate_until", "loglikelihood_rolling")
 
 
@@ -78,9 +80,7 @@ def _no_task(name: str, beside: Path) -> DataError:
 def _cannot_load(name: str, error: Exception) -> DataError:
     first = str(error).strip().partition("\n")[0]
     message = f"the task {shown(name)} can't be loaded: {type(error).__name__}: {shortened(first, 200)}"
-    return DataError(
-        message, "see the harness's guide to tasks: a name of its own is spelled as lm-eval ls has it"
-    )
+    return DataError(message, "the harness's guide to tasks says what a task needs")
 
 
 def _task_file(name: str, beside: Path) -> Path | None:
@@ -109,7 +109,8 @@ def _read(file: Path, task_code: bool) -> dict[str, Any]:
     except (OSError, ValueError, yaml.YAMLError, RecursionError, ImportError, AttributeError) as error:
         why = shortened(" ".join(str(error).split()), 200)
         raise DataError(
-            f"the task file {shown(file.name)} can't be read: {why}", "see the harness's guide"
+            f"the task file {shown(file.name)} can't be read: {why}",
+            "the harness's guide to tasks says what a file may hold",
         ) from None
     if "group" in settings or not isinstance(settings.get("task"), str):
         message = f"{shown(file.name)} is no file of one task"
@@ -128,8 +129,11 @@ def _functions(file: Path, seen: frozenset[Path] = frozenset()) -> Iterator[tupl
     file = file.resolve()
     if file in seen or file.is_relative_to(Path(lm_eval.__file__).resolve().parent):
         return
-    with file.open("rb") as stream:
-        root = yaml.compose(stream, Loader=yaml.SafeLoader)
+    text = read_regular(file, MOST_BYTES)
+    # Each can double what is read: settings of a few lines would fill the memory.
+    if sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)) > MOST_ALIASES:
+        raise ValueError(f"{file.name} has more than {MOST_ALIASES} aliases")
+    root = yaml.compose(text, yaml.SafeLoader)
     todo, known = [root], set()
     while todo:
         node = todo.pop()

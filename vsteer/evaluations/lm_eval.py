@@ -159,7 +159,7 @@ class LmEvalEvaluation(TaskEvaluation, GivenAnswersEvaluation):
             answers = [
                 _encoded(tokenizer, text + after)[len(context) :]
                 if ended
-                else tuple(tokenizer.encode(text + after, add_special_tokens=False))
+                else _alone(tokenizer, text + after)
                 for _, after in asked
             ]
         if not all(answers):
@@ -272,6 +272,12 @@ def _prefix_token(tokenizer: Any) -> int:
     """What the harness puts where nothing stands before an answer."""
     token = tokenizer.bos_token_id
     return int(tokenizer.eos_token_id if token is None else token)
+
+
+def _alone(tokenizer: Any, text: str) -> Tokens:
+    """An answer behind nothing but that token, which it doesn't repeat."""
+    tokens = tuple(tokenizer.encode(text, add_special_tokens=False))
+    return tokens[1:] if tokens[:1] == (_prefix_token(tokenizer),) else tokens
 
 
 def _encoded(tokenizer: Any, text: str) -> Tokens:
