@@ -23,6 +23,7 @@ from vsteer.plan.plan import make_plans
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(3600)]
 
+QUESTIONS = "{kind: choice, data: sentiment, limit: 100}"
 KILLS = 20
 EVERY = 10.0
 # How long processes may outlive the run that started them.
@@ -45,7 +46,10 @@ class Killed:
     def __init__(self, folder: Path) -> None:
         folder.mkdir()
         self.grid, self.folder = folder / "grid.yaml", folder / "runs" / "killed"
-        self.grid.write_text(GRID % "float32")
+        # questions are computed so fast that with fewer the run may be over before its last kill
+        self.grid.write_text(
+            (GRID % "float32").replace("{kind: choice, data: sentiment, limit: 20}", QUESTIONS)
+        )
         self.process: subprocess.Popen[bytes] | None = None
         self.kills: list[Kill] = []
 
