@@ -149,7 +149,9 @@ const FIGURES = {
   capability: {
     tables: ['capability_cost'],
     give: (state) => tradeoffData(state, 'capability_cost', 'cost', 'cost_se', DATA.why.capability,
-      (row) => (row.metric === 'accuracy' ? `the accuracy lost on ${row.capability}` : `what ${row.capability} loses in ${row.metric}`), 'Horizontal bars are two standard errors, paired over items. A cost within them is not shown to be one, nor shown to be none.'),
+      (row) => (row.metric === 'accuracy' ? `the accuracy lost on ${row.capability}` : `what ${row.capability} loses in ${row.metric}`), 'Horizontal bars are two standard errors, paired over items. A cost within them is not shown to be one, nor shown to be none.',
+      // no accuracies, and on another scale
+      (row) => !/perplexity|bits_per_byte/.test(row.metric)),
   },
   components: {
     tables: ['pca'], axis: 'first two components of the contrast’s activations at the chosen layer', vector: true, layered: true,
@@ -323,10 +325,10 @@ function scalingData(state) {
       preferred.length ? `The models prefer ${preferred.join('; ')}. That is the best of three over these sizes, and no law.` : held ? `No family is preferred${reasons.length ? `: ${reasons.join('; ')}` : ''}.` : '']};
 }
 
-function tradeoffData(state, table, cost, se, why, of, says) {
+function tradeoffData(state, table, cost, se, why, of, says, counts = () => true) {
   if (state.family === null) return rows(table).length ? NO_CHOICE : why;
   const same = ['run', 'model', 'vector', 'norm', 'positions', 'operation'];
-  const found = rows(table).filter((row) => same.every((name) => row[name] === state.family[name]) && isNumber(row[state.measure]) && isNumber(row[cost])
+  const found = rows(table).filter((row) => counts(row) && same.every((name) => row[name] === state.family[name]) && isNumber(row[state.measure]) && isNumber(row[cost])
     && row.evaluation === state.family.evaluation && (row.asked_system ?? row.system) === state.family.system);
   if (!found.length) return why;
   const points = found.map((row) => ({...point(row, state.measure), cost: row[cost], cost_low: row[cost] - 2 * (row[se] ?? 0), cost_high: row[cost] + 2 * (row[se] ?? 0), of: of(row), marked: row.frontier === true}));
