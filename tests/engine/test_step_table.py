@@ -251,7 +251,10 @@ def _config(max_tokens: int) -> Any:
         # the test itself is the runner, so V1's seam stays out of vllm
         use_v2_model_runner=True,
         model_config=SimpleNamespace(
-            get_hidden_size=lambda: HIDDEN, enable_prompt_embeds=False, dtype=torch.float32
+            get_hidden_size=lambda: HIDDEN,
+            enable_prompt_embeds=False,
+            enforce_eager=True,
+            dtype=torch.float32,
         ),
         scheduler_config=SimpleNamespace(max_num_batched_tokens=max_tokens),
         parallel_config=SimpleNamespace(data_parallel_size=1, pipeline_parallel_size=1),
