@@ -35,7 +35,7 @@ def test_the_made_up_run_is_one_of_the_stores(tmp_path: Path) -> None:
 def test_every_query_is_measured_and_has_something_to_answer() -> None:
     figures = {figure.name: figure for figure in bench_queries(80_000)}
     answered = {name: figures[f"{name} seconds left of 2"].note for name in queries()}
-    # the first wants a second run or model, the second rows that a model computed, the third a harness's scores
+    # these want a second run or model, rows that a model computed, and a harness's scores
     nothing = {
         "difference",
         "rounding",
