@@ -81,7 +81,7 @@ def rate(folder: Path, tokenizer: str, port: int, name: str, seed: int) -> float
         "result-dir": folder,
         "result-filename": "result.json",
     }
-    flags = ["--ignore-eos", "--save-result", "--disable-tqdm"]
+    flags = ["--temperature", "0", "--ignore-eos", "--save-result", "--disable-tqdm"]
     arguments = [part for option, value in options.items() for part in (f"--{option}", str(value))]
     subprocess.run([sys.executable, "-c", CLIENT, *arguments, *flags], check=True, stdout=subprocess.DEVNULL)
     found = json.loads((folder / "result.json").read_text())
@@ -99,7 +99,16 @@ def main(model: str = "smollm2-135m-instruct", dtype: str = "bfloat16") -> None:
         save(SteeringVector("v", dict(enumerate(directions))), vector)
         stock = ["-m", "vllm.entrypoints.openai.api_server", "--model", folder, "--served-model-name", "base"]
         same = ["--dtype", dtype, "--max-model-len", "2048"]
-        kv = ["--max-num-seqs", "256", "--block-size", "32", "--kv-cache-memory-bytes", str(2**30)]
+        kv = [
+            "--disable-log-stats",
+            "--disable-uvicorn-access-log",
+            "--max-num-seqs",
+            "256",
+            "--block-size",
+            "32",
+            "--kv-cache-memory-bytes",
+            str(2**30),
+        ]
         ours = ["-m", "vsteer", "serve", model, "--vector", f"v={vector}", "--port", str(OURS)]
         with (
             server(
