@@ -41,34 +41,28 @@ def expected_rows() -> list[tuple[Any, ...]]:
     return sorted((r["row_id"], "ok", r["text"], r["choice_logprobs"], r["multiplier"]) for r in made)
 
 
-def seconds_to_a_shard(folder: Path) -> float:
-    """How long it takes from a start to rows that stand, on this machine as busy as it is."""
-    began = time.monotonic()
-    victim = start(victims.run, folder, PLANNED, 0.001)
-    while not any(folder.glob("rows/*.parquet")):
-        assert victim.is_alive()
-        time.sleep(0.005)
-    seconds = time.monotonic() - began
-    victim.kill()
-    victim.join()
-    return seconds
+def shards(folder: Path) -> set[str]:
+    return {path.name for path in folder.glob("rows/*.parquet")}
 
 
 @pytest.mark.long
 def test_rows_outlive_kills_at_random_moments(tmp_path: Path) -> None:
     when = random.Random(4)
     kills, before = 0, 0
-    begin, run = seconds_to_a_shard(tmp_path / "first"), tmp_path / "run"
+    run = tmp_path / "run"
     while kills < KILLS:
+        stood = shards(run)
         victim = start(victims.run, run, PLANNED, 0.001)
-        victim.join(when.uniform(0.1 * begin, 1.5 * begin + 0.1))
+        # every other one is killed among rows, however long the machine takes to the first
+        while kills % 2 and victim.is_alive() and not shards(run) - stood:
+            time.sleep(0.005)
+        victim.join(when.uniform(0.0, 0.1) if kills % 2 else when.uniform(0.02, 0.22))
         victim.kill()
         victim.join()
         kills += victim.exitcode == -signal.SIGKILL
         if (run / "rows").is_dir():
             # There is none yet where the kill came right after the folder was made.
-            shards = any((run / "rows").glob("*.parquet"))
-            now = len(set(stored(run, "row_id", "status = 'ok'"))) if shards else 0
+            now = len(set(stored(run, "row_id", "status = 'ok'"))) if shards(run) else 0
             assert now >= before, "a row that was durable is gone"
             before = now
     assert 0 < before < PLANNED
