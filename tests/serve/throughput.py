@@ -21,7 +21,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 
-from vsteer.bench.figures import Figure, as_table, rates_in_turn
+from vsteer.bench.figures import Figure, as_table, median_ratio, rates_in_turn
 from vsteer.models import resolve
 from vsteer.models.hugging_face import load_config
 from vsteer.vectors.files import save
@@ -132,7 +132,7 @@ def main(model: str = "smollm2-135m-instruct", dtype: str = "bfloat16") -> None:
 
 def ratio(name: str, ours: list[float], stock: list[float], least: float) -> Figure:
     found = [one / other for one, other in zip(ours, stock, strict=True)]
-    return Figure(name, statistics.median(found), least, note=f"{min(found):.2f} to {max(found):.2f}")
+    return Figure(name, median_ratio(ours, stock), least, note=f"{min(found):.2f} to {max(found):.2f}")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from vsteer.evaluations.evaluation import (
 )
 from vsteer.evaluations.given_answers import Floats, GivenAnswersEvaluation, Scores, scores_of_answers
 from vsteer.evaluations.harness_tasks import load
-from vsteer.evaluations.open_ended import text_columns
+from vsteer.evaluations.open_ended import text_columns, text_request
 from vsteer.evaluations.rendered_prompt import AnyItem, RenderedPrompt, Rendering
 from vsteer.prompts.answers import Tokens
 from vsteer.protocol import Prompt, Request, Result, Steering
@@ -233,19 +233,7 @@ class TextTask(TaskEvaluation):
     def requests(
         self, row_id: str, rendered: RenderedPrompt, steering: Steering | None, seed: int
     ) -> tuple[Request, ...]:
-        sampling = self.sampling
-        return (
-            Request(
-                f"{row_id}.0",
-                rendered.prompt,
-                steering,
-                max_tokens=sampling.max_tokens,
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                seed=seed if sampling.temperature > 0 else None,
-                stop=self.stop,
-            ),
-        )
+        return (text_request(row_id, rendered, steering, self.sampling, self.stop, seed),)
 
     def columns(self, rendered: RenderedPrompt, results: Sequence[Result]) -> dict[str, Any]:
         return text_columns(results)

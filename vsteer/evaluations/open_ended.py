@@ -82,21 +82,31 @@ class OpenEndedEvaluation(DataEvaluation):
     def requests(
         self, row_id: str, rendered: RenderedPrompt, steering: Steering | None, seed: int
     ) -> tuple[Request, ...]:
-        sampling = self.sampling
-        request = Request(
-            f"{row_id}.0",
-            rendered.prompt,
-            steering,
-            max_tokens=sampling.max_tokens,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            seed=seed if sampling.temperature > 0 else None,
-            stop=self.stop,
-        )
-        return (request,)
+        return (text_request(row_id, rendered, steering, self.sampling, self.stop, seed),)
 
     def columns(self, rendered: RenderedPrompt, results: Sequence[Result]) -> dict[str, Any]:
         return text_columns(results)
+
+
+def text_request(
+    row_id: str,
+    rendered: RenderedPrompt,
+    steering: Steering | None,
+    sampling: Sampling,
+    stop: tuple[str, ...],
+    seed: int,
+) -> Request:
+    """The one request of a row that has a text."""
+    return Request(
+        f"{row_id}.0",
+        rendered.prompt,
+        steering,
+        max_tokens=sampling.max_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        seed=seed if sampling.temperature > 0 else None,
+        stop=stop,
+    )
 
 
 def text_columns(results: Sequence[Result]) -> dict[str, Any]:
