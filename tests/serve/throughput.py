@@ -109,11 +109,15 @@ def main(model: str = "smollm2-135m-instruct", dtype: str = "bfloat16") -> None:
             "--kv-cache-memory-bytes",
             str(2**30),
         ]
+        # what ours sets by itself: left to itself, vLLM keeps one of two cores free
+        variables = {
+            "VLLM_PLUGINS": "",
+            "VLLM_USE_AOT_COMPILE": "0",
+            "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, sorted(os.sched_getaffinity(0)))),
+        }
         ours = ["-m", "vsteer", "serve", model, "--vector", f"v={vector}", "--port", str(OURS)]
         with (
-            server(
-                STOCK, *stock, *same, *kv, "--port", str(STOCK), VLLM_PLUGINS="", VLLM_USE_AOT_COMPILE="0"
-            ),
+            server(STOCK, *stock, *same, *kv, "--port", str(STOCK), **variables),
             server(OURS, *ours, *same),
         ):
             steering = f"base+v@{config.num_hidden_layers // 2}*0.1"
