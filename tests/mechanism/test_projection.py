@@ -16,11 +16,12 @@ from tests.alone import AS_IN_MAIN
 from tests.run import fake
 from vsteer import models
 from vsteer.cli import project as cli_project
-from vsteer.cli.project import project, style
+from vsteer.cli.project import project
 from vsteer.engine.proof.reference import ReferenceEngine
 from vsteer.grid.spec import as_grid
-from vsteer.mechanism.projection import Projection, Scale, TokenText
+from vsteer.mechanism.projection import Projection, TokenText, scale_of
 from vsteer.mechanism.projection import project as projected
+from vsteer.mechanism.shades import style
 from vsteer.report.page import gathered
 from vsteer.results.views import run_names
 from vsteer.run.start import run_grid
@@ -75,13 +76,13 @@ def test_a_component_is_that_of_hugging_face(reference: ReferenceEngine, vector:
 def test_a_scale_leaves_the_first_token_out() -> None:
     text = TokenText((1, 2, 3, 4), 4)
     one = Projection(text, 0, ("a",) * 4, np.array([900.0, 1.0, 2.0, 3.0]), np.array([-900.0, 5.0, 5.0, 5.0]))
-    scale = Scale.of([one])
+    scale = scale_of([one])
     assert (scale.mean, scale.random_mean, scale.random_spread) == (2.0, 5.0, 0.0)
     # distances 1, 0, 1, 0, 0, 0
     assert scale.full == 1.0
     assert [scale.shade(value) for value in (900.0, 1.0, 2.0, 2.5)] == [1.0, -1.0, 0.0, 0.5]
     assert scale.shade(4.5, random=True) == -0.5
-    assert Scale.of([Projection(TokenText((1,), 1), 0, ("a",), np.ones(1), np.ones(1))]).shade(1.0) == 1.0
+    assert scale_of([Projection(TokenText((1,), 1), 0, ("a",), np.ones(1), np.ones(1))]).shade(1.0) == 1.0
 
 
 def test_a_pipe_gets_numbers_and_a_terminal_colours(
@@ -171,7 +172,7 @@ def test_a_run_s_texts_come_to_the_report(
         )
         for tokens in texts.values()
     ]  # fmt: skip
-    scale = Scale.of(parts)
+    scale = scale_of(parts)
     shades = [scale.shade(one["projection"]) for tokens in texts.values() for one in tokens]
     assert columns["shade"] == pytest.approx(shades, abs=2e-3)
     shades = [scale.shade(one["random"], random=True) for tokens in texts.values() for one in tokens]

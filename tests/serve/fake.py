@@ -12,7 +12,7 @@ import numpy as np
 
 from vsteer.protocol import Prompt, Steering, Term
 from vsteer.serve.app import Served, SteeringApp
-from vsteer.serve.asked import CURRENT
+from vsteer.serve.asked import CURRENT, Asked
 from vsteer.serve.catalogue import Catalogue
 from vsteer.serve.guard import Guard
 from vsteer.serve.served_table import TableFull
@@ -84,16 +84,28 @@ class FakeTable:
 
 class FakeServer:
     def __init__(
-        self, *, room: int = 100, key: str = "", most_bytes: int = 10_000, proves: bool = True
+        self,
+        *,
+        room: int = 100,
+        key: str = "",
+        most_bytes: int = 10_000,
+        proves: bool = True,
+        projects: bool = False,
     ) -> None:
         self.vllm, self.table, self.fault = FakeVllm(proves=proves), FakeTable(room), ""
         self.layouts: list[Steering] = []
+        self.projected: list[tuple[str, dict[str, Any]]] = []
         catalogue = Catalogue("tiny", VECTORS, NAMES, ("add", "ablate"), terms=2)
-        served = Served(self.table.admit, self._fault, self._layout)
+        served = Served(self.table.admit, self._fault, self._layout, self._project if projects else None)
         self.app = SteeringApp(self.vllm, served, catalogue, Guard(key, most_bytes))
 
     async def _fault(self) -> str:
         return self.fault
+
+    async def _project(self, asked: Asked, request: dict[str, Any]) -> dict[str, Any]:
+        self.projected.append((asked.name, request))
+        words = ["good", " \x1b[31m", " bad"]
+        return {"tokens": words, "projection": [3.0, 2.0, 1.0], "random": [0.0, 0.5, 1.0]}
 
     def _layout(self, request: Any, steering: Steering) -> Prompt | None:
         self.layouts.append(steering)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+from typing import Literal
 
 import httpx
 import pytest
@@ -15,7 +16,8 @@ from vsteer.serve.chat import Chat, first_dial, vectors_of
 from vsteer.serve.dial import Dial
 
 
-def chatted(server: FakeServer, *lines: str) -> tuple[str, Chat]:
+def chatted(server: FakeServer, *lines: str, colours: bool = False) -> tuple[str, Chat]:
+    system: Literal["truecolor"] | None = "truecolor" if colours else None
     waiting = list(lines)
 
     async def read() -> str | None:
@@ -29,7 +31,7 @@ def chatted(server: FakeServer, *lines: str) -> tuple[str, Chat]:
             await chat.go_on()
             return chat
 
-    console = Console(file=io.StringIO(), width=120)
+    console = Console(file=io.StringIO(), width=120, force_terminal=colours, color_system=system)
     chat = asyncio.run(talk())
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue(), chat
@@ -85,6 +87,36 @@ def test_a_command_that_is_none_changes_nothing(line: str, says: str) -> None:
     assert says in " ".join(shown.split())
     assert chat.dial == Dial("joy", "3")
     assert server.vllm.seen == []
+
+
+def test_each_token_is_coloured_by_what_the_stream_has_of_the_vector() -> None:
+    server = FakeServer(projects=True)
+    shown, _ = chatted(server, "/project 2", "Hello", "/off", "/project off", "Again", colours=True)
+    assert [name for name, _ in server.projected] == ["base+joy@3:after_prompt", "base"]
+    for _, request in server.projected:
+        assert (request["vector"], request["layer"]) == ("joy", 2)
+        assert [message["role"] for message in request["messages"]] == ["user", "assistant"]
+    # 1 above the mean of 2 is full blue, 1 below it full orange, and what is written is harmless
+    assert "48;2;15;95;168mgood" in shown
+    assert "48;2;194;80;10m bad" in shown
+    assert "\\x1b[31m" in shown
+    assert "\x1b[31m" not in shown
+    words = " ".join(chatted(FakeServer(projects=True), "/project 2", "Hello")[0].split())
+    # a note stands in two columns, so its words are looked for one by one
+    for part in ("along joy", "mean 2", "0.816", "0.408"):
+        assert part in words
+
+
+def test_a_server_without_captures_says_so_under_the_answer() -> None:
+    server = FakeServer()
+    shown, _ = chatted(server, "/project 2", "Hello")
+    assert "no projection" in shown
+    assert "--projections" in shown
+    assert "7 tokens steered" in shown
+    shown, chat = chatted(server, "/project 77", "/project twenty")
+    assert "joy has no layer 77" in shown
+    assert "expected a layer, found 'twenty'" in shown
+    assert chat.dial.project is None
 
 
 def test_what_the_server_refuses_is_shown_and_asked_behind_no_open_question(

@@ -35,6 +35,7 @@ def chat(
     """Chat with MODEL, steered and unsteered side by side.
 
     Lines that begin with a slash turn the steering: /layer 13, /times 1.5, /off; /help lists all of them.
+    /project 20 colours each token by what the stream behind layer 20 has of the vector.
     With --server the model and its vectors are the server's, and the key is read from VSTEER_API_KEY.
 
     \b
@@ -69,7 +70,9 @@ def chat(
 
     name = Path(vector).stem
     engine = {"enforce_eager": eager}
-    settings = make_settings(str(model), vectors={name: Path(vector)}, engine=engine, guard=Guard())
+    settings = make_settings(
+        str(model), vectors={name: Path(vector)}, engine=engine, projections=True, guard=Guard()
+    )
 
     async def chat_here() -> None:
         with listen("127.0.0.1", 0) as sock:

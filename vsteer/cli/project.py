@@ -16,10 +16,8 @@ from vsteer.errors import UsageError, VectorError
 from vsteer.terminal import echo, harmless, on_one_line
 
 if TYPE_CHECKING:
-    from vsteer.mechanism.projection import Projection, Scale, TokenText
-
-# Of full colours, below and above the mean; the text on them is black or white.
-BELOW, ABOVE = (194, 80, 10), (15, 95, 168)
+    from vsteer.mechanism.projection import Projection, TokenText
+    from vsteer.mechanism.shades import Scale
 
 
 @click.command(short_help="Show the stream's component along a vector at every token.")
@@ -167,9 +165,9 @@ def _texts(
 
 
 def _show(found: Sequence[Projection], name: str, seed: int) -> None:
-    from vsteer.mechanism.projection import Scale
+    from vsteer.mechanism.projection import scale_of
 
-    scale = Scale.of(found)
+    scale = scale_of(found)
     echo(
         f"layer {found[0].layer}, along {name}: mean {number(scale.mean)}, standard deviation over tokens "
         f"{number(scale.spread)}; along random {seed}: {number(scale.random_mean)}, "
@@ -202,16 +200,10 @@ def _coloured(one: Projection, scale: Scale, random: bool) -> None:
     from rich.console import Console
     from rich.text import Text
 
+    from vsteer.mechanism.shades import style
+
     line = Text()
     for token, value in zip(one.tokens, one.random if random else one.vector, strict=True):
         # a line break stays one, and is seen where a token is nothing else
         line.append(harmless(token), style=style(scale.shade(float(value), random=random)))
     Console().print(line)
-
-
-def style(shade: float) -> str:
-    """White at 0, and a full colour at -1 and 1."""
-    full = ABOVE if shade > 0 else BELOW
-    mixed = [round(255 + (part - 255) * abs(shade)) for part in full]
-    ink = "white" if abs(shade) > 0.6 else "black"
-    return f"{ink} on rgb({mixed[0]},{mixed[1]},{mixed[2]})"

@@ -42,6 +42,11 @@ _FILE = click.Path(path_type=Path)
 )
 @click.option("--terms", type=COUNT, default=4, show_default=True, help="Vectors added at one layer.")
 @click.option("--max-steerings", type=COUNT, default=1000, show_default=True, help="Different ones in all.")
+@click.option(
+    "--projections",
+    is_flag=True,
+    help="Say what an answer's stream has of a vector, token by token: `/project` in a chat.",
+)
 @click.option("--max-body-mib", type=COUNT, default=4, show_default=True, help="The largest request.")
 def serve(
     model: str,
@@ -56,6 +61,7 @@ def serve(
     operations: tuple[str, ...],
     terms: int,
     max_steerings: int,
+    projections: bool,
     max_body_mib: int,
 ) -> None:
     """Serve MODEL through OpenAI's API; the name of a model is a steering.
@@ -87,6 +93,7 @@ def serve(
         operations=operations,
         terms=terms,
         max_steerings=max_steerings,
+        projections=projections,
         dtype=dtype,
         guard=guard,
     )

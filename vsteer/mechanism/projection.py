@@ -12,6 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from vsteer.errors import DataError, UsageError, VectorError
+from vsteer.mechanism.shades import Scale
 from vsteer.results.views import connect_runs, readable
 from vsteer.store.database import records
 from vsteer.vectors.derive import content_sha256, random_like
@@ -152,30 +153,7 @@ def as_table(found: Sequence[Projection], model: str, vector: SteeringVector, ra
     return pa.Table.from_pylist(rows, SCHEMA)
 
 
-@dataclass(frozen=True)
-class Scale:
-    """How numbers of one layer become colours: by their distance from their own mean, on one scale for both.
-
-    The first token is left out of it, since models make of it a stream like no other.
-    """
-
-    mean: float
-    random_mean: float
-    spread: float
-    random_spread: float
-    full: float  # this far from the mean a colour is full
-
-    @classmethod
-    def of(cls, found: Sequence[Projection]) -> Scale:
-        vector = np.concatenate([one.vector[1:] for one in found])
-        random = np.concatenate([one.random[1:] for one in found])
-        if not len(vector):
-            return cls(0.0, 0.0, 0.0, 0.0, 1.0)
-        far = np.abs(np.concatenate([vector - vector.mean(), random - random.mean()]))
-        full = float(np.quantile(far, 0.95)) or 1.0
-        return cls(float(vector.mean()), float(random.mean()), float(vector.std()), float(random.std()), full)
-
-    def shade(self, value: float, *, random: bool = False) -> float:
-        """From -1 to 1."""
-        away = value - (self.random_mean if random else self.mean)
-        return float(np.clip(away / self.full, -1.0, 1.0))
+def scale_of(found: Sequence[Projection]) -> Scale:
+    """One for all texts at a layer. Their first tokens are left out, since their stream is like no other."""
+    vector = np.concatenate([one.vector[1:] for one in found])
+    return Scale.of(vector, np.concatenate([one.random[1:] for one in found]))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
-from vsteer.errors import EngineError, VsteerError
+from vsteer.errors import EngineError, SteeringFault, VsteerError
 from vsteer.protocol import Prompt, Steering
 from vsteer.serve.asked import CURRENT, Asked
 from vsteer.serve.catalogue import Catalogue, UnknownName
@@ -27,6 +27,7 @@ from vsteer.serve.served_table import TableFull
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 ANSWERED = ("/v1/completions", "/v1/chat/completions")
+PROJECTED = "/v1/vsteer/projections"
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class Served:
     fault: Callable[[], Awaitable[str]]
     # where a conversation's parts end, for steerings that must know
     layout: Callable[[dict[str, Any], Steering], Prompt | None]
+    # what an answer's stream says along a vector, where the engine captures streams
+    project: Callable[[Asked, dict[str, Any]], Awaitable[dict[str, Any]]] | None = None
 
 
 class SteeringApp:
@@ -76,8 +79,10 @@ class SteeringApp:
             await _answer(send, 200, self._card(name.removeprefix("/v1/models/")))
         elif path in ANSWERED and method == "POST":
             await self._steered(scope, receive, send)
+        elif path == PROJECTED and method == "POST":
+            await self._projected(scope, receive, send)
         else:
-            hint = f"there is {', '.join(('/health', '/v1/models', *ANSWERED))}"
+            hint = f"there is {', '.join(('/health', '/v1/models', *ANSWERED, PROJECTED))}"
             raise Refused(404, "NotFoundError", f"nothing is served at {method} {path[:100]}", hint)
 
     def _card(self, name: str) -> dict[str, Any]:
@@ -86,19 +91,35 @@ class SteeringApp:
         except VsteerError as error:
             raise _refused(error) from None
 
+    async def _projected(self, scope: Message, receive: Receive, send: Send) -> None:
+        request = await self._guard.read(scope["headers"], receive)
+        if self._served.project is None:
+            hint = "start the server with --projections"
+            raise Refused(404, "NotFoundError", "the server captures no streams", hint)
+        try:
+            _, asked = await self._asked(request)
+            found = await self._served.project(asked, request)
+        except VsteerError as error:
+            raise _refused(error) from None
+        except SteeringFault as fault:
+            raise Refused(500, "InternalServerError", str(fault)) from None
+        await _answer(send, 200, {**found, "vsteer": asked.report()})
+
+    async def _asked(self, request: dict[str, Any]) -> tuple[Steering, Asked]:
+        check_request(request)
+        steering = self._catalogue.asked(request)
+        cell, fingerprint = await self._served.admit(steering)
+        return steering, Asked(spelled(steering), cell, fingerprint, steering.positions)
+
     async def _steered(self, scope: Message, receive: Receive, send: Send) -> None:
         request = await self._guard.read(scope["headers"], receive)
         try:
-            check_request(request)
-            steering = self._catalogue.asked(request)
-            cell, fingerprint = await self._served.admit(steering)
-            prompt = await asyncio.to_thread(self._served.layout, request, steering)
+            steering, asked = await self._asked(request)
+            asked.prompt = await asyncio.to_thread(self._served.layout, request, steering)
         except VsteerError as error:
             raise _refused(error) from None
-        name = spelled(steering)
-        asked = Asked(name, cell, fingerprint, steering.positions, prompt)
         given = request.pop("vsteer", None)
-        model = name if given is not None else str(request["model"])
+        model = asked.name if given is not None else str(request["model"])
         body = json.dumps({**request, "model": BASE}).encode()
         token = CURRENT.set(asked)
         try:

@@ -13,12 +13,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
+import numpy as np
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from vsteer.errors import UsageError
+from vsteer.mechanism.shades import Scale, style
+from vsteer.serve.app import PROJECTED
 from vsteer.serve.dial import HELP, Dial
 from vsteer.serve.names import BASE
 from vsteer.terminal import harmless
@@ -42,6 +45,8 @@ class Side:
     messages: list[dict[str, str]] = field(default_factory=list)
     answer: str = ""
     note: str = ""
+    # the answer, token by token in colours
+    coloured: Text | None = None
 
 
 async def vectors_of(client: httpx.AsyncClient) -> dict[str, list[int]]:
@@ -117,13 +122,16 @@ class Chat:
             sides = {self.dial.name: self._steered, **sides}
         for side in sides.values():
             side.messages.append({"role": "user", "content": question})
-            side.answer = side.note = ""
+            side.answer, side.note, side.coloured = "", "", None
         answering = asyncio.gather(*(self._answer(side, name) for name, side in sides.items()))
         with Live(_table(sides), console=self._console, auto_refresh=False) as live:
             while not answering.done():
                 await asyncio.wait([answering], timeout=FRAME_SECONDS)
                 live.update(_table(sides), refresh=True)
-        answering.result()
+            answering.result()
+            if self.dial.project is not None:
+                await asyncio.gather(*(self._colour(side, name) for name, side in sides.items()))
+                live.update(_table(sides), refresh=True)
 
     async def _answer(self, side: Side, name: str) -> None:
         body = {"model": name, "messages": side.messages, **self._options}
@@ -139,6 +147,31 @@ class Chat:
             side.messages.pop()
             return
         side.messages.append({"role": "assistant", "content": side.answer})
+
+    async def _colour(self, side: Side, name: str) -> None:
+        """Show which tokens of the answer lie how far along the vector."""
+        if not side.answer:
+            return
+        vector, layer = self.dial.vector, self.dial.project
+        asked = {"model": name, "messages": side.messages, "vector": vector, "layer": layer}
+        try:
+            response = await self._client.post(PROJECTED, json=asked)
+            if response.status_code != 200:
+                raise _Failed(_reason(response.content))
+            found = response.json()
+        except (httpx.HTTPError, _Failed) as error:
+            side.note += shortened(f"\nno projection: {error or type(error).__name__}", 300)
+            return
+        along, random = np.array(found["projection"]), np.array(found["random"])
+        scale = Scale.of(along, random)
+        side.coloured = Text()
+        for token, value in zip(found["tokens"], along, strict=True):
+            side.coloured.append(harmless(token), style=style(scale.shade(float(value))))
+        side.note += (
+            f"\nalong {vector} behind layer {layer}: mean {scale.mean:.3g}, standard deviation "
+            f"{scale.spread:.3g} (along a random vector {scale.random_spread:.3g}); full colours are "
+            f"{scale.full:.3g} above the mean, blue, and below it, orange"
+        )
 
     async def _chunks(self, body: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
         async with self._client.stream("POST", "/v1/chat/completions", json=body) as response:
@@ -158,7 +191,8 @@ def _table(sides: dict[str, Side]) -> Table:
     for name in sides:
         table.add_column(Text(harmless(name)), ratio=1)
     cells = (
-        Group(Text(harmless(side.answer)), Text(harmless(side.note), style="dim")) for side in sides.values()
+        Group(side.coloured or Text(harmless(side.answer)), Text(harmless(side.note), style="dim"))
+        for side in sides.values()
     )
     table.add_row(*cells)
     return table

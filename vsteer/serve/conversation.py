@@ -69,18 +69,32 @@ def layout(tokenizer: Any, request: Mapping[str, Any], steering: Steering) -> Pr
     if steering.positions == "after_prompt" and header and not continued:
         return None  # its last token is the prompt's last
     messages = request["messages"]
-    if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
+    if not _are_messages(messages):
         return None  # vLLM refuses it
     if header == continued:
         raise UsageError(
             f"the positions {steering.positions} can't be found where no answer is begun",
             "leave add_generation_prompt out",
         )
-    plain = [{"role": str(one.get("role")), "content": _text(one.get("content"))} for one in messages]
-    begun = plain.pop()["content"] if continued else ""
-    if not plain:
+    return begun(tokenizer, messages) if continued else render_chat(tokenizer, _plain(messages))
+
+
+def begun(tokenizer: Any, messages: Any) -> Prompt:
+    """A conversation whose last message is the start of an answer."""
+    if not _are_messages(messages):
+        raise UsageError("expected a list of messages", "the last of them is the answer's beginning")
+    *before, last = _plain(messages)
+    if not before:
         raise UsageError("the conversation holds nothing but the start of an answer", "ask something first")
-    return render_chat(tokenizer, plain, begun)
+    return render_chat(tokenizer, before, last["content"])
+
+
+def _are_messages(messages: Any) -> bool:
+    return isinstance(messages, list) and bool(messages) and all(isinstance(m, dict) for m in messages)
+
+
+def _plain(messages: list[dict[str, Any]]) -> list[dict[str, str]]:
+    return [{"role": str(one.get("role")), "content": _text(one.get("content"))} for one in messages]
 
 
 def _text(content: Any) -> str:

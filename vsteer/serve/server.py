@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, nullcontext, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,9 +19,11 @@ from vsteer.prompts.chat import chat
 from vsteer.prompts.template import is_chat
 from vsteer.protocol import EngineInfo, Steering
 from vsteer.serve.app import Served, SteeringApp
+from vsteer.serve.asked import Asked
 from vsteer.serve.client import SteeringClient
 from vsteer.serve.conversation import layout
 from vsteer.serve.names import BASE
+from vsteer.serve.projection import Projector
 from vsteer.serve.proof import Health, ProofEngine
 from vsteer.serve.served_table import ServedTable
 from vsteer.serve.settings import Settings
@@ -78,7 +80,11 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         for steering in settings.catalogue.steerings.values():
             await table.admit(steering)
         inner = await _vllm_app(folder, client)
-        served = Served(partial(_admit, table), health.fault, partial(layout, tokenizer))
+        project = None
+        if settings.capacity.captures:
+            projector = Projector(client, info, settings.catalogue.vectors, tokenizer)
+            project = partial(_project, projector)
+        served = Served(partial(_admit, table), health.fault, partial(layout, tokenizer), project)
         app = SteeringApp(inner, served, settings.catalogue, settings.guard)
         yield Running(app, client, proof, health, table, info)
     finally:
@@ -153,10 +159,21 @@ async def _vllm_app(folder: str, client: SteeringClient) -> Any:
 
 
 async def _admit(table: ServedTable, steering: Steering) -> tuple[int, str]:
+    with _alive():
+        return await table.admit(steering)
+
+
+async def _project(projector: Projector, asked: Asked, request: dict[str, Any]) -> dict[str, Any]:
+    with _alive():
+        return await projector.project(asked, request)
+
+
+@contextmanager
+def _alive() -> Iterator[None]:
     from vllm.v1.engine.exceptions import EngineDeadError
 
     try:
-        return await table.admit(steering)
+        yield
     except EngineDeadError:
         raise EngineError("the engine is dead", hint="start the server again") from None
 

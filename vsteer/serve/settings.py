@@ -17,6 +17,7 @@ from vsteer.grid.problems import Source
 from vsteer.models.hugging_face import load_config
 from vsteer.operations import OPERATIONS, graph_modules
 from vsteer.run.loading import fetched
+from vsteer.serve import projection
 from vsteer.serve.catalogue import Catalogue
 from vsteer.serve.guard import Guard
 from vsteer.serve.steering_file import SteeringFile, read_steering_file
@@ -44,6 +45,7 @@ def make_settings(
     operations: Sequence[str] = (),
     terms: int = 4,
     max_steerings: int = 1000,
+    projections: bool = False,
     dtype: str = "auto",
     guard: Guard | None = None,
 ) -> Settings:
@@ -76,11 +78,11 @@ def make_settings(
     if written.engine.replicas.most > 1:
         raise UsageError("a server is one engine", "leave replicas out; start a server for each")
     folder = fetched(model, revision)
-    capacity = _capacity(folder, catalogue, max_steerings)
+    capacity = _capacity(folder, catalogue, max_steerings, projection.SLOTS if projections else 0)
     return Settings(folder, catalogue, options, guard or Guard(), dtype, capacity)
 
 
-def _capacity(folder: Path, catalogue: Catalogue, max_steerings: int) -> Capacity:
+def _capacity(folder: Path, catalogue: Catalogue, max_steerings: int, captures: int) -> Capacity:
     """Room for the steerings, for each direction of the vectors, and for the canary's, which stay."""
     config = load_config(folder).get_text_config()
     layers, width = config.num_hidden_layers, config.hidden_size
@@ -92,6 +94,7 @@ def _capacity(folder: Path, catalogue: Catalogue, max_steerings: int) -> Capacit
         # those of other operations have length 1
         rows=1 + directions * (2 if modules else 1),
         terms=catalogue.terms,
+        captures=captures,
         modules=modules,
     )
     for name, vector in catalogue.vectors.items():
