@@ -23,7 +23,20 @@ LETTERS = ("A", "B")
 FORKS = 40
 
 
+@pytest.fixture(params=["this CPU's", "any CPU's"])
+def product(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """By MKL where it is, and as it is done without."""
+    from vsteer.engine.worker import unembedding
+
+    if request.param == "any CPU's":
+        monkeypatch.setattr(unembedding, "bfloat16_product", lambda: None)
+    elif unembedding.bfloat16_product() is None:
+        pytest.skip("this CPU or this torch has no product of its own")
+    return str(request.param)
+
+
 @pytest.mark.engine
+@pytest.mark.usefixtures("product")
 def test_a_product_of_16_bit_matrices_keeps_the_sums_as_they_come() -> None:
     from vsteer.engine.worker.unembedding import Float32Unembedding
 
@@ -39,6 +52,7 @@ def test_a_product_of_16_bit_matrices_keeps_the_sums_as_they_come() -> None:
 
 
 @pytest.mark.engine
+@pytest.mark.usefixtures("product")
 def test_a_product_takes_the_last_ones_place_only_where_that_is_asked_for() -> None:
     from vsteer.engine.worker.unembedding import Float32Unembedding
 
@@ -56,6 +70,28 @@ def test_a_product_takes_the_last_ones_place_only_where_that_is_asked_for() -> N
     assert method.apply(layer, xs[0]).data_ptr() != place
     exact = [x.double() @ weight.double().T for x in xs]
     assert all(float((one - of).abs().max()) <= 1e-4 for one, of in zip(kept, exact, strict=True))
+
+
+@pytest.mark.engine
+def test_a_product_reads_nothing_that_is_no_matrix_of_its_kind() -> None:
+    from vsteer.engine.worker.float32_product import bfloat16_product
+
+    product = bfloat16_product()
+    if product is None:
+        pytest.skip("this CPU or this torch has no product of its own")
+    x, weight, out = torch.ones(3, 8).bfloat16(), torch.ones(5, 8).bfloat16(), torch.empty(3, 5)
+    product(x, weight, out)
+    assert (out == 8).all()
+    for given in (
+        (x.float(), weight, out),
+        (x, weight.half(), out),
+        (x, weight, out.bfloat16()),
+        (x, weight[:, :4], out),
+        (x, weight, torch.empty(3, 4)),
+        (x, torch.ones(8, 5).bfloat16().t(), out),
+    ):
+        with pytest.raises(ValueError, match="no product"):
+            product(*given)
 
 
 @pytest.mark.engine

@@ -16,6 +16,7 @@ from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
 from vllm.model_executor.models.utils import PPMissingLayer
 
+from vsteer.engine.worker.float32_product import Product, bfloat16_product
 from vsteer.errors import UnsupportedError
 
 
@@ -39,23 +40,31 @@ class Float32Unembedding(UnquantizedEmbeddingMethod):
 
     def process_weights_after_loading(self, layer: Any) -> None:
         super().process_weights_after_loading(layer)
-        if not layer.weight.is_cuda:
-            # a CPU has no product of 16-bit matrices whose result is float32
+        if not layer.weight.is_cuda and self._product(layer.weight) is None:
             layer.float32_weight = layer.weight.float()
 
     def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        weight = layer.weight
         if x.is_cuda:
-            logits = torch.mm(x, layer.weight.t(), out_dtype=torch.float32)
+            logits = torch.mm(x, weight.t(), out_dtype=torch.float32)
         else:
-            with _products_of(x.dtype):
-                logits = torch.mm(x.float(), layer.float32_weight.t(), out=self._room(len(x), layer))
+            logits = self._room(len(x), weight)
+            if product := self._product(weight):
+                product(x.contiguous(), weight, logits)
+            else:
+                with _products_of(x.dtype):
+                    torch.mm(x.float(), layer.float32_weight.t(), out=logits)
         return logits if bias is None else logits + bias.float()
 
-    def _room(self, rows: int, layer: Any) -> torch.Tensor | None:
+    def _product(self, weight: torch.Tensor) -> Product | None:
+        """The CPU's own for weights of 16 bits, which spares a copy of them in float32."""
+        return bfloat16_product() if weight.dtype == torch.bfloat16 and weight.is_contiguous() else None
+
+    def _room(self, rows: int, weight: torch.Tensor) -> torch.Tensor:
         if not self._reuses:
-            return None
+            return torch.empty(rows, len(weight), device=weight.device)
         if self._kept is None or len(self._kept) < rows:
-            self._kept = torch.empty(rows, len(layer.float32_weight), device=layer.weight.device)
+            self._kept = torch.empty(rows, len(weight), device=weight.device)
         return self._kept[:rows]
 
 
