@@ -16,11 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vsteer.engine.captures import joined_streams
-from vsteer.engine.worker.capture import CaptureSpec
 from vsteer.errors import SteeringFault, UsageError
 from vsteer.protocol import Direction, EngineInfo, Prompt, Vectors
 from vsteer.serve.asked import CURRENT, Asked
+from vsteer.serve.captures import Captures
 from vsteer.serve.client import SteeringClient
 from vsteer.serve.conversation import begun
 from vsteer.validation import did_you_mean, shown
@@ -34,11 +33,12 @@ RANDOM_SEED = 0
 
 
 class Projector:
-    def __init__(self, client: SteeringClient, info: EngineInfo, vectors: Vectors, tokenizer: Any) -> None:
-        self._client, self._info, self._vectors, self._tokenizer = client, info, vectors, tokenizer
+    def __init__(
+        self, client: SteeringClient, captures: Captures, info: EngineInfo, vectors: Vectors, tokenizer: Any
+    ) -> None:
+        self._client, self._captures, self._info = client, captures, info
+        self._vectors, self._tokenizer = vectors, tokenizer
         self._numbers = itertools.count(1)
-        # the slots hold the tokens of one request
-        self._alone = asyncio.Lock()
         self._random = cache(self._random_direction)
 
     async def project(self, asked: Asked, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -80,25 +80,24 @@ class Projector:
 
     async def _captured(self, asked: Asked, prompt: Prompt, positions: range) -> NDArray[np.float32]:
         """The streams at the positions, [position, layer, hidden]."""
+        from vllm import SamplingParams
         from vllm.inputs import TokensPrompt
-        from vllm.sampling_params import SamplingParams
 
-        number = next(self._numbers)
-        spec = CaptureSpec(number, tuple(positions))
-        params = SamplingParams(max_tokens=1, detokenize=False, extra_args=spec.as_extra_args())
         tokens = TokensPrompt(prompt_token_ids=list(prompt.token_ids))
-        async with self._alone:
+        name = f"projection-{next(self._numbers)}"
+
+        async def ask(extra_args: dict[str, Any]) -> None:
+            params = SamplingParams(max_tokens=1, detokenize=False, extra_args=extra_args)
             token, proven = CURRENT.set(asked), asked.proven
             try:
-                async for _ in self._client.generate(tokens, params, f"projection-{number}"):
+                async for _ in self._client.generate(tokens, params, name):
                     pass
-                if asked.proven != proven + 1:
-                    raise SteeringFault("a pass was not proven to be steered as its name says")
             finally:
                 CURRENT.reset(token)
-                # a client that went away leaves nothing in the workers either
-                answers = await asyncio.shield(self._client.rpc("vsteer_captured", [number]))
-        return joined_streams([spec], answers, self._info)[number]
+            if asked.proven != proven + 1:
+                raise SteeringFault("a pass was not proven to be steered as its name says")
+
+        return (await self._captures.during(positions, ask))[1]
 
     def _random_direction(self, name: str, layer: int) -> Direction:
         vector = SteeringVector(name, {layer: self._vectors[name][layer]})

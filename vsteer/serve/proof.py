@@ -18,6 +18,7 @@ from vsteer.engine.table import Capacity
 from vsteer.errors import EngineError, SteeringFault
 from vsteer.protocol import Engine, EngineInfo, Request, Result, Steering, Vectors
 from vsteer.serve.asked import CURRENT, Asked
+from vsteer.serve.captures import Captures
 from vsteer.serve.client import SteeringClient
 from vsteer.serve.served_table import ServedTable
 
@@ -32,10 +33,15 @@ class ProofEngine(Engine):
     """To be called from another thread than that of `loop`."""
 
     def __init__(
-        self, client: SteeringClient, table: ServedTable, info: EngineInfo, loop: asyncio.AbstractEventLoop
+        self,
+        client: SteeringClient,
+        table: ServedTable,
+        captures: Captures,
+        info: EngineInfo,
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
         self.info, self.steps = info, 0
-        self._client, self._table, self._loop = client, table, loop
+        self._client, self._table, self._captures, self._loop = client, table, captures, loop
         self._numbers = itertools.count(1)
 
     def load(self, vectors: Vectors, steerings: Iterable[Steering]) -> None:
@@ -63,11 +69,20 @@ class ProofEngine(Engine):
         CURRENT.set(asked)
         prompt = TokensPrompt(prompt_token_ids=list(request.prompt.token_ids))
         name = f"proof-{next(self._numbers)}"
-        output: Any = None
-        async for one in self._client.generate(prompt, sampling_params(request, {}), name):
-            output = one
+
+        async def ask(extra_args: dict[str, Any]) -> Any:
+            output: Any = None
+            async for one in self._client.generate(prompt, sampling_params(request, extra_args), name):
+                output = one
+            return output
+
+        captured = None
+        if request.capture:
+            output, captured = await self._captures.during(request.capture, ask)
+        else:
+            output = await ask({})
         self.steps += 1
-        return result_of(request, output, self._client.get_tokenizer(), asked.steered_tokens, None)
+        return result_of(request, output, self._client.get_tokenizer(), asked.steered_tokens, captured)
 
     def _await(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()

@@ -20,6 +20,7 @@ from vsteer.prompts.template import is_chat
 from vsteer.protocol import EngineInfo, Steering
 from vsteer.serve.app import Served, SteeringApp
 from vsteer.serve.asked import Asked
+from vsteer.serve.captures import Captures
 from vsteer.serve.client import SteeringClient
 from vsteer.serve.conversation import layout
 from vsteer.serve.names import BASE
@@ -74,7 +75,8 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         info = engine_info(config, forks=False)
         table = ServedTable(client.rpc, info, settings.capacity)
         table.know(settings.catalogue.vectors)
-        proof = ProofEngine(client, table, info, asyncio.get_running_loop())
+        captures = Captures(client.rpc, info)
+        proof = ProofEngine(client, table, captures, info, asyncio.get_running_loop())
         health = Health(proof, client)
         await health.prove_all(settings.capacity)
         for steering in settings.catalogue.steerings.values():
@@ -82,7 +84,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         inner = await _vllm_app(folder, client)
         project = None
         if settings.capacity.captures:
-            projector = Projector(client, info, settings.catalogue.vectors, tokenizer)
+            projector = Projector(client, captures, info, settings.catalogue.vectors, tokenizer)
             project = partial(_project, projector)
         served = Served(partial(_admit, table), health.fault, partial(layout, tokenizer), project)
         app = SteeringApp(inner, served, settings.catalogue, settings.guard)

@@ -25,7 +25,7 @@ Product = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]
 @cache
 def bfloat16_product() -> Product | None:
     """None where this torch has no MKL, or this CPU no instructions for bfloat16."""
-    if not (torch.backends.mkl.is_available() and torch.cpu._is_avx512_bf16_supported()):
+    if not (torch._C.has_mkl and torch.cpu._is_avx512_bf16_supported()):
         return None
     try:
         function = getattr(ctypes.CDLL(str(_LIBRARY)), NAME)
