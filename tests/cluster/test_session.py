@@ -104,13 +104,13 @@ def listening(pids: set[int]) -> set[str]:
 
 
 SHARED = Path("/dev/shm")
-# What vLLM's engines keep there, which other tests start and kill meanwhile; there are none in this file.
-ENGINES = ("psm_", "sem.mp-", "torch_", "vllm_")
+# What vLLM's engines and joblib keep there, which other tests start meanwhile; there are none in this file.
+OTHERS = ("psm_", "sem.loky-", "sem.mp-", "torch_", "vllm_")
 LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
 
 
 def shared_memory() -> set[str]:
-    return {path.name for path in SHARED.iterdir() if not path.name.startswith(ENGINES)}
+    return {path.name for path in SHARED.iterdir() if not path.name.startswith(OTHERS)}
 
 
 @pytest.mark.long
