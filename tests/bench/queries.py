@@ -24,7 +24,7 @@ from vsteer.results.views import NORMS
 from vsteer.store import shards as sh
 from vsteer.store.compaction import BATCH, ORDER, ROW_GROUP
 from vsteer.store.database import in_memory, quoted
-from vsteer.store.files import as_parquet, parquet_writer
+from vsteer.store.files import parquet_writer
 from vsteer.store.schema import CONFIGS_SCHEMA, NORMS_SCHEMA, PROMPTS_SCHEMA, ROWS_SCHEMA
 from vsteer.store.scores import SCORES_FOLDER, schema_of, scores_path
 from vsteer.store.views import CONFIGS, PROMPTS
@@ -141,7 +141,7 @@ def _write_shards(database: duckdb.DuckDBPyConnection, folder: Path, shard: int)
         " order by evaluation, prompt_id, vector <> '', vector, layer, multiplier, control"
     )
     for number, batch in enumerate(in_order.to_arrow_reader(shard), 1):
-        content = as_parquet(pa.Table.from_batches([batch]).cast(ROWS_SCHEMA))
+        content = sh.shard_content(pa.Table.from_batches([batch]).cast(ROWS_SCHEMA))
         name = sh.shard_name("part", number, zlib.crc32(content))
         (folder / name).write_bytes(content)
         count += len(batch)

@@ -37,7 +37,6 @@ from vsteer.grid.spec import EngineSpec
 from vsteer.plan.plan import Plan
 from vsteer.protocol import Engine
 from vsteer.store import shards as sh
-from vsteer.store.files import as_parquet
 from vsteer.store.journal import Journal
 from vsteer.store.schema import ROWS_SCHEMA
 
@@ -79,7 +78,7 @@ def make(home: Path) -> Path:
     parts = [rows.slice(start, end - start) for start, end in pairwise(places)]
     whole.unlink()
     for number, part in enumerate(parts[:3], start=1):
-        content = as_parquet(part)
+        content = sh.shard_content(part)
         name = sh.shard_name("part" if number > 1 else "compact", number, zlib.crc32(content))
         (folder / "rows" / name).write_bytes(content)
     journal = Journal(folder)

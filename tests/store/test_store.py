@@ -52,6 +52,23 @@ def test_a_shard_is_written_when_it_is_full(tmp_path: Path) -> None:
     assert stored(tmp_path) == sorted((row_id(number), "ok", 1) for number in range(25))
 
 
+def test_unsteered_rows_can_be_read_without_the_others(tmp_path: Path) -> None:
+    with open_store(tmp_path) as store:
+        for number in range(20):
+            store.append(row(number))
+    counts = {"": 0, "sentiment": 0}
+    for shard in (tmp_path / "rows").iterdir():
+        metadata = pq.read_metadata(shard)
+        column = [leaf.path for leaf in metadata.schema].index("vector")
+        for group in map(metadata.row_group, range(metadata.num_row_groups)):
+            if group.num_rows:  # a store begins with an empty shard
+                found = group.column(column).statistics
+                assert found.min == found.max
+                counts[found.min] += group.num_rows
+    # of each seven rows the last is a baseline
+    assert counts == {"": 2, "sentiment": 18}
+
+
 def test_rows_are_written_in_time_though_none_comes_after_them(tmp_path: Path) -> None:
     with open_store(tmp_path, shard_seconds=0.2) as store:
         store.append(row(0))

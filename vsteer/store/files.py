@@ -74,11 +74,12 @@ def write_parquet(path: Path, table: pa.Table) -> None:
     seal(path)
 
 
-def as_parquet(table: pa.Table) -> memoryview:
-    """A table of moderate size as a file's content."""
+def as_parquet(*groups: pa.Table) -> memoryview:
+    """Tables of moderate size as a file's content, each a row group."""
     sink = pa.BufferOutputStream()
-    with parquet_writer(sink, table.schema) as writer:
-        writer.write_table(table, row_group_size=max(1, len(table)))
+    with parquet_writer(sink, groups[0].schema) as writer:
+        for table in groups:
+            writer.write_table(table, row_group_size=max(1, len(table)))
     return memoryview(sink.getvalue())
 
 

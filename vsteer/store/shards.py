@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from vsteer.files import TEMPORARY, sync
-from vsteer.store.files import disk_errors
+from vsteer.store.files import as_parquet, disk_errors
 from vsteer.store.ids import PACKED, Packed, RowIds, pack_column
 from vsteer.store.schema import ROWS_SCHEMA
 from vsteer.store.seal import broken
@@ -39,6 +39,14 @@ BATCH = 16384
 
 def shard_name(kind: Literal["part", "compact"], number: int, crc: int) -> str:
     return f"{kind}-{number:08d}-{crc:08x}.parquet"
+
+
+def shard_content(rows: pa.Table) -> memoryview:
+    """The file of some rows. The unsteered ones are a row group of their own: queries read them apart from
+    the rest, and skip a group by its statistics."""
+    unsteered = pc.fill_null(pc.equal(rows["vector"], ""), False)
+    parts = [part for part in (rows.filter(unsteered), rows.filter(pc.invert(unsteered))) if len(part)]
+    return as_parquet(*(parts or [rows]))
 
 
 def crc_of(path: Path) -> int:

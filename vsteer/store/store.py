@@ -27,7 +27,7 @@ from vsteer.store import compaction
 from vsteer.store import shards as sh
 from vsteer.store.compaction import Compacted
 from vsteer.store.events import append_event, end_torn_line, read_events
-from vsteer.store.files import as_parquet, disk_errors, refuse_name, write_file, write_sealed
+from vsteer.store.files import disk_errors, refuse_name, write_file, write_sealed
 from vsteer.store.journal import Journal, journals, whole_rows
 from vsteer.store.lock import FolderLock
 from vsteer.store.manifest import MANIFEST, DamagedManifest, Manifest, read_manifest, write_manifest
@@ -286,7 +286,7 @@ class Store:
         return count >= self._shard_rows or (count > 0 and time.monotonic() - self._oldest >= self._wait)
 
     def _write_shard(self, rows: pa.Table) -> None:
-        content = as_parquet(rows)
+        content = sh.shard_content(rows)
         shard = self._rows_folder / sh.shard_name("part", self._next, zlib.crc32(content))
         with disk_errors(f"writing {shard}"):
             if self._failed:
