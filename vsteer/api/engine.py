@@ -32,6 +32,7 @@ from vsteer.evaluations.open_ended import OpenEndedEvaluation
 from vsteer.evaluations.rendered_prompt import AnyItem, RenderedPrompt
 from vsteer.grid.problems import Source
 from vsteer.identity import sampling_seed
+from vsteer.models.adapters import adapted_name
 from vsteer.models.hugging_face import load_tokenizer
 from vsteer.operations import graph_modules
 from vsteer.prompts.template import dated
@@ -50,7 +51,8 @@ class Engine:
         with vsteer.Engine("smollm2-135m-instruct") as engine:
             engine.generate(["How was the film?"], steer=vector.at(layer=20, multiplier=1.5))
 
-    `options` are those of a grid's engine section, such as `enforce_eager` or `max_model_len`. The graph has
+    `adapter` is the folder of a LoRA that is merged into the model. `options` are those of a grid's engine
+    section, such as `enforce_eager` or `max_model_len`. The graph has
     room for `terms` vectors at one layer; beside adding it can do the `operations` that are named.
     """
 
@@ -59,6 +61,7 @@ class Engine:
         model: str,
         *,
         revision: str | None = None,
+        adapter: str | Path | None = None,
         dtype: str = "auto",
         quantization: str | None = None,
         terms: int = 4,
@@ -67,8 +70,9 @@ class Engine:
         **options: Any,
     ) -> None:
         settings = _checked(EngineOptions, options)
-        self.model, self.source, self._progress = model, models.resolve(model, revision), progress
-        folder = fetched(model, revision)
+        folder = fetched(model, revision, Path(adapter) if adapter else None)
+        self.model, self._progress = adapted_name(model, adapter), progress
+        self.source = models.Source(str(folder), None) if adapter else models.resolve(model, revision)
         self.tokenizer = dated(load_tokenizer(str(folder)), date.today())
         modules = graph_modules(check_operation(name).name for name in operations)
         capacity = Capacity(terms=terms, captures=CAPTURES, modules=modules)

@@ -44,14 +44,14 @@ def extract(
         name=name,
     )
     if isinstance(model, Engine):
-        source, tokenizer = model.source, model.tokenizer
+        tokenizer = model.tokenizer
     else:
         source = models.resolve(model, engine.get("revision"))
         tokenizer = load_tokenizer(source.model, source.revision)
     # What is wrong with the data is found before the model is loaded, which takes long.
     recipe.check(tokenizer, norm)
     with nullcontext(model) if isinstance(model, Engine) else Engine(model, **engine) as opened:
-        origin = model_origin(opened.model, source)
+        origin = model_origin(opened.model, opened.source)
         with (
             opened.counting(f"extracting {recipe.name}", recipe.members) as step,
             recipe.read(opened.engine, tokenizer, origin, step) as reading,

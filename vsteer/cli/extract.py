@@ -40,6 +40,7 @@ Rows = list[dict[str, Any]]
 @click.option("--token", default=None, help="answer (default for letters), last, or an offset such as -2.")
 @click.option("--system", help="System prompt in front of every text.")
 @click.option("--revision", help="Revision of a hub model.")
+@click.option("--adapter", type=click.Path(path_type=Path), help="A LoRA's folder, merged into MODEL.")
 @click.option("--dtype", default="auto", show_default=True)
 @click.option("--tensor-parallel-size", "tensor_parallel_size", type=COUNT, default=1, show_default=True)
 @click.option("--max-model-len", "max_model_len", type=COUNT)
@@ -57,6 +58,7 @@ def extract(
     token: str | None,
     system: str | None,
     revision: str | None,
+    adapter: Path | None,
     dtype: str,
     tensor_parallel_size: int,
     max_model_len: int | None,
@@ -79,7 +81,8 @@ def extract(
     from vsteer.datasets.items import ItemSet
     from vsteer.engine.options import EngineOptions
     from vsteer.engine.table import Capacity
-    from vsteer.models import resolve
+    from vsteer.models import Source, resolve
+    from vsteer.models.adapters import adapted_name
     from vsteer.models.hugging_face import load_tokenizer
     from vsteer.run.loading import fetched, load_named
     from vsteer.vectors.diagnostics import rounding
@@ -95,11 +98,12 @@ def extract(
     names = diagnose.TABLES if recipe.heads is None else (TABLE,)
     tables = [diagnose.table_path(out, table) for table in names]
     _check_out(out, tables, force)
-    source = resolve(model, revision)
+    source = Source(str(fetched(model, revision, adapter)), None) if adapter else resolve(model, revision)
     tokenizer = load_tokenizer(source.model, source.revision)
     recipe.check(tokenizer, norm)
 
-    folder = fetched(model, revision)
+    folder = Path(source.model) if adapter else fetched(model, revision)
+    origin = model_origin(adapted_name(model, adapter), source)
     if recipe.heads is not None:
         check_heads(recipe, folder)
 
@@ -107,7 +111,7 @@ def extract(
         echo(f"... {recipe.data.describe()}", err=True)
     if recipe.heads is not None:
         with counting("reading heads", recipe.members) as step:
-            vector, rows = read_heads(recipe, folder, dtype, tokenizer, model_origin(model, source), step)
+            vector, rows = read_heads(recipe, folder, dtype, tokenizer, origin, step)
         _write(out, vector, {TABLE: rows}, force)
         return
     echo("... starting vLLM and proving that it steers and captures", err=True)
@@ -117,7 +121,7 @@ def extract(
     engine = load_named(folder, dtype, options, Capacity(captures=CAPTURES))
     try:
         with counting("extracting", recipe.members) as step:
-            reading = recipe.read(engine, tokenizer, model_origin(model, source), on_progress=step)
+            reading = recipe.read(engine, tokenizer, origin, on_progress=step)
     finally:
         engine.close()
     with reading:

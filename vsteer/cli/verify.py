@@ -2,6 +2,7 @@
 
 import functools
 import json
+from pathlib import Path
 
 import click
 
@@ -11,12 +12,19 @@ from vsteer.terminal import echo
 @click.command()
 @click.argument("model")
 @click.option("--revision", help="Revision of a hub model.")
+@click.option("--adapter", type=click.Path(path_type=Path), help="A LoRA's folder, merged into MODEL.")
 @click.option("--rows", default=40, show_default=True, help="How many mixed requests to compare.")
 @click.option("--tensor-parallel-size", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option("--eager", is_flag=True, help="Start sooner, without compilation.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def verify(
-    model: str, revision: str | None, rows: int, tensor_parallel_size: int, eager: bool, as_json: bool
+    model: str,
+    revision: str | None,
+    adapter: Path | None,
+    rows: int,
+    tensor_parallel_size: int,
+    eager: bool,
+    as_json: bool,
 ) -> None:
     """Compare vLLM's steering of MODEL with Hugging Face's, in float32.
 
@@ -31,9 +39,6 @@ def verify(
     Example:
       vsteer verify smollm2-135m-instruct --rows 40
     """
-    from vsteer.models import resolve
-
-    source = resolve(model, revision)
     from vsteer.engine.options import EngineOptions
     from vsteer.engine.proof.fork_parity import compare_forks
     from vsteer.engine.proof.parity import (
@@ -49,8 +54,9 @@ def verify(
     from vsteer.engine.table import Capacity
     from vsteer.run.loading import fetched, load_named
 
+    folder = fetched(model, revision, adapter)
     echo("... loading the reference (Hugging Face, float32)", err=True)
-    reference = ReferenceEngine(source.model, revision=source.revision)
+    reference = ReferenceEngine(str(folder))
     echo("... starting vLLM (float32) and its canary", err=True)
     options = EngineOptions(
         max_model_len=min(512, reference.info.max_model_len),
@@ -60,14 +66,12 @@ def verify(
         forks=True,
     )
     capacity = Capacity.for_grid(rows, len(VECTOR_NAMES) * reference.info.layers, terms=3, captures=16)
-    engine = load_named(fetched(model, revision), "float32", options, capacity)
+    engine = load_named(folder, "float32", options, capacity)
     try:
         echo(f"... comparing {rows} rows", err=True)
         vectors = make_vectors(reference)
         requests = make_requests(rows, engine.info.layers, engine.info.vocab_size, captures=True)
-        exact = functools.cache(
-            lambda: ReferenceEngine(source.model, revision=source.revision, dtype="float64")
-        )
+        exact = functools.cache(lambda: ReferenceEngine(str(folder), dtype="float64"))
         found = compare(engine, reference, requests, vectors, exact=exact)
         echo(f"... comparing {rows} rows as forks", err=True)
         requests = make_requests(rows, engine.info.layers, engine.info.vocab_size, seed=1)

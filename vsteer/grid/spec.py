@@ -40,6 +40,7 @@ from vsteer.grid.names import Named, named_evaluations
 from vsteer.grid.problems import GridError, Loc, Source
 from vsteer.grid.values import OutOfBounds, plain
 from vsteer.grid.yaml_lines import read_yaml
+from vsteer.models.adapters import adapted_name
 from vsteer.operations import OPERATIONS, written_operation
 from vsteer.protocol import Positions
 from vsteer.validation import (
@@ -115,6 +116,9 @@ class Model(Strict):
     """A named model that needs no hub (`vsteer models list`), a folder, or a hub id."""
     revision: Text | None = None
     """The hub's branch, tag or commit; by default the newest."""
+    adapter: Text | None = None
+    """A folder with a LoRA as peft saves it, merged into the model: another model, whose name in results is
+    `id + adapter`."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     """The type of the weights and of the stream."""
     quantization: Text | None = None
@@ -125,6 +129,11 @@ class Model(Strict):
     """The number of decoder blocks, for planning where the model isn't here."""
     engine: EngineSpec | None = None
     """What differs for this model from the grid's `engine`."""
+
+    @property
+    def name(self) -> str:
+        """As results have it."""
+        return adapted_name(self.id, self.adapter)
 
 
 class DataVector(Strict):
@@ -298,7 +307,7 @@ class Exclude(Strict):
     """The configurations to leave out: those that agree with everything named here."""
 
     model: Texts | None = None
-    """Ids of models."""
+    """Ids of models; `id + adapter` for one with an adapter."""
     vector: Names | None = None
     """Names of vectors."""
     norm: Norms | None = None
@@ -467,16 +476,16 @@ def _check_references(grid: Grid) -> None:
             message = f"two evaluations are called {shown(name)}, the first {first}"
             raise grid.error(("evaluations", n), message, "give each a name of its own, or take one out")
         names[name] = n
-    ids = {model.id for model in grid.model}
+    ids = {model.name for model in grid.model}
     for n, exclude in enumerate(grid.exclude):
         _check_vectors(grid, ("exclude", n), exclude.vector, None, known=known)
         _check_known(grid, ("exclude", n, "evaluation"), exclude.evaluation or (), names, "evaluation")
         _check_known(grid, ("exclude", n, "model"), exclude.model or (), ids, "model")
     models: dict[object, int] = {}
     for n, model in enumerate(grid.model):
-        key = (model.id, model.revision, model.dtype, model.quantization, model.kv_cache_dtype)
+        key = (model.name, model.revision, model.dtype, model.quantization, model.kv_cache_dtype)
         if key in models:
-            raise grid.error(("model", n), f"the model {shortened(model.id)} stands twice", "take one out")
+            raise grid.error(("model", n), f"the model {shortened(model.name)} stands twice", "take one out")
         models[key] = n
 
 

@@ -1,7 +1,8 @@
 """Which model a folder or a hub snapshot holds: equal files have an equal hash, wherever they are.
 
 Every byte counts, so that one changed tensor is another model. Weights are read once: vsteer's home keeps
-each file's hash by its path, size, times and inode. The hub's cache names large files by their sha256.
+each file's hash by its path, size, times and inode. The hub's cache names large files by their sha256. A
+model that an adapter was merged into is known by what it was made of: processors round sums differently.
 """
 
 from __future__ import annotations
@@ -20,6 +21,10 @@ from vsteer.terminal import echo
 # What decides a model's numbers and tokens.
 FILES = ("*.json", "*.safetensors", "*.model", "*.tiktoken", "*.jinja", "merges.txt", "vocab.txt")
 SHA256 = re.compile("[0-9a-f]{64}")
+# A folder that holds a merged model has this name and the hash of what it was made of. Its file of that name
+# has the hash of what was written there.
+MERGED = "merged-"
+MERGED_FILES = "merged.sha256"
 # Files up to SMALL bytes are read again each time; reading LARGE bytes or more is announced.
 SMALL, LARGE = 2**20, 2**31
 # A file that changed within so many seconds may change again and show the same time.
@@ -27,16 +32,37 @@ RACY_SECONDS = 2.0
 
 
 def model_sha256(folder: str | Path) -> str:
+    folder = Path(folder)
     try:
-        return _sha256(Path(folder))
+        found = files_sha256(folder)
+        if not is_merged(folder):
+            return found
+        made = (folder / MERGED_FILES).read_text()
     except OSError as error:
         raise ModelError(
             f"{error.filename or folder} can't be read: {error.strerror or error}",
             hint=reading_hint(error, "fetch the model again"),
         ) from None
+    if found != made:
+        raise ModelError(f"{folder} isn't what was merged there", "remove that folder: it is made again")
+    return folder.name.removeprefix(MERGED)
 
 
-def _sha256(folder: Path) -> str:
+def is_merged(folder: Path) -> bool:
+    """Whether it is a folder in vsteer's home that a merged model was made in (`adapters.py`)."""
+    own = folder.parent == home() / "models" and folder.name.startswith(MERGED)
+    return own and SHA256.fullmatch(folder.name.removeprefix(MERGED)) is not None
+
+
+def weights_of(model: str, folder: Path) -> dict[str, str]:
+    """What identifies the weights of a folder: a hub id's is a snapshot, which is named by its commit."""
+    if Path(model).is_dir():
+        return {"sha256": model_sha256(folder)}
+    return {"hub": model, "commit": folder.name}
+
+
+def files_sha256(folder: Path) -> str:
+    """One hash of all of its files that count."""
     files = {path for pattern in FILES for path in folder.glob(pattern) if path.name != "vsteer.json"}
     unread = sum(path.stat().st_size for path in files if _known(path) is None)
     if unread > LARGE:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vsteer.errors import ModelError
 from vsteer.files import open_regular, parse_json, read_regular, reading_hint
@@ -20,6 +20,11 @@ _MAX_HEADER, _MAX_CONFIG = 2**24, 2**22
 _COUNTS = {"num_hidden_layers": 10_000, "hidden_size": 10**7, "max_position_embeddings": 2**53}
 FETCH, CUT = "fetch the model again", "was it cut short? fetch the model again"
 _GIT_LFS = b"version https://git-lfs"
+
+
+class Tensor(NamedTuple):
+    dtype: str  # as safetensors names it
+    shape: tuple[int, ...]
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -51,7 +56,12 @@ def check_weights(folder: Path) -> None:
 
 
 def parameters(path: Path) -> int:
-    """How many numbers a safetensors file holds, by its header, which agrees with the file's size."""
+    """How many numbers a safetensors file holds, by its header."""
+    return sum(prod(tensor.shape) for tensor in tensors(path).values())
+
+
+def tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file by its header, which agrees with the file's size."""
     try:
         with open_regular(path) as file:
             start, size = file.read(8), os.fstat(file.fileno()).st_size
@@ -65,11 +75,11 @@ def parameters(path: Path) -> int:
                 raise ValueError(f"it has {size:,} bytes and no header")
             file.seek(8)
             header = parse_json(file.read(length))
-        tensors = [entry for name, entry in header.items() if name != "__metadata__"]
-        end = 8 + length + max((entry["data_offsets"][1] for entry in tensors), default=0)
+        entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        end = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
         if end != size:
             raise ValueError(f"its header speaks of {end:,} bytes, and it has {size:,}")
-        return sum(prod(entry["shape"]) for entry in tensors)
+        return {name: Tensor(str(one["dtype"]), tuple(one["shape"])) for name, one in entries.items()}
     except OSError as error:
         hint = reading_hint(error, CUT)
         raise ModelError(f"{path} can't be read: {error.strerror or error}", hint) from None

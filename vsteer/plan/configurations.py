@@ -137,7 +137,7 @@ class ConfigExpander:
         self._uses: dict[str, VectorUse] = {}
 
     def baseline(self, spec: PromptSpec, control: str, system: str) -> Config:
-        model = self.grid.model[self.model].id
+        model = self.grid.model[self.model].name
         return Config("", model, spec, control=control, system=system, layer_count=self.layer_count)
 
     def check_count(self, evaluations: Iterable[int]) -> None:
@@ -298,7 +298,7 @@ class ConfigExpander:
     def _exclusions(
         self, name: str, spec: Evaluation, vector: str, norm: str, control: str = ""
     ) -> list[Exclusion]:
-        model = self.grid.model[self.model].id
+        model = self.grid.model[self.model].name
         return [one for one in self.exclusions if one.concerns(model, name, spec, vector, norm, control)]
 
 

@@ -41,16 +41,16 @@ class Memory:
 def memory_of(plan: Plan) -> Memory | None:
     """None while the model isn't at hand, or where its files do not say enough."""
     facts = plan.facts
-    if facts.folder is None or plan.pending:
+    if facts.like is None or plan.pending:
         return None
-    config = read_config(facts.folder)
+    config = read_config(facts.like)
     spec = plan.grid.engine_for(plan.grid.model[plan.model])
     ranks = spec.ranks
-    count = sum(map(parameters, facts.folder.glob("*.safetensors")))
+    count = sum(map(parameters, facts.like.glob("*.safetensors")))
     per_token = kv_bytes_per_token(config, facts.kv_cache_dtype, facts.dtype)
     if not count or not per_token:
         return None
-    stored = sum(path.stat().st_size for path in facts.folder.glob("*.safetensors"))
+    stored = sum(path.stat().st_size for path in facts.like.glob("*.safetensors"))
     # A quantised checkpoint is held as it is stored.
     weights = stored if facts.quantization or "quantization_config" in config else count * BYTES[facts.dtype]
     weights //= ranks

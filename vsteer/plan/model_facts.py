@@ -11,6 +11,7 @@ from vsteer import models
 from vsteer.errors import VsteerError
 from vsteer.files import reading_hint
 from vsteer.grid.spec import Grid, Model
+from vsteer.models.adapters import Adapted, read_adapter
 from vsteer.models.hugging_face import load_tokenizer, refuse_own_code
 from vsteer.models.identity import cached_snapshot, model_sha256
 from vsteer.models.weights import check_weights, read_config
@@ -21,12 +22,15 @@ GPU_BLOCK, CPU_BLOCK = 16, 32
 _GPU = Path("/dev/nvidiactl")
 
 
+Located = tuple[Path, dict[str, str]]
+
+
 @dataclass(frozen=True)
 class ModelFacts:
     """A model as the plan sees it. `weights` is None where the model is not at hand: ids are pending."""
 
-    name: str  # as the user wrote it
-    folder: Path | None
+    name: str  # as results have it
+    folder: Path | None  # what is loaded; one that an adapter is merged into may have yet to be made
     revision: str | None  # the hub's commit where it is known, otherwise as the user wrote it
     weights: Mapping[str, str] | None
     layers: int | None
@@ -36,6 +40,12 @@ class ModelFacts:
     quantization: str | None
     kv_cache_dtype: str
     block_size: int = GPU_BLOCK
+    adapted: Adapted | None = None  # how its folder is made, if an adapter is merged into it
+
+    @property
+    def like(self) -> Path | None:
+        """A folder that is here, with its settings, and with weights of its shapes."""
+        return self.adapted.base if self.adapted else self.folder
 
     @property
     def pending(self) -> bool:
@@ -69,7 +79,7 @@ def find_model(grid: Grid, n: int) -> tuple[ModelFacts, Any | None]:
     """
     model = grid.model[n]
     try:
-        found = _locate(grid, model)
+        found = locate(grid, model)
         tokenizer, folder, weights = None, None, None
         config: dict[str, Any] = {}
         if found is not None:
@@ -87,15 +97,19 @@ def find_model(grid: Grid, n: int) -> tuple[ModelFacts, Any | None]:
         ) from None
     if tokenizer is None:
         weights = None
+    revision = (weights or {}).get("commit", model.revision)
+    adapted = find_adapted(grid, n, found)
+    if adapted:
+        folder, weights = adapted.folder, weights and {"sha256": adapted.sha256}
     layers = config.get("num_hidden_layers")
     if layers and model.layers and layers != model.layers:
         message = f"the grid says that {shortened(model.id)} has {model.layers} layers, but it has {layers}"
         raise grid.error(("model", n, "layers"), message, "leave layers out: the model is at hand")
     engine = grid.engine_for(model)
     facts = ModelFacts(
-        name=model.id,
+        name=model.name,
         folder=folder,
-        revision=(weights or {}).get("commit", model.revision),
+        revision=revision,
         weights=weights,
         layers=layers or model.layers,
         hidden_size=config.get("hidden_size"),
@@ -104,11 +118,36 @@ def find_model(grid: Grid, n: int) -> tuple[ModelFacts, Any | None]:
         quantization=model.quantization,
         kv_cache_dtype=model.kv_cache_dtype,
         block_size=engine.block_size or (CPU_BLOCK if weights and not has_gpu() else GPU_BLOCK),
+        adapted=adapted,
     )
     return facts, tokenizer
 
 
-def _locate(grid: Grid, model: Model) -> tuple[Path, dict[str, str]] | None:
+def find_adapted(grid: Grid, n: int, base: Located | None) -> Adapted | None:
+    """The n-th model with its adapter, if it has one, and if the model itself is at hand."""
+    adapter = grid.model[n].adapter
+    if adapter is None:
+        return None
+    try:
+        folder = grid.folder.absolute() / Path(adapter).expanduser()
+        if base is None:
+            read_adapter(folder)
+            return None
+        adapted = Adapted(grid.model[n].id, *base, folder)
+        adapted.check()
+        return adapted
+    except VsteerError as error:
+        raise grid.error(("model", n, "adapter"), error.message, error.hint) from None
+    except (OSError, RuntimeError, ValueError) as error:  # a path that no system could have
+        why = shortened(getattr(error, "strerror", None) or str(error))
+        raise grid.error(
+            ("model", n, "adapter"),
+            f"can't look for the adapter {shown(adapter)}: {why}",
+            reading_hint(error, "name a folder"),
+        ) from None
+
+
+def locate(grid: Grid, model: Model) -> Located | None:
     """The model's folder and what identifies its weights; None where neither is here yet."""
     name = model.id
     if name.startswith(("./", "../")):

@@ -357,9 +357,9 @@ def _check_heads(grid: Grid, facts: ModelFacts, sources: Mapping[str, VectorSour
             message = f"the heads of {name!r} are read in Hugging Face, and vLLM alone quantises the model"
             hint = "make it of the plain model with vsteer vectors extract, and name its file"
             raise grid.error(("vectors", name, "method"), message, hint)
-        if facts.folder is not None:
+        if facts.like is not None:
             with located(grid, ("vectors", name, "heads")):
-                check_heads(source.made_from, facts.folder)
+                check_heads(source.made_from, facts.like)
 
 
 def _too_long(grid: Grid, model: int, facts: ModelFacts, blocks: Iterable[Block]) -> list[str]:

@@ -13,10 +13,11 @@ from vsteer import models
 from vsteer.engine.options import EngineOptions
 from vsteer.errors import ModelError, StoreError
 from vsteer.grid.spec import EngineSpec, Grid
+from vsteer.models.adapters import Adapted
 from vsteer.models.hugging_face import refuse_own_code
-from vsteer.models.identity import cached_snapshot, model_sha256
+from vsteer.models.identity import cached_snapshot, model_sha256, weights_of
 from vsteer.plan.budget import budget
-from vsteer.plan.model_facts import ModelFacts
+from vsteer.plan.model_facts import ModelFacts, find_adapted, locate
 from vsteer.plan.plan import Plan
 from vsteer.protocol import Engine
 from vsteer.store.manifest import read_manifest
@@ -34,8 +35,16 @@ HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 Load = Callable[[Plan, EngineSpec, bool], Engine]
 
 
-def fetched(name: str, revision: str | None = None) -> Path:
+def fetched(name: str, revision: str | None = None, adapter: Path | None = None) -> Path:
     """The folder of a named model, a folder, or a hub id; made or fetched where this machine lacks it."""
+    folder = _fetched(name, revision)
+    if adapter is None:
+        return folder
+    weights = weights_of(models.resolve(name, revision).model, folder)
+    return Adapted(name, folder, weights, adapter.expanduser().absolute()).merged()
+
+
+def _fetched(name: str, revision: str | None) -> Path:
     source = models.resolve(name, revision)
     if Path(source.model).is_dir():
         return Path(source.model)
@@ -53,12 +62,14 @@ def fetched(name: str, revision: str | None = None) -> Path:
 
 
 def fetch_models(grid: Grid) -> None:
-    """Make or fetch the models that the grid names and this machine lacks."""
-    for model in grid.model:
+    """Make or fetch the models that the grid names and this machine lacks, and merge their adapters."""
+    for n, model in enumerate(grid.model):
         if model.id in models.NAMED:
             models.resolve(model.id)
         elif not Path(model.id).expanduser().exists() and not (grid.folder / model.id).exists():
             fetched(model.id, model.revision)
+        if model.adapter is not None and (adapted := find_adapted(grid, n, locate(grid, model))):
+            adapted.merged()
 
 
 def load_vllm(
@@ -128,6 +139,15 @@ def as_stored(facts: ModelFacts, spec: EngineSpec) -> dict[str, Any]:
         "folder": str(facts.folder),
         "layers": facts.layers,
         "engine": spec.model_dump(mode="json"),
+    } | ({"adapted": _written(facts.adapted)} if facts.adapted else {})
+
+
+def _written(adapted: Adapted) -> dict[str, Any]:
+    return {
+        "name": adapted.name,
+        "base": str(adapted.base),
+        "weights": dict(adapted.weights),
+        "adapter": str(adapted.adapter),
     }
 
 
@@ -145,6 +165,7 @@ def stored_models(run: Path) -> list[tuple[ModelFacts, EngineSpec]]:
 
 
 def _from_manifest(entry: dict[str, Any]) -> tuple[ModelFacts, EngineSpec]:
+    adapted = entry.get("adapted")
     facts = ModelFacts(
         name=entry["name"],
         folder=Path(entry["folder"]),
@@ -156,6 +177,8 @@ def _from_manifest(entry: dict[str, Any]) -> tuple[ModelFacts, EngineSpec]:
         dtype=entry["dtype"],
         quantization=entry["quantization"],
         kv_cache_dtype=entry["kv_cache_dtype"],
+        adapted=adapted
+        and Adapted(adapted["name"], Path(adapted["base"]), adapted["weights"], Path(adapted["adapter"])),
     )
     return facts, EngineSpec.model_validate(entry["engine"])
 
@@ -166,9 +189,12 @@ def load_stored(facts: ModelFacts, spec: EngineSpec) -> VllmEngine:
 
 
 def same_model(facts: ModelFacts) -> Path:
+    """The folder of a model on this machine, where it must be the one that a plan or a run had."""
     weights = facts.weights or {}
     there = facts.folder if facts.folder and facts.folder.is_dir() else None
-    if "commit" in weights:
+    if facts.adapted:
+        there, same = _same_adapted(facts, facts.adapted)
+    elif "commit" in weights:
         there = there or cached_snapshot(weights["hub"], weights["commit"])
         same = there is not None and there.name == weights["commit"]
     else:
@@ -180,6 +206,15 @@ def same_model(facts: ModelFacts) -> Path:
             hint="bring that very model there, in the same folder: another's numbers don't compare",
         )
     return there
+
+
+def _same_adapted(facts: ModelFacts, adapted: Adapted) -> tuple[Path | None, bool]:
+    base = replace(facts, name=adapted.name, folder=adapted.base, weights=adapted.weights, adapted=None)
+    here = replace(adapted, base=same_model(base))
+    here.check()
+    if here.sha256 != (facts.weights or {}).get("sha256"):
+        return None, False
+    return here.merged(), True
 
 
 def load_named(
