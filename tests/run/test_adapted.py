@@ -107,13 +107,13 @@ def test_its_rows_and_vectors_say_which_model_it_is(
 @pytest.mark.parametrize(
     ("written", "named"),
     [
-        ("nowhere", "line 5: no adapter at .*nowhere"),
-        ("items.json", "line 5: no adapter at"),
-        ("[lora]", "line 5: .*adapter"),
-        ("''", "line 5: .*adapter"),
-        ("'\\0'", "line 5"),
-        ("a" * 5000, "line 5"),
-        ("~nobody-of-that-name/lora", "line 5"),
+        ("nowhere", "line 6: no adapter at .*nowhere"),
+        ("items.json", "line 6: no adapter at"),
+        ("[lora]", "line 6: expected a text"),
+        ("''", "line 6: expected a text"),
+        ('"\\0"', "line 6"),
+        ("a" * 5000, "line 6"),
+        ("~nobody-of-that-name/lora", "line 6"),
     ],
 )
 def test_a_wrong_adapter_is_one_message_with_its_line(folder: Path, written: str, named: str) -> None:
@@ -125,9 +125,9 @@ def test_a_wrong_adapter_is_one_message_with_its_line(folder: Path, written: str
 def test_one_that_is_no_plain_lora_is_refused_before_anything_is_loaded(folder: Path) -> None:
     config = folder / "lora" / "adapter_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"use_dora": True}))
-    with pytest.raises(GridError, match=r"line 5: .*use_dora: True"):
+    with pytest.raises(GridError, match=r"line 6: .*use_dora: True"):
         planned(folder, BOTH)
-    with pytest.raises(GridError, match=r"line 5: .*use_dora: True"):
+    with pytest.raises(GridError, match=r"line 6: .*use_dora: True"):
         planned(folder, BOTH.replace("id: tiny-llama, adapter", "id: org/elsewhere, adapter"))
 
 
