@@ -227,6 +227,24 @@ def test_a_run_may_have_any_name(tmp_path: Path, name: str) -> None:
     assert check(run, planned(range(2))) == []
 
 
+def test_where_memory_is_too_little_more_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_store(tmp_path) as store:
+        for number in range(3000):
+            store.append(row(number))
+        store.flush()
+        before = stored(tmp_path)
+        monkeypatch.setattr(compaction, "MOST_MIB", 1)
+        with pytest.raises(StoreError, match="sorting the rows failed"):
+            store.compact()
+        assert stored(tmp_path) == before
+        monkeypatch.setattr(compaction, "MOST_MIB", 32)
+        store.compact()
+    assert stored(tmp_path) == before
+    (shard,) = (tmp_path / "rows").iterdir()
+    assert shard.name.startswith("compact-")
+    assert not (tmp_path / "rows.new").exists()
+
+
 def test_a_file_that_a_reader_has_open_on_nfs_is_no_fault(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -34,7 +34,10 @@ ROW_GROUP = 60 * 2048
 # What DuckDB hands out at once. It holds several of them: whole row groups would take half a gigabyte more.
 BATCH = 10 * 2048
 ROW_GROUP_BYTES = 256 << 20
-MEMORY = "1GB"
+# DuckDB sorts on disk what this memory does not hold. How little is enough depends on rows, threads, version,
+# and so four times as much is given where it was too little.
+LEAST_MIB, MOST_MIB = 128, 1024
+ROWS_A_MIB = 2500
 THREADS = 4
 
 
@@ -62,13 +65,10 @@ def compact(folder: Path, number: int, without: RowIds | None = None) -> Compact
         _refuse_damaged(shards)
         new.mkdir()
         try:
-            written, dropped = _write_sorted(
-                shards, new / "sorted", without or RowIds.of(()), scratch=new / "scratch"
-            )
+            written, dropped = _sort(shards, new, without or RowIds.of(()))
             expected = sh.row_count(shards) - dropped
             if written != expected:
                 raise RuntimeError(f"{expected} rows became {written} when compacted; {rows} is as it was")
-            shutil.rmtree(new / "scratch", ignore_errors=True)
             name = sh.shard_name("compact", number, sh.crc_of(new / "sorted"))
             (new / "sorted").rename(new / name)
             sync(new)
@@ -162,19 +162,41 @@ def _room_needed() -> Iterator[None]:
     try:
         yield
     except (duckdb.Error, pa.ArrowException, OSError) as error:
-        full = isinstance(error, duckdb.OutOfMemoryException) or "space left" in str(error).lower()
+        full = _is_out_of_memory(error) or "space left" in str(error).lower()
         if not full or (isinstance(error, OSError) and error.errno):
             raise
         raise StoreError(f"sorting the rows failed: {str(error).splitlines()[0]}", hint=FULL) from error
 
 
-def _write_sorted(shards: Sequence[Path], target: Path, left_out: RowIds, scratch: Path) -> tuple[int, int]:
+def _is_out_of_memory(error: Exception) -> bool:
+    """DuckDB's own error, or what becomes of it on the way through Arrow's reader."""
+    return isinstance(error, duckdb.OutOfMemoryException) or "Out of Memory Error" in str(error)
+
+
+def _sort(shards: Sequence[Path], new: Path, left_out: RowIds) -> tuple[int, int]:
+    """Write `sorted`; return how many rows were written and how many dropped."""
+    mib = min(MOST_MIB, LEAST_MIB + sh.row_count(shards) // ROWS_A_MIB)
+    scratch = new / "scratch"
+    try:
+        try:
+            return _write_sorted(shards, new / "sorted", left_out, scratch, mib)
+        except (duckdb.Error, OSError) as error:
+            if not _is_out_of_memory(error):
+                raise
+        return _write_sorted(shards, new / "sorted", left_out, scratch, 4 * mib)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _write_sorted(
+    shards: Sequence[Path], target: Path, left_out: RowIds, scratch: Path, mib: int
+) -> tuple[int, int]:
     """Write each row once, in order; return how many were written and how many dropped.
 
     Memory stays at DuckDB's limit and a row group.
     """
     limits: dict[str, str | int] = {
-        "memory_limit": MEMORY,
+        "memory_limit": f"{mib}MiB",
         "threads": min(THREADS, os.cpu_count() or 1),
         "temp_directory": str(scratch),
     }
