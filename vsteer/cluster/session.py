@@ -172,5 +172,6 @@ def _reported(what: str) -> Iterator[None]:
         raise VsteerError(
             f"{what}: {shortened(str(error), 200)}",
             hint="`ray status` shows a cluster; its address is that of `ray start --head`, as host:port; "
-            "docs/cluster.md has the ports and what to look at",
+            "where it wants a token, set RAY_AUTH_MODE=token; docs/cluster.md has the ports "
+            "and what to look at",
         ) from error
