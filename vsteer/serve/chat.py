@@ -114,7 +114,8 @@ class Chat:
         except UsageError as error:
             self._say(f"{error.message}; {error.hint}", "red")
             return
-        self._say(self.dial.name)
+        layer = self.dial.project
+        self._say(self.dial.name + ("" if layer is None else f"   coloured by layer {layer}"))
 
     async def _ask(self, question: str) -> None:
         sides = {BASE: self._unsteered}
