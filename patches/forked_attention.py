@@ -62,6 +62,7 @@ class PagedKernel:
         self._heads, self._scale, self._isa = module.num_heads, impl.scale, module.isa
         self.window: int = impl.sliding_window
         self._cap = impl.logits_soft_cap
+        self._sinks: torch.Tensor | None = impl.sinks
 
     @staticmethod
     def serves(module: Any) -> bool:
@@ -123,7 +124,7 @@ class PagedKernel:
             blocks,
             self._cap,
             schedule,
-            None,
+            self._sinks,
         )
         return out
 

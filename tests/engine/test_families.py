@@ -1,7 +1,8 @@
 """Parity of the other families with Hugging Face, by the suite of tiny-llama.
 
-Mistral's and Gemma's windows (64 tokens) are shorter than prompts, Gemma's norms stand around the MLP too,
-and its embedding is scaled.
+Mistral's, Gemma's and gpt-oss's windows (64 tokens) are shorter than prompts, Gemma's and GLM's norms stand
+around the MLP too, Gemma's and Granite's embedding is scaled, and experts are routed in Mixtral, Qwen3-MoE and
+gpt-oss, whose attention has sinks.
 """
 
 from __future__ import annotations
@@ -47,10 +48,15 @@ def check_family(engine: VllmEngine, setup: Setup) -> None:
     )
 
 
-def test_every_supported_family_has_its_tiny_model() -> None:
+def test_every_supported_family_has_its_tiny_model_and_its_line_in_the_docs() -> None:
+    listed = (Path(__file__).parents[2] / "docs/families.md").read_text().partition("## What is not here")[0]
     for family in FAMILIES:
         config = json.loads((Path(folder_of(tiny_model(family))) / "config.json").read_text())
         assert config["architectures"] == [family.architecture]
+        (line,) = (line for line in listed.splitlines() if f"`{family.architecture}`" in line)
+        marks = [cell.strip() for cell in line.split("|")[4:7]]
+        said = {True: "yes", False: "no"}
+        assert marks == ["yes", said[family.attention_as_it_is], said[family.mechanism]]
 
 
 def named(setup: Setup) -> str:
@@ -71,8 +77,9 @@ def setup_of(family: str, eager: bool, tensor_parallel: int, caching: bool) -> S
     )
 
 
-# The one furthest from Llama.
-QUICK = [setup_of("gemma3", True, 1, True)]
+# Those furthest from Llama: with windows and norms, with experts and sinks, and with a layer written out anew.
+QUICK_FAMILIES = ("gemma3", "gptoss", "granite")
+QUICK = [setup_of(family, True, 1, True) for family in QUICK_FAMILIES]
 # with ablation and capture in the graph; and, without a cache, compiled with neither
 SLOW = [
     setup_of(family, eager, tensor_parallel, caching)

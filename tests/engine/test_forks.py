@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.engine.conftest import BATCHED_TOKENS, CAPTURING, WITH_MODULES, on
-from tests.engine.test_families import named, parity_of, reference_of, setup_of
+from tests.engine.test_families import QUICK_FAMILIES, named, parity_of, reference_of, setup_of
 from vsteer.engine.driver import VllmEngine
 from vsteer.engine.proof.fork_parity import compare_forks
 from vsteer.engine.proof.parity import TOLERANCE, VECTOR_NAMES, compare, make_requests, make_vectors
@@ -109,7 +109,11 @@ def test_forks_do_what_hugging_face_does(engine: VllmEngine, reference: Referenc
     assert found.largest_difference <= TOLERANCE
 
 
-@on(FAMILY_SETUPS[-1], slow=FAMILY_SETUPS, ids=named)
+@on(
+    *(setup for setup in FAMILY_SETUPS if setup.model.removeprefix("tiny-") in QUICK_FAMILIES),
+    slow=FAMILY_SETUPS,
+    ids=named,
+)
 def test_forks_of_other_families(engine: VllmEngine, request: pytest.FixtureRequest) -> None:
     """Prompts reach beyond the windows of Mistral and Gemma; Gemma 2 caps attention and logits."""
     setup = request.node.callspec.params["engine"]

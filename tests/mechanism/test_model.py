@@ -50,11 +50,19 @@ def test_what_the_heads_write_apart_adds_up(name: str) -> None:
         assert torch.allclose(apart.sum(1), block.write(heads), rtol=0, atol=1e-12)
 
 
-def test_other_families_are_refused_by_name(tmp_path: Path) -> None:
-    write_json(
-        tmp_path / "config.json", {**CONFIG, "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"}
-    )
+@pytest.mark.parametrize(
+    ("architecture", "kind"),
+    [
+        ("GPT2LMHeadModel", "gpt2"),
+        # these steer, and their blocks are others
+        ("Glm4ForCausalLM", "glm4"),
+        ("MixtralForCausalLM", "mixtral"),
+        ("GraniteForCausalLM", "granite"),
+    ],
+)
+def test_other_families_are_refused_by_name(tmp_path: Path, architecture: str, kind: str) -> None:
+    write_json(tmp_path / "config.json", {**CONFIG, "architectures": [architecture], "model_type": kind})
     save_file({"x": np.zeros(1, np.float32)}, tmp_path / "model.safetensors")
     write_json(tmp_path / "tokenizer.json", {})
-    with pytest.raises(UnsupportedError, match="GPT2LMHeadModel"):
+    with pytest.raises(UnsupportedError, match=architecture):
         Model.load(str(tmp_path))

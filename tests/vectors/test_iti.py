@@ -351,12 +351,13 @@ def test_what_is_wrong_is_one_message_with_its_line(
     assert raised.value.hint
 
 
-def test_gemma_norms_what_its_heads_give(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", ["Gemma2", "Gemma3", "Glm4", "Granite"])
+def test_some_families_norm_or_scale_what_their_heads_give(family: str, tmp_path: Path) -> None:
     from vsteer.errors import UnsupportedError
     from vsteer.vectors.heads import check_heads
 
-    write_json(tmp_path / "config.json", CONFIG | {"model_type": "gemma3_text"})
-    with pytest.raises(UnsupportedError, match="Gemma norms"):
+    write_json(tmp_path / "config.json", CONFIG | {"architectures": [f"{family}ForCausalLM"]})
+    with pytest.raises(UnsupportedError, match=f"{family} norms or scales"):
         check_heads(make_recipe("sentiment", method="iti"), tmp_path)
 
 

@@ -90,7 +90,10 @@ SEAMS: dict[str, tuple[str, ...]] = {
         "vllm.model_executor.layers.linear.UnquantizedLinearMethod",
         "vllm.model_executor.layers.vocab_parallel_embedding.UnquantizedEmbeddingMethod",
     ),
-    "vsteer/engine/worker/extension.py": ("vllm.v1.worker.worker_base.WorkerWrapperBase.init_worker",),
+    "vsteer/engine/worker/extension.py": (
+        "vllm.v1.worker.worker_base.WorkerWrapperBase.init_worker",
+        "vllm.forward_context.set_forward_context",
+    ),
     "vsteer/engine/death_watch.py": (
         f"{_CLIENT}.BackgroundResources",
         f"{_CLIENT}.SyncMPClient.get_output",

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vsteer.engine.support import check_family
 from vsteer.errors import UnsupportedError
+from vsteer.families import BY_ARCHITECTURE
 from vsteer.models import resolve
 from vsteer.models.hugging_face import load_config, load_model, load_tokenizer
 
@@ -161,7 +162,7 @@ class Model:
     def __init__(self, whole: Any, tokenizer: Any) -> None:
         """`whole` is transformers' model, with eager attention."""
         config = whole.config
-        check_family(config.architectures or ())
+        _check_written_out(config.architectures or ())
         self.whole = whole.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.inner = whole.model
@@ -178,8 +179,7 @@ class Model:
         cls, name: str, revision: str | None = None, device: str = "cpu", dtype: str = "float32"
     ) -> Model:
         source = resolve(name, revision)
-        # a family that isn't supported is refused before its weights are read
-        check_family(load_config(*source).architectures or ())
+        _check_written_out(load_config(*source).architectures or ())
         options = {"dtype": getattr(torch, dtype), "attn_implementation": "eager"}
         whole = load_model(*source, device=device, **options)
         return cls(whole, load_tokenizer(*source))
@@ -227,6 +227,17 @@ class Model:
     def read_out(self, stream: Tensor, actor: Actor) -> Tensor:
         """The final norm's output, which the unembedding reads."""
         return actor.read(self.layers, "unembedding", stream, self.final_norm)
+
+
+def _check_written_out(architectures: Sequence[str]) -> None:
+    """Refuse a family whose blocks are others than those above, before its weights are read."""
+    check_family(architectures)
+    if not any(BY_ARCHITECTURE[name].mechanism for name in architectures if name in BY_ARCHITECTURE):
+        known = ", ".join(family.name for family in BY_ARCHITECTURE.values() if family.mechanism)
+        raise UnsupportedError(
+            f"mechanism does not work with the model family {', '.join(architectures)[:100]}",
+            f"it writes out a model's blocks, and does so for {known}",
+        )
 
 
 def wide(x: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from vsteer.errors import UnsupportedError, UsageError
+from vsteer.families import BY_ARCHITECTURE
 from vsteer.models.hugging_face import load_model
 from vsteer.models.weights import read_config
 from vsteer.vectors.activations import Activations, Float64
@@ -30,10 +31,14 @@ Rows = list[dict[str, Any]]
 def check_heads(recipe: Recipe, model: Path) -> None:
     """Raise where the model has no heads that can be read so, or fewer than the recipe wants."""
     wanted, config = recipe.heads or 0, read_config(model)
-    if str(config.get("model_type")).startswith("gemma"):
+    named = config.get("architectures")
+    for name in named if isinstance(named, list) else ():
+        family = BY_ARCHITECTURE.get(str(name))
+        if family is None or family.attention_as_it_is:
+            continue
         raise UnsupportedError(
-            "Gemma norms what its attention gives before it is added, so a head's direction has no fixed "
-            "share in the stream",
+            f"{family.name} norms or scales what its attention gives before it is added, so a head's "
+            "direction is not its share in the stream",
             "take another method, such as mean_diff",
         )
     layers, heads = config.get("num_hidden_layers"), config.get("num_attention_heads")

@@ -275,16 +275,23 @@ def _on_output(change: Change) -> Any:
 def _behind_attention(block: Any, change: Change) -> list[Any]:
     """Hooks on what a block's attention adds, such that its sum with the block's input is changed."""
     entered: list[torch.Tensor] = []
+    # Granite multiplies what its attention gives before it adds it
+    times: float = getattr(block, "residual_multiplier", 1.0)
 
     def keep(module: Any, inputs: Any) -> None:
         entered[:] = [inputs[0]]
 
     def changed_sum(added: torch.Tensor) -> torch.Tensor:
-        stream = entered[0].double() + added.double()
-        return (added.double() + change(stream) - stream).to(added.dtype)
+        stream = entered[0].double() + times * added.double()
+        return (added.double() + (change(stream) - stream) / times).to(added.dtype)
 
-    # Gemma norms what its attention gives before it adds it
-    adds = block.post_attention_layernorm if hasattr(block, "post_feedforward_layernorm") else block.self_attn
+    # Gemma and GLM norm what their attention gives before they add it
+    if hasattr(block, "post_self_attn_layernorm"):
+        adds = block.post_self_attn_layernorm
+    elif hasattr(block, "post_feedforward_layernorm"):
+        adds = block.post_attention_layernorm
+    else:
+        adds = block.self_attn
     return [block.register_forward_pre_hook(keep), adds.register_forward_hook(_on_output(changed_sum))]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm.distributed import get_tensor_model_parallel_rank
+from vllm.forward_context import set_forward_context
 
 from vsteer.engine.forks import ForkBlock, packed, unpacked
 from vsteer.engine.worker.forks import ForkedPass
@@ -18,6 +19,7 @@ from vsteer.errors import SteeringFault
 
 class SteeringWorker:
     model_runner: Any
+    vllm_config: Any
 
     def vsteer_load_table(self, path: str) -> dict[str, Any]:
         return self._vsteer_table().load(Path(path))
@@ -49,7 +51,8 @@ class SteeringWorker:
         if table.sha256 != table_sha256:
             raise SteeringFault("forks came with cells of another steering table")
         model = getattr(model, "unwrap", lambda: model)()
-        with table.lent() as token_cell:
+        # routed experts are found through the context that vLLM's own steps run in
+        with table.lent() as token_cell, set_forward_context(None, self.vllm_config):
             forked = ForkedPass(model, token_cell, table.first_layers, table.acts)
             return packed(forked.compute(unpacked(payload, ForkBlock)))
 

@@ -1,14 +1,14 @@
 """The steered classes: each is vLLM's own of a family, mixed with the steered stream.
 
-In all of them a layer returns (hidden, residual) and the stream is their sum, with whatever norms a family
-has around its MLP (Gemma) already in `hidden`; so the layers need no code of a family's own.
+In nearly all of them a layer returns (hidden, residual) and the stream is their sum, with whatever norms a
+family has around its MLP (Gemma, GLM) already in `hidden`; so those need no code of their own.
 """
 
 from __future__ import annotations
 
 import importlib
+import pkgutil
 
-from vsteer.engine.worker.model import SteeredModel
 from vsteer.families import FAMILIES
 
 _FAMILIES = {f"Steered{family.architecture}": family for family in FAMILIES}
@@ -20,6 +20,6 @@ def __getattr__(name: str) -> type:
     if family is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     theirs = getattr(importlib.import_module(family.vllm_module), family.architecture)
-    made = type(name, (SteeredModel, theirs), {"__module__": __name__})
+    made = type(name, (pkgutil.resolve_name(family.mixin), theirs), {"__module__": __name__})
     globals()[name] = made
     return made

@@ -82,6 +82,8 @@ class LayerAttention:
         self.window: int | None = module.sliding_window
         self.cap = float(getattr(module.impl, "logits_soft_cap", None) or 0)
         self.kernel = PagedKernel(module) if PagedKernel.serves(module) else None
+        # for each head what its softmax counts beside its keys, without a value
+        self.sinks: torch.Tensor | None = getattr(module.impl, "sinks", None)
 
 
 class ForkBatch(Protocol):
@@ -280,6 +282,7 @@ def _of_group(
     else:
         own, own_sum = _attend(of, of_fork, own_key, own_value, _mask(of, group, of_fork, 1, own=True))
     if begin == 0:
+        own = _beside_sinks(of, own, own_sum, nodes)
         return own.reshape(forks, kv, nodes, per_kv, size).transpose(1, 2).reshape(query.shape)
     # [1, kv head, fork * node * query head, size] over [1, kv head, begin, size]
     shared_key, shared_value = (x[:begin].transpose(0, 1).unsqueeze(0) for x in prompt.keys_values[of.layer])
@@ -290,7 +293,18 @@ def _of_group(
     own_sum = own_sum.transpose(0, 1).reshape(shared_sum.shape)
     share = torch.sigmoid(own_sum - shared_sum).unsqueeze(-1)
     merged = torch.lerp(shared.float(), own.float(), share).to(query.dtype)
+    merged = _beside_sinks(of, merged, torch.logaddexp(own_sum, shared_sum), forks * nodes)
     return merged.view(kv, forks * nodes, per_kv, size).transpose(0, 1)
+
+
+def _beside_sinks(of: LayerAttention, out: torch.Tensor, total: torch.Tensor, nodes: int) -> torch.Tensor:
+    """What heads give where sinks take a part of their softmax, [part, kv head, node * query head, size];
+    `total` is the log of the sum of exponentials without them."""
+    if of.sinks is None:
+        return out
+    # [1, kv head, node * query head]
+    sinks = of.sinks.float().view(1, of.kv_heads, 1, -1).expand(1, -1, nodes, -1).flatten(2)
+    return (out.float() * torch.sigmoid(total - sinks).unsqueeze(-1)).to(out.dtype)
 
 
 def _mask(of: LayerAttention, group: ForkGroup, query: torch.Tensor, forks: int, own: bool) -> Mask:

@@ -116,7 +116,7 @@ class ForkedPass:
         self._rows_at_once = max(1, LOGITS_BYTES // (4 * model.config.vocab_size))
         # behind the final norm, and what is asked there
         self._waiting: list[tuple[torch.Tensor, list[_Asked]]] = []
-        self._kept_bytes = _kept_bytes_a_token(self._layers, model.model.embed_tokens.weight)
+        self._kept_bytes = _kept_bytes_a_token(self._layers)
 
     def compute(self, blocks: Sequence[ForkBlock]) -> list[ForkScores]:
         """Block by block as many at once as what is kept of their prompts has room for."""
@@ -169,7 +169,7 @@ class ForkedPass:
         self._token_cell.zero_()
         tokens = np.concatenate([one.block.tokens for one in prompts.values()])
         positions = torch.cat([one.positions for one in prompts.values()])
-        hidden = self._model.model.embed_input_ids(torch.from_numpy(tokens).to(self._device))
+        hidden = self._model.embedded(torch.from_numpy(tokens).to(self._device))
         residual: torch.Tensor | None = None
         for layer in range(EMBEDDED, len(self._layers)):
             if layer != EMBEDDED:
@@ -223,7 +223,7 @@ class ForkedPass:
         positions = batch.positions[: batch.offsets[count]]
         wanted = batch.rows[: batch.rows_before[count]]
         if batch.acts[layer, :count].any() or self._layers[layer].placed:
-            hidden, residual = self._layers[layer](positions, batch.hidden, batch.residual)
+            hidden, residual = self._layers[layer].acting(positions, batch.hidden, batch.residual)
             batch.steered_at[layer, :count] = True
             if last:
                 hidden, residual = hidden[wanted], residual[wanted]
@@ -338,8 +338,9 @@ class ForkedPass:
             done += len(one.block.asked)
 
 
-def _kept_bytes_a_token(layers: Sequence[Any], stream: torch.Tensor) -> int:
+def _kept_bytes_a_token(layers: Sequence[Any]) -> int:
     """What is kept of an unsteered token at most: its keys, values and stream at every layer."""
+    stream: torch.Tensor = layers[0].input_layernorm.weight
     attention = layers[0].self_attn.attn
     numbers: int = 2 * attention.num_kv_heads * attention.head_size + 2 * stream.shape[-1]
     return len(layers) * numbers * stream.element_size()

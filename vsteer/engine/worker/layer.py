@@ -27,6 +27,7 @@ class SteeredLayer(nn.Module):
     steering: Steering
     placed: nn.ModuleList
     capture: Capture | None
+    first: bool
 
     def forward(
         self,
@@ -35,19 +36,35 @@ class SteeredLayer(nn.Module):
         residual: torch.Tensor | None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.acting(positions, hidden_states, residual, **kwargs)
+
+    def acting(
+        self,
+        positions: torch.Tensor,
+        hidden_states: torch.Tensor,
+        residual: torch.Tensor | None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The layer with all that acts in it and behind it."""
         if self.placed and residual is None:
             hidden_states = _placed(self.placed, EMBEDDING, None, hidden_states, hidden_states.dtype)
-        hidden_states, residual = super().forward(positions, hidden_states, residual, **kwargs)
+        hidden_states, residual = self.unsteered(positions, hidden_states, residual, **kwargs)
         residual = self.steered(hidden_states, residual)
         if self.capture is not None:
             self.capture(hidden_states, residual)
         return hidden_states, residual
 
     def unsteered(
-        self, positions: torch.Tensor, hidden_states: torch.Tensor, residual: torch.Tensor | None
+        self,
+        positions: torch.Tensor,
+        hidden_states: torch.Tensor,
+        residual: torch.Tensor | None,
+        **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The layer as vLLM has it, where it is known that nothing acts in it."""
-        found: tuple[torch.Tensor, torch.Tensor] = super().forward(positions, hidden_states, residual)
+        """The layer as vLLM has it."""
+        found: tuple[torch.Tensor, torch.Tensor] = super().forward(
+            positions, hidden_states, residual, **kwargs
+        )
         return found
 
     def steered(self, hidden_states: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
@@ -87,9 +104,20 @@ def acting_at(modules: Iterable[Any], place: int) -> list[Any]:
     return [module for module in modules if PLACES[place] in module.places]
 
 
-def steer_layer(layer: Any, steering: Steering, placed: Sequence[Placed], capture: Capture | None) -> None:
-    """Make a layer that was built by vLLM a steered one, before anything was compiled or run."""
-    layer.__class__ = _mixed(SteeredLayer, type(layer))
+def steer_layer(
+    layer: Any,
+    steering: Steering,
+    placed: Sequence[Placed],
+    capture: Capture | None,
+    steered: type[SteeredLayer] = SteeredLayer,
+    first: bool = False,
+) -> None:
+    """Make a layer that was built by vLLM a steered one, before anything was compiled or run.
+
+    `first` says whether it is the model's first, whose stream is the embedding.
+    """
+    layer.__class__ = _mixed(steered, type(layer))
+    layer.first = first
     layer.steering, layer.placed, layer.capture = steering, nn.ModuleList(placed), capture
     if acting_at(placed, ATTENTION):
         norm = norm_behind_attention(layer)

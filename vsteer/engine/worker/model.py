@@ -10,6 +10,7 @@ from vllm.model_executor.models.utils import PPMissingLayer
 
 from vsteer.engine.support import CONFIG_KEY, refuse_unproven
 from vsteer.engine.table import Capacity
+from vsteer.engine.worker.layer import SteeredLayer
 from vsteer.engine.worker.unembedding import unembed_in_float32
 from vsteer.engine.worker.worker_table import WorkerTable
 from vsteer.errors import SteeringFault
@@ -24,6 +25,8 @@ class SteeredModel:
 
     model: Any
     vsteer_table: WorkerTable | None = None
+    # what is mixed in front of its layers
+    steered_layer: type[SteeredLayer] = SteeredLayer
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "", **kwargs: Any) -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix, **kwargs)  # type: ignore[call-arg]
@@ -55,7 +58,13 @@ class SteeredModel:
             vllm_config.model_config.get_hidden_size(),
             vllm_config.scheduler_config.max_num_batched_tokens,
             device,
+            self.steered_layer,
         )
+
+    def embedded(self, tokens: torch.Tensor) -> torch.Tensor:
+        """What goes into the first layer."""
+        stream: torch.Tensor = self.model.embed_input_ids(tokens)
+        return stream
 
     def compute_logits(self, *args: Any, **kwargs: Any) -> torch.Tensor | None:
         logits: torch.Tensor | None = super().compute_logits(*args, **kwargs)  # type: ignore[misc]

@@ -19,7 +19,7 @@ from torch import nn
 from vsteer.engine.forks import first_layers
 from vsteer.engine.table import Capacity, placed_keys, read_table_file
 from vsteer.engine.worker.capture import CaptureTable
-from vsteer.engine.worker.layer import steer_layer
+from vsteer.engine.worker.layer import SteeredLayer, steer_layer
 from vsteer.engine.worker.modules import Capture, Placed, Steering, shared_buffers
 from vsteer.engine.worker.step import StepTable
 from vsteer.errors import SteeringFault
@@ -38,6 +38,7 @@ class WorkerTable:
         hidden_size: int,
         max_tokens: int,
         device: torch.device,
+        steered: type[SteeredLayer] = SteeredLayer,
     ) -> None:
         self.step_table = StepTable(())
         self.captures = CaptureTable(capacity.captures)
@@ -62,7 +63,8 @@ class WorkerTable:
             if capacity.captures:
                 self._captures[index] = Capture(self._chosen, hidden_size)
             placed = [of_layer[index] for of_layer in self._placed.values()]
-            steer_layer(layer, self._layers[index], placed, self._captures.get(index))
+            capture = self._captures.get(index)
+            steer_layer(layer, self._layers[index], placed, capture, steered, first=index == 0)
 
     def load(self, path: Path) -> dict[str, Any]:
         """Replace the table by the one in `path`, and report what this rank holds then."""
