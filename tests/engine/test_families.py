@@ -1,8 +1,8 @@
 """Parity of the other families with Hugging Face, by the suite of tiny-llama.
 
 Mistral's, Gemma's and gpt-oss's windows (64 tokens) are shorter than prompts, Gemma's and GLM's norms stand
-around the MLP too, Gemma's and Granite's embedding is scaled, and experts are routed in Mixtral, Qwen3-MoE and
-gpt-oss, whose attention has sinks.
+around the MLP too, Gemma's and Granite's embedding is scaled, and experts are routed in Mixtral, Qwen3-MoE
+and gpt-oss, whose attention has sinks.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def setup_of(family: str, eager: bool, tensor_parallel: int, caching: bool) -> S
     )
 
 
-# Those furthest from Llama: with windows and norms, with experts and sinks, and with a layer written out anew.
+# Those furthest from Llama: with windows and norms, with experts and sinks, with a layer written out anew.
 QUICK_FAMILIES = ("gemma3", "gptoss", "granite")
 QUICK = [setup_of(family, True, 1, True) for family in QUICK_FAMILIES]
 # with ablation and capture in the graph; and, without a cache, compiled with neither
