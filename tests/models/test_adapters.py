@@ -172,6 +172,23 @@ def test_a_merged_model_that_was_changed_is_refused(base: Path, tmp_path: Path) 
     assert adapted(base, tmp_path / "lora").merged() == folder
 
 
+def test_an_adapter_that_changes_while_it_is_merged_makes_no_model(
+    base: Path, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_adapter(tmp_path / "lora", base)
+    one = adapted(base, tmp_path / "lora")
+    real = Adapted._changed
+
+    def change(self: Adapted, *arguments: Any) -> Any:
+        (tmp_path / "lora" / "adapter_config.json").write_text(json.dumps({"of": "another"}))
+        return real(self, *arguments)
+
+    monkeypatch.setattr(Adapted, "_changed", change)
+    with pytest.raises(ModelError, match="changed while it was merged"):
+        one.merged()
+    assert not list((home / "models").glob("merged-*"))
+
+
 # --- what is refused
 
 

@@ -109,7 +109,7 @@ class Adapted:
                 raise UnsupportedError(f"{what}, which is an embedding", _SUPPORTED)
             if weight is None:
                 raise ModelError(
-                    f"{what}, which {_called(self.base)} hasn't", "is it an adapter of this very model?"
+                    f"{what}, which is not in {_called(self.base)}", "is it an adapter of this very model?"
                 )
             if weight.shape != change.shape:
                 raise ModelError(
@@ -143,6 +143,10 @@ class Adapted:
             raise ModelError(
                 f"the adapter {_called(self.adapter)} changes no weight of the model",
                 "its B are zero, as before training: was the trained one saved?",
+            )
+        if self.sha256 not in folder.name:
+            raise ModelError(
+                f"the adapter {_called(self.adapter)} changed while it was merged", "give the command again"
             )
         (folder / MERGED_FILES).write_text(files_sha256(folder))
 
