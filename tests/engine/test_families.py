@@ -19,7 +19,7 @@ from tests.engine.test_parity import check
 from tests.tiny_families import folder_of, tiny_model
 from vsteer.engine.driver import VllmEngine
 from vsteer.engine.proof.reference import ReferenceEngine
-from vsteer.families import FAMILIES
+from vsteer.families import FAMILIES, Family
 
 
 @functools.cache
@@ -57,6 +57,29 @@ def test_every_supported_family_has_its_tiny_model_and_its_line_in_the_docs() ->
         marks = [cell.strip() for cell in line.split("|")[4:7]]
         said = {True: "yes", False: "no"}
         assert marks == ["yes", said[family.attention_as_it_is], said[family.mechanism]]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_the_record_says_whether_attention_is_added_as_it_is(family: Family) -> None:
+    """In transformers, where heads are read for `iti`."""
+    model = reference_of(tiny_model(family)).model
+    block = model.model.layers[2]
+    seen: dict[str, torch.Tensor] = {}
+    summed = getattr(block, "pre_feedforward_layernorm", block.post_attention_layernorm)
+    hooks = [
+        block.register_forward_pre_hook(lambda _, inputs: seen.update(before=inputs[0])),
+        block.self_attn.o_proj.register_forward_hook(lambda _, inputs, gave: seen.update(gave=gave)),
+        summed.register_forward_pre_hook(lambda _, inputs: seen.update(behind=inputs[0])),
+    ]
+    try:
+        with torch.inference_mode():
+            model(input_ids=torch.arange(20, 40)[None])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    apart = (seen["before"] + seen["gave"] - seen["behind"]).abs().max()
+    assert (float(apart) < 1e-4) == family.attention_as_it_is
 
 
 def named(setup: Setup) -> str:
