@@ -3,7 +3,8 @@
 -- Parameters: none. Empty where all is well.
 -- Columns:
 --   problem    error: the row failed; missing: it is planned and not there; not planned: there are more rows
---              than planned; steered nothing: the row is good and has a vector, yet no position was steered;
+--              than planned; steered nothing: the row is good and has a vector, yet no position was steered, and
+--              not because its condition on the prompt doesn't hold;
 --              nothing to compare with: it is good and steered, but the baseline on its prompt failed or is
 --              missing, so no effect counts it; not finite: its logit difference is infinite, so no mean counts it
 --   what       the error with its numbers as #, so that similar ones are one row
@@ -48,7 +49,8 @@ problems as (
     select run, model, evaluation, 'steered nothing' as problem, '' as what, count(*) as rows,
            count(distinct config_id) as configs, min(row_id) as example
     from rows
-    where status = 'ok' and vector <> '' and (steered_tokens is null or steered_tokens <= 0) group by all
+    where status = 'ok' and vector <> '' and condition_met is distinct from false
+      and (steered_tokens is null or steered_tokens <= 0) group by all
     union all by name
     select r.run, r.model, r.evaluation, 'nothing to compare with' as problem, '' as what, count(*) as rows,
            count(distinct r.config_id) as configs, min(r.row_id) as example

@@ -12,7 +12,7 @@
 --   median_wait           the median row's seconds from being handed over to its result, queueing included
 -- Caveat: loading the model and extracting vectors lie before the first row and are not counted (events.jsonl
 --   has them). Rows that were computed again count in the start whose result stands. Kinds that ran at the
---   same time share the machine.
+--   same time share the machine. Rows whose condition doesn't hold are left out: nothing was computed for them.
 select run, run_session, model, kind, engine, vllm_version, count(*) as rows, count_if(status = 'ok')::bigint as good,
        nullif(greatest(epoch(max(finished_at) - min(started_at)), 0), 0) as seconds,
        count(*) / seconds as rows_a_second,
@@ -23,5 +23,6 @@ select run, run_session, model, kind, engine, vllm_version, count(*) as rows, co
        approx_quantile(epoch(finished_at) - epoch(started_at), 0.5) filter (finished_at >= started_at) as median_wait,
        min(started_at) as began, max(finished_at) as ended
 from rows
+where condition_met is distinct from false
 group by run, run_session, model, kind, engine, vllm_version
 order by began, kind;

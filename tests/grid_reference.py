@@ -12,7 +12,7 @@ from vsteer.controls import CONTROL_VECTORS
 from vsteer.datasets.builtin import CONTRASTS
 from vsteer.evaluations.evaluation import Evaluation
 from vsteer.evaluations.kinds import KINDS
-from vsteer.grid import spec
+from vsteer.grid import spec, when
 from vsteer.models import resolve
 from vsteer.models.hugging_face import load_tokenizer
 from vsteer.prompts.template import render_question
@@ -28,6 +28,7 @@ PLACES: dict[str, type[Strict]] = {
     "`vectors`, from a file": spec.FileVector,
     "`vectors`, one direction of a file that holds many": spec.FileDirection,
     "`grid`, each block": spec.Axis,
+    "`grid: when`": when.When,
     "`controls`": spec.Controls,
     "`controls: system_prompts`": spec.SystemPrompts,
     "`evaluations`, of every kind": Evaluation,
@@ -47,6 +48,7 @@ WORDS: dict[Any, str] = {
     spec.HowMany: "whole number from 1, or `{min: N, max: N}`",
     spec.ControlNames: ", ".join(f"`{name}`" for name in CONTROL_VECTORS) + ", or list",
     spec.Unrelated: f"whole number from 0 to {len(CONTRASTS)}, or list",
+    when.Thresholds: "number from -1 to 1, or list",
     bool: "`true`, `false`",
     int: "whole number",
     float: "number",

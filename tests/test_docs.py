@@ -25,7 +25,7 @@ from vsteer.grid.spec import read_grid
 from vsteer.plan.plan import make_plans
 from vsteer.results import queries
 from vsteer.results import statistics_files as statistics
-from vsteer.store import rounding, schema
+from vsteer.store import cosines, rounding, schema
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -75,6 +75,7 @@ def columns() -> str:
         ("configs.parquet", schema.CONFIGS),
         ("prompts.parquet", schema.PROMPTS),
         (rounding.ROUNDING_FILE, rounding.ROUNDING),
+        (cosines.COSINES_FILE, cosines.COSINES),
         *((f"statistics/{name}.parquet", found) for name, found in statistics.TABLES.items()),
     )
     return "\n\n".join(f"### {title}\n\n{table(found)}" for title, found in tables)

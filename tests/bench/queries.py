@@ -23,6 +23,7 @@ from vsteer.results.queries import queries
 from vsteer.results.views import NORMS
 from vsteer.store import shards as sh
 from vsteer.store.compaction import BATCH, ORDER, ROW_GROUP
+from vsteer.store.cosines import COSINES_FILE, COSINES_SCHEMA
 from vsteer.store.database import in_memory, quoted
 from vsteer.store.files import parquet_writer
 from vsteer.store.schema import CONFIGS_SCHEMA, NORMS_SCHEMA, PROMPTS_SCHEMA, ROWS_SCHEMA
@@ -126,6 +127,7 @@ def make_run(folder: Path, rows: int, shard: int | None = None) -> int:
             _write(database, scores_path(folder, scorer, HASH), made, schema_of(HASH, {}))
         (folder / NORMS).parent.mkdir()
         _write(database, folder / NORMS, "norms", NORMS_SCHEMA)
+        _write(database, folder / COSINES_FILE, "cosines", COSINES_SCHEMA)
         if shard:
             return _write_shards(database, folder / sh.ROWS_FOLDER, shard)
         file = folder / sh.ROWS_FOLDER / "rows"
@@ -181,6 +183,13 @@ select md5(kind || vector || control || coalesce(layer, -1) || multiplier || sys
        case vector when '' then '' else sha256(vector || control) end as vector_sha256,
        case vector when '' then '' else 'residual:0.1' end as norm, control,
        case control when '' then null else 0 end as control_index,
+       -- the layers of one vector say on which condition they steer
+       vector = 'refusal0' and multiplier = 2 and evaluation <> 'open_ended:refusal' as conditional,
+       case when conditional then 'refusal0' end as when_vector,
+       case when conditional then layer end as when_layer,
+       case when conditional then 'mean' end as when_token,
+       case when conditional then 'above' end as when_side,
+       case when conditional then 0.1::double end as when_threshold,
        case when layer is null then []::int[] else [layer] end as layers, layer,
        (layer + 1) / {layers} as depth, case vector when '' then '' else 'add' end as operation, multiplier,
        case vector when '' then '' else 'after_prompt' end as positions, system, '0123abcd' as model_commit,
@@ -219,6 +228,14 @@ select md5(evaluation || item || letter_order || system) as prompt_id,
        system, 'Question ' || item as question, 'Question ' || item as prompt,
        [1, 2, 3] as token_ids, 129 as prompt_tokens, choices, matching, item
 from asked;
+create table cosines as
+select c.model, c.model_commit, c.dtype, c.quantization, c.kv_cache_dtype, '' as model_identity,
+       c.when_vector as vector, c.vector_sha256, c.when_layer as layer, c.when_token as token, p.prompt_id,
+       129 as tokens, sin(p.item * 7 + c.layer) / 2 + (p.evaluation = 'choice:mmlu')::int / 4 as cosine,
+       'vllm' as engine, '0.32.0' as vllm_version, 1 as run_session
+from (select distinct * exclude (config_id, evaluation, kind, system, system_prompt, rows, forced_prefix)
+      from configs where when_vector is not null and control = '') c
+join prompts p on p.kind = 'choice';
 create view rows as
 with asked as (
     select c.* exclude (rows, seed), p.prompt_id, p.item_id, p.letter_order, p.choices as asked_choices,
@@ -247,6 +264,7 @@ select *, md5(config_id || prompt_id) as row_id, 0 as sample,
        case when written then 100 when answered then 1 end as completion_tokens,
        case status when 'ok' then 96 end as cached_tokens,
        case status when 'ok' then (vector <> '')::int end as steered_tokens,
+       case when conditional then true end as condition_met,
        timestamp '2026-11-21 08:30:00' + to_milliseconds(item) as started_at,
        timestamp '2026-11-21 08:30:01' + to_milliseconds(item) as finished_at, 1 as attempt, 'vllm' as engine,
        '0.32.0' as vllm_version, vector_sha256 as vector_file_sha256, 1 as run_session

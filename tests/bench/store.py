@@ -129,6 +129,7 @@ def made_rows(kind: str, count: int) -> Iterator[dict[str, Any]]:
             "completion_tokens": 1,
             "cached_tokens": 96,
             "steered_tokens": 1,
+            "condition_met": None,
             "started_at": now,
             "finished_at": now,
             "attempt": 1,

@@ -61,6 +61,7 @@ def combinations(grid: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
                             listed(block["layers"]),
                             listed(block.get("multipliers", "none")),
                             listed(block.get("positions", "all")),
+                            listed(block.get("when", {}).get("above", "none")),
                             beside,
                         )
 
@@ -82,8 +83,9 @@ GRIDS: dict[str, dict[str, Any]] = {
             {
                 "vector": "v",
                 "layers": [4, 5],
-                "multipliers": [1.0, 2, 2],
+                "multipliers": [1.0, 2, 2, 0],
                 "positions": ["all", "after_user_turn"],
+                "when": {"vector": "w", "layer": 2, "above": [0, 0.1, 0.2]},
             },
             {"vector": "v", "layers": [0, 1], "operation": "ablate", "positions": ["all", "after_user_turn"]},
         ],

@@ -13,10 +13,15 @@ import duckdb
 import pytest
 
 from tests.run import fake
+from tests.store import makers
 from vsteer.grid.spec import read_grid
 from vsteer.models import resolve
 from vsteer.plan.plan import make_plans
+from vsteer.results.views import connect_runs
 from vsteer.run.start import run_grid
+from vsteer.store.check import check
+from vsteer.store.planned import Planned
+from vsteer.store.store import open_store
 
 MADE_BEFORE = Path(__file__).with_name("made_before")
 
@@ -33,15 +38,39 @@ def test_no_id_has_changed(grid: Path) -> None:
 
 
 def test_the_run_goes_on_and_its_rows_stand(grid: Path) -> None:
-    before = rows(MADE_BEFORE / "runs" / "before")
+    files = f"read_parquet('{MADE_BEFORE}/runs/before/rows/*.parquet')"
+    names = ", ".join(duckdb.sql(f"select * from {files}").columns)
+    before = rows(MADE_BEFORE / "runs" / "before", names)
     outcome = run_grid(grid, load=fake.load())
-    after = rows(outcome.folder)
+    after = rows(outcome.folder, names)
     assert {key: after[key] for key in before} == before
     assert sorted(after) == (MADE_BEFORE / "row_ids.txt").read_text().split()
     assert not (outcome.folder / "set-aside").exists()
 
 
-def rows(folder: Path) -> dict[str, tuple[object, ...]]:
-    found = duckdb.sql(f"select * from read_parquet('{folder}/rows/*.parquet')")
+def test_what_files_of_that_time_lack_is_null(grid: Path) -> None:
+    folder = grid.parent / "runs" / "before"
+    planned = Planned(part for plan in make_plans(read_grid(grid)) for part in plan.parts())
+    assert {finding.what for finding in check(folder, planned)} == {"missing", "errors"}
+    # between the files that stand and a compaction there are both kinds
+    with open_store(folder) as store:
+        store.append(makers.row(5000, condition_met=True))
+        store.append(makers.text_row(5001, condition_met=False, steered_tokens=0))
+    with connect_runs([folder]) as database:
+        found = database.sql("select condition_met, count(*) from rows group by all order by all").fetchall()
+        configs = database.sql("select distinct when_vector, when_threshold from configs").fetchall()
+    assert found == [(False, 1), (True, 1), (None, 288)]
+    assert configs == [(None, None)]
+    with open_store(folder) as store:
+        assert store.compact()
+    with connect_runs([folder]) as database:
+        assert (
+            database.sql("select condition_met, count(*) from rows group by all order by all").fetchall()
+            == found
+        )
+
+
+def rows(folder: Path, names: str) -> dict[str, tuple[object, ...]]:
+    found = duckdb.sql(f"select {names} from read_parquet('{folder}/rows/*.parquet')")
     place = found.columns.index("row_id")
     return {row[place]: row for row in found.fetchall()}

@@ -28,7 +28,7 @@ LISTS = {"layers": int, "token_ids": int, "choices": str, "choice_logprobs": flo
 TIMES = ("started_at", "finished_at")
 NULLABLE = {"control_index", "layer", "depth", "multiplier", "error", "text", "token_ids", "finish_reason"}
 NULLABLE |= {"choices", "choice_logprobs", "choice_tokens", "matching", "total_mass", "p_match", "logit_diff"}
-NULLABLE |= {"prompt_tokens", "completion_tokens", "cached_tokens", "steered_tokens"}
+NULLABLE |= {"prompt_tokens", "completion_tokens", "cached_tokens", "steered_tokens", "condition_met"}
 
 in_lists = st.one_of(st.integers(-(2**40), 2**40), st.floats(), st.text(max_size=3), st.none())
 odd = [np.float64(1), np.int32(1), {}, object(), START.replace(tzinfo=None), ["\ud800"], "\ud800", [True]]
@@ -52,6 +52,8 @@ def is_of_type(name: str, value: Any) -> bool:
     """What a column takes, written a second time and more slowly."""
     if value is None:
         return name in NULLABLE
+    if name == "condition_met":
+        return type(value) is bool
     if name in INTS:
         return type(value) is int and -(2**31) <= value <= 2**31 - 1
     if name in FLOATS:
@@ -156,6 +158,8 @@ def test_an_unknown_key_is_refused_by_name() -> None:
         (row(multiplier=0.10000000149011612), r"wanted: 0\.1 "),
         (row(multiplier=1e60), "wanted: inf"),
         (row(6, steered_tokens=3), "a baseline has 3 steered tokens"),
+        (row(6, condition_met=True), "a baseline has no condition"),
+        (row(condition_met=False), "whose condition doesn't hold has 20 steered tokens"),
         (row(error="but why"), "status ok has no error"),
         (row(status="error"), "says why"),
         (row(status="error", error=""), "says why"),
@@ -222,6 +226,9 @@ def test_rows_that_come_as_columns_stand_beside_others_in_shard_and_journal(tmp_
         ({"matching": None}, "has matching"),
         ({"steered_tokens": None}, "has steered_tokens"),
         ({"layers": [], "steered_tokens": 3}, "steered tokens"),
+        ({"layers": [], "steered_tokens": 0, "condition_met": False}, "a baseline has no condition"),
+        ({"condition_met": False}, "whose condition doesn't hold has steered tokens"),
+        ({"kind": "open_ended", "text": None}, "an open-ended row with status ok has text"),
     ],
 )
 def test_columns_are_held_to_what_records_are_held_to(changes: Record, why: str) -> None:

@@ -25,13 +25,15 @@ sample INTEGER, letter_order VARCHAR, {AXES}, status VARCHAR, error VARCHAR, tex
 token_ids INTEGER[], finish_reason VARCHAR, choices VARCHAR[], choice_logprobs DOUBLE[],
 choice_tokens INTEGER[], matching INTEGER, total_mass DOUBLE, p_match DOUBLE, logit_diff DOUBLE,
 prompt_tokens INTEGER, completion_tokens INTEGER,
-cached_tokens INTEGER, steered_tokens INTEGER, started_at TIMESTAMP, finished_at TIMESTAMP, attempt INTEGER,
-engine VARCHAR, vllm_version VARCHAR, vector_file_sha256 VARCHAR, run_session INTEGER
+cached_tokens INTEGER, steered_tokens INTEGER, condition_met BOOLEAN, started_at TIMESTAMP,
+finished_at TIMESTAMP, attempt INTEGER, engine VARCHAR, vllm_version VARCHAR, vector_file_sha256 VARCHAR,
+run_session INTEGER
 """,
     "configs": f"""
 config_id VARCHAR, evaluation VARCHAR, kind VARCHAR, {AXES}, model_commit VARCHAR, dtype VARCHAR,
 quantization VARCHAR, kv_cache_dtype VARCHAR, template VARCHAR, system_prompt VARCHAR, forced_prefix VARCHAR,
-vector_recipe VARCHAR, max_tokens INTEGER, temperature DOUBLE, top_p DOUBLE, seed BIGINT, rows BIGINT
+vector_recipe VARCHAR, when_vector VARCHAR, when_layer INTEGER, when_token VARCHAR, when_side VARCHAR,
+when_threshold DOUBLE, max_tokens INTEGER, temperature DOUBLE, top_p DOUBLE, seed BIGINT, rows BIGINT
 """,
     "prompts": """
 prompt_id VARCHAR, item_id VARCHAR, evaluation VARCHAR, kind VARCHAR, data VARCHAR, data_sha256 VARCHAR,

@@ -131,6 +131,11 @@ def _model(one: Budget, standing: int, times: list[TimePart], memory: Memory | N
     lines += [f"{name:<16}{value}".rstrip() for name, value in facts]
     for made in one.made:
         lines += _wrapped(made, "vector ")
+    for condition in one.conditions:
+        lines += _wrapped(condition, "when ")
+    if one.conditions:
+        alone = "Each prompt is read once. Where its condition doesn't hold, a row is the baseline's: the"
+        lines += _wrapped(f"{alone} tokens and the time here are the most there may be.", "  ")
     lines += ["", f"{'evaluation':<40}{'configs':>10}{'prompts':>10}{'samples':>8}{'rows':>12}"]
     for block in one.blocks:
         name = block.evaluation + (f", system {block.system}" if block.system else "")

@@ -120,7 +120,7 @@ def _layer_range(value: dict[str, Any]) -> range:
 def _depth(value: Any) -> tuple[float, float]:
     if not isinstance(value, list) or len(value) != 2:
         raise wrong(f"expected two depths, found {shown(value)}", "such as {depth: [0.2, 0.6]}", "depth")
-    low, high = (_number(depth, "such as {depth: [0.2, 0.6]}") for depth in value)
+    low, high = (parse_number(depth, "such as {depth: [0.2, 0.6]}") for depth in value)
     if not 0 <= low <= high <= 1:
         hint = "the depth of layer L of n is (L + 1) / n, so from 0 to 1"
         raise wrong(f"expected depths from 0 to 1, the lower first, found {shown(value)}", hint, "depth")
@@ -137,7 +137,7 @@ def parse_multipliers(value: Any) -> tuple[float, ...]:
 
 
 def _multiplier(value: Any) -> float:
-    number = _number(value, _MULTIPLIER_FORMS)
+    number = parse_number(value, _MULTIPLIER_FORMS)
     # The device multiplies in float32, where such a number would become infinite or 0.
     if number and not float(np.finfo(np.float32).tiny) <= abs(number) <= float(np.finfo(np.float32).max):
         raise wrong(f"the multiplier {number} is no float32 number", "papers use -2 to 2")
@@ -182,7 +182,7 @@ def parse_norms(value: Any) -> tuple[str, ...]:
 def parse_norm(value: Any) -> str:
     """The norm as results name it: raw, unit, caa, deviation, residual:0.1."""
     if isinstance(value, dict) and set(value) == {"residual"}:
-        fraction = _number(value["residual"], "such as {residual: 0.1}")
+        fraction = parse_number(value["residual"], "such as {residual: 0.1}")
         if not 0 < fraction <= 1e6:
             raise wrong(f"expected a positive fraction, found {shown(value['residual'])}", _NORM_FORMS)
         return f"residual:{fraction!r}"
@@ -230,7 +230,7 @@ def _replicas(value: Any, least: int, *at: str) -> int:
     return value
 
 
-def _number(value: Any, hint: str) -> float:
+def parse_number(value: Any, hint: str) -> float:
     if isinstance(value, str) and value[:1] in "+-.0123456789" and "e" in value.lower():
         hint = "YAML wants a point before an exponent: 1.0e-3"
     if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 1e300:

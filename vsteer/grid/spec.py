@@ -39,6 +39,7 @@ from vsteer.grid.axes import (
 from vsteer.grid.names import Named, named_evaluations
 from vsteer.grid.problems import GridError, Loc, Source
 from vsteer.grid.values import OutOfBounds, plain
+from vsteer.grid.when import When
 from vsteer.grid.yaml_lines import read_yaml
 from vsteer.models.adapters import adapted_name
 from vsteer.operations import OPERATIONS, written_operation
@@ -214,6 +215,8 @@ class Axis(Strict):
     """What is done with the vector."""
     where: Where = "layer"
     """`attention`: `add` adds behind a layer's attention, in front of its MLP, and not behind the layer."""
+    when: When | None = None
+    """A condition on the prompt; where it doesn't hold, the block's configurations are the baseline."""
 
     @model_validator(mode="after")
     def _one_of_two(self) -> Axis:
@@ -467,6 +470,8 @@ def _check_references(grid: Grid) -> None:
     known = grid.vectors
     for n, axis in enumerate(grid.grid):
         _check_vectors(grid, ("grid", n), axis.vector, axis.vectors, known=known)
+        if axis.when is not None:
+            _check_known(grid, ("grid", n, "when", "vector"), [axis.when.vector], known, "vector")
     for n, evaluation in enumerate(grid.evaluations):
         _check_vectors(grid, ("evaluations", n), None, evaluation.vectors, known=known)
     names: dict[str, int] = {}

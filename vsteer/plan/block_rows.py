@@ -5,7 +5,7 @@ What `Row.record` does for one row, this does for a prompt with all its configur
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from vsteer.store.schema import AXES, INT, ROWS_SCHEMA, STRING
 
 # These are null where a row failed.
 ANSWER = (*NO_ANSWER, "prompt_tokens", "completion_tokens", "cached_tokens", "steered_tokens")
-CONFIG = ("config_id", *(column.name for column in AXES), "vector_file_sha256")
+CONFIG = ("config_id", *(column.name for column in AXES), "vector_file_sha256", "condition_met")
 
 
 class ConfigColumns:
@@ -39,7 +39,10 @@ class ConfigColumns:
         self.configs = configs
         self.steerings = tuple(config.steering for config in configs)
         self._ids = [config.config_id.encode() for config in configs]
-        records = [{"config_id": c.config_id, **c.axes(), **made(c)} for c in configs]
+        records = [
+            {"config_id": c.config_id, "condition_met": c.condition_met, **c.axes(), **made(c)}
+            for c in configs
+        ]
         self._columns = pa.Table.from_pylist(records, pa.schema([ROWS_SCHEMA.field(name) for name in CONFIG]))
         # The rest of what made a row is the same for all.
         self._constant = {name: value for name, value in made(configs[0]).items() if name not in CONFIG}
@@ -86,11 +89,7 @@ class ConfigColumns:
             **self._constant,
             **made,
         }
-        columns: dict[str, pa.Array] = {
-            name: pa.repeat(pa.scalar(value, ROWS_SCHEMA.field(name).type), count)
-            for name, value in constant.items()
-        }
-        columns |= {
+        columns = _repeated(constant, count) | {
             "row_id": _hexadecimal(ids),
             "choice_logprobs": _lists(found.choice_logprobs),
             "total_mass": pa.array(found.total_mass),
@@ -106,6 +105,75 @@ class ConfigColumns:
         assert of_configs is not None
         columns |= dict(zip(CONFIG, of_configs.columns, strict=True))
         return pa.Table.from_arrays([columns[name] for name in ROWS_SCHEMA.names], schema=ROWS_SCHEMA)
+
+    def copied(
+        self, prompt: PromptRows, places: NDArray[np.intp], unsteered: pa.Table, made: Mapping[str, Any]
+    ) -> pa.Table:
+        """Rows whose condition doesn't hold, by their places among the prompt's rows.
+
+        Each has what its row of `unsteered` has, the baseline's of the same sample.
+        """
+        numbers, samples = np.divmod(places, prompt.samples)
+        columns = dict(zip(unsteered.column_names, unsteered.columns, strict=True))
+        failed = pc.is_valid(columns["error"])
+        columns["error"] = pc.if_else(
+            failed, pc.binary_join_element_wise("the unsteered row failed", columns["error"], ": "), None
+        )
+        return self._of_configs(prompt, numbers, samples, columns, False, made)
+
+    def undecided(
+        self, prompt: PromptRows, places: NDArray[np.intp], errors: Sequence[str], made: Mapping[str, Any]
+    ) -> pa.Table:
+        """Rows that failed since their condition could not be decided."""
+        rendered = prompt.rendered
+        constant = {
+            "item_id": rendered.item_id,
+            "prompt_id": rendered.prompt_id,
+            "evaluation": rendered.evaluation,
+            "kind": prompt.configs[0].spec.evaluation.row_kind,
+            "letter_order": rendered.order,
+            "status": "error",
+            **dict.fromkeys(ANSWER),
+            **self._constant,
+        }
+        numbers, samples = np.divmod(places, prompt.samples)
+        columns = {"error": pa.array(errors, STRING), **_repeated(constant, len(places))}
+        return self._of_configs(prompt, numbers, samples, columns, None, made)
+
+    def _of_configs(
+        self,
+        prompt: PromptRows,
+        numbers: NDArray[np.intp],
+        samples: NDArray[np.intp],
+        columns: Mapping[str, pa.Array],
+        condition_met: bool | None,
+        made: Mapping[str, Any],
+    ) -> pa.Table:
+        """Rows of these configurations and samples, of which `columns` has the rest."""
+        rendered = prompt.rendered
+        ids = b"".join(
+            row_ids([self._ids[n]], rendered.item_id, rendered.order, sample)
+            for n, sample in zip(numbers.tolist(), samples.tolist(), strict=True)
+        )
+        of_configs = self._columns.take(pa.array(numbers))
+        found = {
+            **columns,
+            **dict(zip(CONFIG, of_configs.columns, strict=True)),
+            **_repeated({"condition_met": condition_met, **made}, len(numbers)),
+            "row_id": _hexadecimal(ids),
+            "sample": pa.array(samples, INT),
+        }
+        return pa.Table.from_arrays([found[name] for name in ROWS_SCHEMA.names], schema=ROWS_SCHEMA)
+
+
+def _repeated(values: Mapping[str, Any], count: int) -> dict[str, pa.Array]:
+    """The same value in each row; an array is taken as it is."""
+    return {
+        name: value
+        if isinstance(value, pa.Array)
+        else pa.repeat(pa.scalar(value, ROWS_SCHEMA.field(name).type), count)
+        for name, value in values.items()
+    }
 
 
 def _failed(columns: Mapping[str, pa.Array], errors: Mapping[int, str], count: int) -> dict[str, pa.Array]:

@@ -7,7 +7,7 @@ computed once; `all` starts at token 0 and shares nothing between configurations
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -65,6 +65,7 @@ class Budget:
     blocks: tuple[BlockBudget, ...]
     vectors: int
     made: tuple[str, ...]  # how each vector of the grid comes about, defaults filled in
+    conditions: tuple[str, ...]  # what is compared, and with which thresholds
     cells: int  # for Capacity.for_grid: distinct steerings, distinct directions, most terms a layer
     vector_rows: int
     terms: int
@@ -120,6 +121,7 @@ def budget(plan: Plan) -> Budget:
         blocks=tuple(_block(plan, block) for block in plan.blocks),
         vectors=len(plan.vectors),
         made=tuple(source.describe() for source in plan.sources.values()),
+        conditions=tuple(_conditions(plan)),
         cells=len(terms),
         vector_rows=len({(term.vector, term.layer, term.is_added) for one in terms for term in one}),
         terms=max(slots, default=1),
@@ -127,6 +129,15 @@ def budget(plan: Plan) -> Budget:
         block_size=plan.facts.block_size,
         notes=plan.notes,
     )
+
+
+def _conditions(plan: Plan) -> Iterator[str]:
+    """A line for each stream and side: `harm at layer 8, mean above 0.02, 0.05`."""
+    found: dict[str, list[str]] = {}
+    for one in plan.conditions:
+        found.setdefault(f"{one.stream} {one.side}", []).append(repr(one.threshold))
+    for what, thresholds in found.items():
+        yield f"{what} {', '.join(thresholds)}"
 
 
 def _block(plan: Plan, block: Block) -> BlockBudget:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from vsteer.evaluations.evaluation import Evaluation
@@ -46,6 +46,33 @@ class VectorUse:
 
 
 @dataclass(frozen=True)
+class Condition:
+    """What must hold on a prompt for a configuration to steer it: see `vsteer/grid/when.py`."""
+
+    name: str  # the vector's
+    layer: int
+    token: str  # mean, last
+    side: str  # above, below
+    threshold: float
+    vector: VectorUse = field(compare=False, repr=False)  # only its direction counts
+
+    def holds(self, cosine: float) -> bool:
+        return cosine > self.threshold if self.side == "above" else cosine < self.threshold
+
+    @property
+    def stream(self) -> str:
+        """What is compared: `harm at layer 8, mean`."""
+        return f"{self.name} at layer {self.layer}, {self.token}"
+
+    def __str__(self) -> str:
+        return f"{self.stream} {self.side} {self.threshold!r}"
+
+    def identity(self) -> dict[str, Any]:
+        vector = self.vector.source.identity()
+        return {"vector": vector, "layer": self.layer, "token": self.token, self.side: self.threshold}
+
+
+@dataclass(frozen=True)
 class Config:
     """One configuration. Unsteered: no vector, no layers, multiplier 0, positions None."""
 
@@ -57,6 +84,7 @@ class Config:
     multiplier: float | None = 0.0  # None: an operation that has none
     positions: Positions | None = None
     operation: str = "add"
+    when: Condition | None = None
     control: str = ""  # "", random, shuffled, unrelated, system
     system: str = ""  # the system prompt's name
     layer_count: int | None = None  # the model's, for depths
@@ -73,6 +101,11 @@ class Config:
         """What the engine loads; a row's requests have the span as absolute positions."""
         return Steering(self.terms, self.positions) if self.positions is not None else None
 
+    @property
+    def condition_met(self) -> bool | None:
+        """What its rows say that an engine computes: where its condition doesn't hold, none does."""
+        return None if self.when is None else True
+
     def identity(self, model: Mapping[str, Any]) -> dict[str, Any]:
         """What is hashed into the id. `model` is the model's part, with its template (`plan.py`)."""
         steering = None
@@ -84,12 +117,15 @@ class Config:
                 "multiplier": self.multiplier,
                 "positions": list(self.positions) if isinstance(self.positions, tuple) else self.positions,
             }
+            if self.when is not None:
+                steering["when"] = self.when.identity()
         return {"version": VERSION, "model": dict(model), "ask": self.spec.identity(), "steering": steering}
 
     def axes(self) -> dict[str, Any]:
         """What a configuration varies, in the plain values of the tables; the run adds the vector's hash."""
         vector, positions = self.vector, self.positions
         layer = self.layers[0] if len(self.layers) == 1 else None
+        spans = f"[{positions[0]}, {positions[1]})" if isinstance(positions, tuple) else positions or ""
         return {
             "model": self.model,
             "vector": vector.name if vector else "",
@@ -101,9 +137,7 @@ class Config:
             "depth": None if layer is None or self.layer_count is None else (layer + 1) / self.layer_count,
             "operation": self.operation if vector else "",
             "multiplier": self.multiplier,
-            "positions": f"[{positions[0]}, {positions[1]})"
-            if isinstance(positions, tuple)
-            else positions or "",
+            "positions": spans if self.when is None else f"{spans} when {self.when}",
             "system": self.system,
         }
 
@@ -117,6 +151,7 @@ class _Parts(NamedTuple):
     multiplier: float | None
     positions: Positions
     operation: str
+    when: Condition | None
 
 
 class ConfigExpander:
@@ -135,6 +170,7 @@ class ConfigExpander:
         # How many configurations of the product aren't there, by evaluation and reason.
         self.left_out: Counter[tuple[str, str]] = Counter()
         self._uses: dict[str, VectorUse] = {}
+        self.conditions = [self._conditions(n, axis) for n, axis in enumerate(grid.grid)]
 
     def baseline(self, spec: PromptSpec, control: str, system: str) -> Config:
         model = self.grid.model[self.model].name
@@ -153,6 +189,7 @@ class ConfigExpander:
                 norms = sum(len(self._norms(axis, one)) for one in names)
                 positions = len(self._positions(n, axis, place))
                 count = norms * len(self.layers[n]) * len(axis.multipliers or (None,)) * positions
+                count *= len(self.conditions[n])
                 total += count
                 if count > most:
                     most, largest = count, n
@@ -183,6 +220,7 @@ class ConfigExpander:
                 multiplier=parts.multiplier,
                 positions=parts.positions,
                 operation=parts.operation,
+                when=parts.when,
             )
             yield config, place
 
@@ -191,10 +229,10 @@ class ConfigExpander:
         excluded: Counter[tuple[int, int]] = Counter()
         for n, axis in enumerate(self.grid.grid):
             positions = self._positions(n, axis, evaluation)
-            multipliers = axis.multipliers or (None,)
+            multipliers, conditions = axis.multipliers or (None,), self.conditions[n]
             for vector in axis.names:
                 family = 1 + self.beside(vector)  # a steered configuration and the controls beside it
-                steered = len(self.layers[n]) * len(multipliers) * family
+                steered = len(self.layers[n]) * len(multipliers) * len(conditions) * family
                 written, norms = len(self.sources[vector].norms), self._norms(axis, vector)
                 if spec.vectors is not None and vector not in spec.vectors:
                     self.left_out[name, OTHER_VECTORS] += written * steered * len(axis.positions)
@@ -206,6 +244,7 @@ class ConfigExpander:
                     self.left_out[name, reason] += len(norms) * steered * elsewhere
                 # Multiplier 0 is the baseline, which every evaluation has.
                 unsteered = sum(multiplier == 0 for multiplier in multipliers) * len(positions)
+                unsteered *= len(conditions)
                 self.left_out[name, UNSTEERED] += len(norms) * len(self.layers[n]) * unsteered * family
                 for norm in norms:
                     exclusions = self._exclusions(name, spec, vector, norm)
@@ -217,15 +256,28 @@ class ConfigExpander:
                             there = at_multiplier(here, multiplier)
                             for place, where in positions:
                                 if (entry := at_positions(there, where)) is not None:
-                                    excluded[entry, family] += 1
+                                    excluded[entry, family] += len(conditions)
                                     continue
-                                yield (
-                                    _Parts(vector, norm, group, multiplier, where, axis.does),
-                                    place,
-                                )
+                                for when in conditions:
+                                    parts = _Parts(vector, norm, group, multiplier, where, axis.does, when)
+                                    yield parts, place
         for (entry, family), count in excluded.items():
             self.excluded[entry] += count
             self.left_out[name, EXCLUDED.format(place=self.grid.at(("exclude", entry)))] += count * family
+
+    def _conditions(self, n: int, axis: Axis) -> list[Condition | None]:
+        """The conditions of a block; one without any has None."""
+        when = axis.when
+        if when is None:
+            return [None]
+        at: Loc = ("grid", n, "when")
+        if self.layer_count is not None and when.layer >= self.layer_count:
+            message = f"layer {when.layer} does not exist: the model has layers 0 to {self.layer_count - 1}"
+            raise self.grid.error((*at, "layer"), message, "layer L is the output of decoder block L")
+        source = self.sources[when.vector]
+        use = self.use(when.vector, source.norms[0])
+        side, token = when.side, when.token
+        return [Condition(when.vector, when.layer, token, side, one, use) for one in when.thresholds]
 
     def beside(self, vector: str) -> int:
         """How many control vectors stand beside each steered one."""

@@ -55,6 +55,7 @@ def notes_on_grid(grid: Grid) -> Iterator[str]:
     for loc, more in _repeated(grid, grid.written, ()):
         yield f"{grid.place(loc)}: {loc[-1]} repeats {more} of its values, and each counts once"
     used = {name for axis in grid.grid for name in axis.names}
+    used |= {axis.when.vector for axis in grid.grid if axis.when}
     for name in grid.vectors:
         if name not in used:
             yield f"{grid.place(('vectors', name))}: no block of the grid steers with the vector {name!r}"

@@ -21,7 +21,7 @@ from vsteer.grid.problems import Loc
 from vsteer.grid.spec import Grid
 from vsteer.identity import canonical, identify
 from vsteer.plan.answer_starts import notes_on_starts
-from vsteer.plan.configurations import Config, ConfigExpander, VectorUse, with_id
+from vsteer.plan.configurations import Condition, Config, ConfigExpander, VectorUse, with_id
 from vsteer.plan.left_out import BESIDE_TEXTS, SAME_SYSTEM, SHARED, TWICE, LeftOut, counted, notes_on_grid
 from vsteer.plan.model_facts import ModelFacts, find_model
 from vsteer.plan.positions import check_positions
@@ -94,8 +94,15 @@ class Plan:
     @cached_property
     def vectors(self) -> dict[str, VectorUse]:
         """Every vector that a configuration uses, by the name that its terms have for it."""
-        uses = (config.vector for config in self.configs.values())
+        uses = [config.vector for config in self.configs.values()]
+        uses += [condition.vector for condition in self.conditions]
         return {use.key: use for use in uses if use is not None}
+
+    @cached_property
+    def conditions(self) -> tuple[Condition, ...]:
+        """Every condition under which a configuration steers, once."""
+        found = (config.when for config in self.configs.values())
+        return tuple(dict.fromkeys(condition for condition in found if condition is not None))
 
     def steerings(self) -> Iterator[Steering]:
         """What the engine's table must hold."""
@@ -148,6 +155,11 @@ class Plan:
                     "system_prompt": block.spec.system or "",
                     "forced_prefix": evaluation.answer_prefix or "",
                     "vector_recipe": canonical(config.vector.recipe) if config.vector else "",
+                    "when_vector": config.when and config.when.name,
+                    "when_layer": config.when and config.when.layer,
+                    "when_token": config.when and config.when.token,
+                    "when_side": config.when and config.when.side,
+                    "when_threshold": config.when and config.when.threshold,
                     "max_tokens": evaluation.sampling.max_tokens,
                     "temperature": evaluation.sampling.temperature,
                     "top_p": evaluation.sampling.top_p,
@@ -344,6 +356,9 @@ def _check_files(grid: Grid, facts: ModelFacts, blocks: Iterable[Block]) -> None
         for config in block.configs:
             if config.vector is not None and config.vector.source.is_file:
                 used.setdefault(config.vector.source, set()).add(config.layers)
+            # a direction of length 0 has no cosine, as it steers nothing
+            if config.when is not None and config.when.vector.source.is_file:
+                used.setdefault(config.when.vector.source, set()).add((config.when.layer,))
     for source, groups in used.items():
         check_file(grid, source, groups, facts.layers, facts.hidden_size)
 

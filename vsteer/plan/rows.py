@@ -86,6 +86,8 @@ class Row:
             **answer,
             **{count: sum(getattr(result, count) for result in results) if ok else None for count in COUNTS},
             "completion_tokens": sum(len(result.token_ids) for result in results) if ok else None,
+            # where it doesn't hold, nothing is asked of an engine: see vsteer/run/conditions.py
+            "condition_met": self.config.condition_met,
         }
 
 

@@ -229,7 +229,7 @@ def check_file(
                 for_model(vector, layers, hidden_size)
     check_places(grid, source.name, where)
     if missing := sorted({layer for group in used for layer in group} - set(found)):
-        message = f"{source.name!r} has no direction at layer {missing[0]}, which the grid steers"
+        message = f"{source.name!r} has no direction at layer {missing[0]}, which the grid steers or compares"
         raise grid.error(
             at, message, f"it has the layers {shortened(', '.join(map(str, found)), 150)}: name these"
         )
@@ -239,8 +239,11 @@ def check_file(
 
 
 def check_places(grid: Grid, vector: str, where: str) -> None:
-    """Refuse a block that acts elsewhere than where the vector's directions are."""
+    """Refuse a block that acts, or compares the stream, elsewhere than where the vector's directions are."""
     for n, axis in enumerate(grid.grid):
+        if axis.when is not None and axis.when.vector == vector and where == "attention":
+            message = f"{vector!r} belongs behind a layer's attention, where no stream is compared"
+            raise grid.error(("grid", n, "when", "vector"), message, "take a vector of the layer's stream")
         if vector in axis.names:
             setting = "where" if "where" in axis.model_fields_set else "operation"
             with located(grid, ("grid", n, setting)):

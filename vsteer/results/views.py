@@ -6,6 +6,7 @@ runs                     the runs' names, and their places in the order in which
 rows, configs, prompts   the runs' tables, with a column `run`
 norms, scores            how long the vectors are; what scorers found in the rows as they now stand
 rounding                 effects in 16 bits beside the same ones in float32
+cosines                  how far prompts' unsteered streams point along the vectors of conditions
 edges, nodes, positions, dimensions, circuits, circuit_overlaps, freezing, head_values, sparsity   what
                          `vsteer mechanism` put into mechanism/ beside a run's rows
 intervals, peaks, bands, asymmetries, doses, scaling   the tables of statistics_files.py, where a run has them
@@ -33,6 +34,7 @@ from vsteer.results.statistics_files import (
     why_no_statistics,
 )
 from vsteer.store import mechanism
+from vsteer.store.cosines import COSINES_FILE, COSINES_SCHEMA
 from vsteer.store.database import exact, in_memory, quoted
 from vsteer.store.rounding import ROUNDING_FILE, ROUNDING_SCHEMA
 from vsteer.store.schema import (
@@ -47,7 +49,7 @@ from vsteer.store.schema import (
 )
 from vsteer.store.scores import SCORES, SCORES_SCHEMA, sound_scores
 from vsteer.store.sound import faults_of_tables, require_run, set_aside_damaged
-from vsteer.store.views import CONFIGS, PROMPTS, rows_sql
+from vsteer.store.views import CONFIGS, PROMPTS, lacking_sql, rows_sql
 
 NORMS = "vectors/norms.parquet"
 # What two configurations differ in, which is worked out when it is asked for: see analysis/differences.py.
@@ -70,6 +72,7 @@ SCHEMAS = {
     PROMPTS: PROMPTS_SCHEMA,
     NORMS: NORMS_SCHEMA,
     ROUNDING_FILE: ROUNDING_SCHEMA,
+    COSINES_FILE: COSINES_SCHEMA,
 }
 
 
@@ -111,13 +114,12 @@ def setup(folders: Sequence[Path]) -> list[str]:
     runs = run_names(folders)
     tables = {
         "rows": [(run, rows_sql(folder)) for run, folder in runs.items()],
-        "configs": [(run, _file(folder / CONFIGS)) for run, folder in runs.items()],
+        "configs": [(run, _file(folder / CONFIGS, CONFIGS_SCHEMA)) for run, folder in runs.items()],
         "prompts": [(run, _file(folder / PROMPTS)) for run, folder in runs.items()],
         "norms": [(run, _file(folder / NORMS)) for run, folder in runs.items() if _sound(folder, NORMS)],
     }
-    tables["rounding"] = [
-        (run, _file(folder / ROUNDING_FILE)) for run, folder in runs.items() if _sound(folder, ROUNDING_FILE)
-    ]
+    for table, name in (("rounding", ROUNDING_FILE), ("cosines", COSINES_FILE)):
+        tables[table] = [(run, _file(folder / name)) for run, folder in runs.items() if _sound(folder, name)]
     current = {run: folder for run, folder in runs.items() if statistics_are_current(folder)}
     for table in TABLES:
         tables[table] = [(run, _file(statistics_path(folder, table))) for run, folder in current.items()]
@@ -133,6 +135,7 @@ def setup(folders: Sequence[Path]) -> list[str]:
     empty = {name: _no_rows_of(arrow_schema(name, columns)) for name, columns in TABLES.items()}
     empty |= {name: _no_rows_of(schema) for name, schema in mechanism.SCHEMAS.items()}
     empty |= {"norms": _no_rows_of(NORMS_SCHEMA), "rounding": _no_rows_of(ROUNDING_SCHEMA)}
+    empty["cosines"] = _no_rows_of(COSINES_SCHEMA)
     selects = {name: _together(parts) if parts else empty[name] for name, parts in tables.items()}
     selects["scores"] = _scores(runs)
     selects["differences"] = _no_rows_of(DIFFERENCES_SCHEMA)
@@ -202,8 +205,10 @@ def _sound(folder: Path, name: str) -> bool:
     return list(faults.values()) == [None]
 
 
-def _file(path: Path) -> str:
-    return f"select * from read_parquet({quoted(exact(path))})"
+def _file(path: Path, schema: pa.Schema | None = None) -> str:
+    """A SELECT of a table, and of its schema's columns that an earlier version left out."""
+    lacks = lacking_sql(path, schema) if schema else ""
+    return f"select *{lacks} from read_parquet({quoted(exact(path))})"
 
 
 def _scores(runs: dict[str, Path]) -> str:

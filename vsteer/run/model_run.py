@@ -17,6 +17,8 @@ from vsteer.plan.plan import Plan
 from vsteer.plan.rates import Meter, Rate, keep, one_rate
 from vsteer.plan.times import characters
 from vsteer.protocol import Engine, Vectors
+from vsteer.run.conditions import Conditions, write_others
+from vsteer.run.cosines import Cosines
 from vsteer.run.engines_file import engines_shown
 from vsteer.run.interrupt import Interrupt
 from vsteer.run.loading import Load
@@ -121,7 +123,8 @@ class ModelRun:
             + ", and proving that it steers (this takes a while)"
         )
         began = time.monotonic()
-        engine = self.context.load(self.plan, spec, bool(self.vectors.to_extract) or self.stream.wanted)
+        captures = bool(self.vectors.to_extract) or self.stream.wanted or bool(self.plan.conditions)
+        engine = self.context.load(self.plan, spec, captures)
         seconds = time.monotonic() - began
         self.progress.phase(f"{name} is ready after {duration(seconds)}")
         self._rates["start"] = one_rate(1, seconds)
@@ -153,26 +156,41 @@ class ModelRun:
             self.progress.counting(f"measuring how long the stream of {name} is", len(self.stream.prompts))
             self.stream.measure(engine, self.progress.step)
         write_vector_norms(self.store.folder)
+        conditions = self._decide(engine, stored) if self.plan.conditions else None
+        if conditions and self._stopping():
+            return
         engine.load(stored.directions, self.plan.steerings())
         self.progress.engines = engine.engines
         self.progress.rows_begin(self.context.counts)
         meter = Meter()
         version = vllm_version() if engine.info.kind == "vllm" else ""
-        RowLoop(
-            engine,
-            self.store,
-            Provenance(engine.info.kind, version, self.store.session, stored),
-            self.context.counts,
-            self.progress.rows,
-            self._stopping,
-            meter.add,
-        ).run(to_do.prompts())
+        provenance = Provenance(engine.info.kind, version, self.store.session, stored)
+        counts, progress = self.context.counts, self.progress.rows
+        loop = RowLoop(engine, self.store, provenance, counts, progress, self._stopping, meter.add)
+        if conditions is None:
+            loop.run(to_do.prompts())
+        else:
+            loop.run(conditions.met(to_do.prompts()))
+            others = to_do.prompts()
+            write_others(conditions, others, self.store, provenance, counts, progress, self._stopping)
         self._rates |= meter.rates()
         if engine.info.kind == "vllm":
             self._by_vllm = stored.directions
         self._coherence(engine)
         if engine.info.kind == "vllm":
             keep(self.plan, self._rates)
+
+    def _decide(self, engine: Engine, stored: StoredVectors) -> Conditions:
+        """On which prompts the plan's conditions hold, by what stands or is measured now."""
+        cosines = Cosines(self.plan, self.store.folder, stored, self.store.session)
+        if prompts := cosines.lacking():
+            requests = sum(1 for _ in cosines.requests(prompts))
+            self.progress.counting("reading the unsteered prompts for the conditions", requests)
+            cosines.measure(engine, prompts, self.progress.step, self._stopping)
+        conditions = Conditions(cosines)
+        for line in conditions.described():
+            self.progress.say(line)
+        return conditions
 
     def _measure_rounding(self) -> None:
         if self._by_vllm is None or self._stopping():

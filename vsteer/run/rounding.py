@@ -42,7 +42,7 @@ from rows r
 join conditions c using (evaluation, config_id)
 join b on b.evaluation = r.evaluation and b.config_id = c.baseline_id and b.prompt_id = r.prompt_id
 where c.model = $model and r.kind = 'choice' and r.vector <> '' and r.status = 'ok'
-      and isfinite(r.logit_diff)
+      and isfinite(r.logit_diff) and r.condition_met is distinct from false
 order by r.row_id limit $count
 """
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vsteer.errors import SteeringFault, StoreError
+from vsteer.identity import identify
 from vsteer.protocol import Engine, Prompt, Request, Result
 from vsteer.scoring.score_file import Output, Scored, ScoreFile
 from vsteer.scoring.scorers import Scores, scorer_hash
@@ -46,8 +47,13 @@ class CoherenceFile(ScoreFile):
         on_progress: Callable[[Scored], None] = lambda so_far: None,
         stopping: Callable[[], bool] = lambda: False,
     ) -> Scored:
-        """Score every text without a score, through the engine. `stopping` ends the submission."""
-        waiting: dict[str, Output] = {}
+        """Score every text without a score, through the engine. `stopping` ends the submission.
+
+        Texts of one prompt with the same tokens are computed once: a steering that changes nothing, or whose
+        condition doesn't hold, gives the baseline's.
+        """
+        waiting: dict[str, list[Output]] = {}
+        known: dict[str, Scores] = {}
 
         def requests() -> Iterator[Request]:
             for output in self.unscored("token_ids", "prompt_token_ids"):
@@ -61,13 +67,22 @@ class CoherenceFile(ScoreFile):
                 if not output.token_ids:
                     self.add(output, _none("the text has no tokens"))
                     continue
-                waiting[output.row_id] = output
-                yield coherence_request(output.row_id, output.prompt_token_ids, output.token_ids)
+                name = identify([output.prompt_token_ids, output.token_ids])
+                if name in known:
+                    self.add(output, known[name])
+                    on_progress(self.result)
+                elif name in waiting:
+                    waiting[name].append(output)
+                else:
+                    waiting[name] = [output]
+                    yield coherence_request(name, output.prompt_token_ids, output.token_ids)
 
         for result in engine.run(requests()):
-            output = waiting.pop(result.id)
-            self.add(output, read_coherence(output.token_ids, result))
-            on_progress(self.result)
+            outputs = waiting.pop(result.id)
+            known[result.id] = read_coherence(outputs[0].token_ids, result)
+            for output in outputs:
+                self.add(output, known[result.id])
+                on_progress(self.result)
         return self.result
 
 

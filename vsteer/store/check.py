@@ -20,7 +20,7 @@ from vsteer.store.planned import Planned, Standing, read_standing
 from vsteer.store.schema import FORKS
 from vsteer.store.seal import broken
 from vsteer.store.sound import fault_of_table, require_run, steadily
-from vsteer.store.views import CONFIGS, PROMPTS
+from vsteer.store.views import CONFIGS, PROMPTS, lacking_sql, read_rows
 
 EXAMPLES = 5
 TABLES = {CONFIGS: s.CONFIGS_SCHEMA, PROMPTS: s.PROMPTS_SCHEMA}
@@ -83,7 +83,7 @@ def _table_fault(path: Path, schema: pa.Schema, manifest: Manifest | None) -> st
         return "it is not there"
     except (pa.ArrowException, OSError, ValueError) as error:
         return f"it can't be read: {str(error).splitlines()[0][:120]}"
-    if not table.schema.equals(schema):
+    if not table.schema.equals(s.as_written(schema, table.schema.names)):
         return "it has other columns than it should"
     if manifest is not None and len(table) != count:
         return f"it has {len(table)} lines, and the manifest says {count}"
@@ -155,7 +155,7 @@ def _doubled(shards: Sequence[Path], standing: int) -> list[Finding]:
 def _related(shards: Sequence[Path], tables: Sequence[Path]) -> list[Finding]:
     if not sh.row_count(shards):
         return []
-    rows = f"read_parquet({file_list(shards)})"
+    rows = read_rows(shards)
     findings = []
     with in_memory() as database:
         for table in tables:
@@ -164,7 +164,25 @@ def _related(shards: Sequence[Path], tables: Sequence[Path]) -> list[Finding]:
             query = f"select {key} from {rows} except select {key} from {known} order by {key}"
             if lost := _column(database, query):
                 findings.append(_named(f"unknown_{key}", lost, f"{key}s of rows are not in {table.name}"))
+            if table.name == CONFIGS:
+                findings += _conditions(database, rows, table)
         return findings + _mixed(database, rows)
+
+
+def _conditions(database: duckdb.DuckDBPyConnection, rows: str, configs: Path) -> list[Finding]:
+    """Rows that don't say whether their configuration's condition holds, or say so without one."""
+    lacks = lacking_sql(configs, s.CONFIGS_SCHEMA)
+    known = f"select *{lacks} from read_parquet({file_list([configs])})"
+    conditional = f"(select config_id from ({known}) where when_vector is not null)"
+    wrong = _column(
+        database,
+        f"select row_id from {rows} semi join {conditional} using (config_id)"
+        " where status = 'ok' and condition_met is null"
+        f" union select row_id from {rows} anti join {conditional} using (config_id)"
+        " where condition_met is not null order by row_id",
+    )
+    message = "rows contradict their configuration's condition"
+    return [_named("wrong_conditions", wrong, message)] if wrong else []
 
 
 def _mixed(database: duckdb.DuckDBPyConnection, rows: str) -> list[Finding]:

@@ -22,11 +22,11 @@ import pyarrow.parquet as pq
 from vsteer.errors import StoreError
 from vsteer.files import sync
 from vsteer.store import shards as sh
-from vsteer.store.database import file_list, in_memory
+from vsteer.store.database import in_memory
 from vsteer.store.files import FULL, disk_errors, parquet_writer, refuse_link
 from vsteer.store.ids import RowIds
 from vsteer.store.schema import ROWS_SCHEMA
-from vsteer.store.views import any_id_twice, placed, superseded_sql
+from vsteer.store.views import any_id_twice, placed, read_rows, superseded_sql
 
 ORDER = "vector, layer nulls first, multiplier nulls first, prompt_id, row_id"
 # DuckDB works in vectors of 2048 rows, and a thread takes a row group; its own groups have this size.
@@ -92,9 +92,7 @@ def rows_of(shards: Sequence[Path], ids: RowIds) -> pa.Table:
     with in_memory() as database:
         database.register("wanted", pa.table({"row_id": pa.array(list(ids), pa.string())}))
         columns = ", ".join(ROWS_SCHEMA.names)
-        found = database.sql(
-            f"select {columns} from read_parquet({file_list(shards)}) semi join wanted using (row_id)"
-        )
+        found = database.sql(f"select {columns} from {read_rows(shards)} semi join wanted using (row_id)")
         return found.to_arrow_table().cast(ROWS_SCHEMA)
 
 

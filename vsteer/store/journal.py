@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from vsteer.files import sync
 from vsteer.store.files import disk_errors
-from vsteer.store.schema import ROWS_SCHEMA
+from vsteer.store.schema import ROWS_SCHEMA, as_written, with_added
 
 NAME = re.compile(r"unwritten-(\d{8})\.arrow")
 HEAD = struct.Struct("<QI")
@@ -89,7 +89,7 @@ def _pieces(content: bytes) -> Iterator[pa.Table]:
         if len(piece) != length or zlib.crc32(piece) != crc:
             return
         with pa.ipc.open_stream(piece) as stream:
-            if not stream.schema.equals(ROWS_SCHEMA):
+            if not stream.schema.equals(as_written(ROWS_SCHEMA, stream.schema.names)):
                 return  # another version of vsteer wrote it, and its rows are computed anew
-            yield stream.read_all().cast(ROWS_SCHEMA)
+            yield with_added(stream.read_all(), ROWS_SCHEMA)
         place += HEAD.size + length

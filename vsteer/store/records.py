@@ -126,11 +126,22 @@ def table_fault(
     if not pc.all(pc.equal(good, pc.is_null(table["error"]))).as_py():
         return "a row with status error says why, and no other"
     answered = table.filter(good)
-    if lacking := [name for name in (*CHOICE_COLUMNS, *COUNTS) if answered[name].null_count]:
-        return f"a choice row with status ok has {lacking[0]}"
+    choices, texts = (answered.filter(pc.equal(answered["kind"], kind)) for kind in s.KINDS)
+    for rows, what, names in (
+        (choices, "a choice", CHOICE_COLUMNS),
+        (texts, "an open-ended", TEXT_COLUMNS),
+        (answered, "a", COUNTS),
+    ):
+        if lacking := [name for name in names if rows[name].null_count]:
+            return f"{what} row with status ok has {lacking[0]}"
     unsteered = answered.filter(pc.equal(pc.list_value_length(answered["layers"]), 0))
     if pc.any(pc.not_equal(unsteered["steered_tokens"], 0)).as_py():
         return "a baseline has steered tokens"
+    if unsteered["condition_met"].null_count < len(unsteered):
+        return "a baseline has no condition"
+    unmet = answered.filter(pc.invert(pc.fill_null(answered["condition_met"], True)))
+    if pc.any(pc.not_equal(unmet["steered_tokens"], 0)).as_py():
+        return "a row whose condition doesn't hold has steered tokens"
     return None
 
 
@@ -179,6 +190,7 @@ CHECKS: dict[pa.DataType, Callable[[object], bool]] = {
     s.INT: _good_int,
     s.LONG: _good_long,
     s.FLOAT: _good_float,
+    s.BOOL: lambda value: type(value) is bool,
     s.TIME: _good_time,
     s.INTS: _good_ints,
     s.STRINGS: _good_list(_good_string),
@@ -197,6 +209,7 @@ WANTED = {
     s.INT: "an int of 32 bits",
     s.LONG: "an int of 64 bits",
     s.FLOAT: "a float that isn't NaN",
+    s.BOOL: "true or false",
     s.TIME: "a datetime with a time zone",
     s.INTS: "a list of ints of 32 bits",
     s.STRINGS: "a list of str that UTF-8 can hold",
@@ -258,6 +271,10 @@ def row_contradiction(record: Record) -> str | None:
             return f"a row with status ok has a {name} of 0 or more"
     if not record["layers"] and record["steered_tokens"]:
         return f"a baseline has {record['steered_tokens']} steered tokens"
+    if not record["layers"] and record["condition_met"] is not None:
+        return "a baseline has no condition"
+    if record["condition_met"] is False and record["steered_tokens"]:
+        return f"a row whose condition doesn't hold has {record['steered_tokens']} steered tokens"
     return _choice_contradiction(record) if record["kind"] == "choice" else _text_contradiction(record)
 
 

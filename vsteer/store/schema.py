@@ -6,7 +6,7 @@ Times are UTC without a zone: DuckDB's Python client needs pytz to hand out a zo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -65,7 +65,12 @@ AXES = (
         "what the stored vector is multiplied by, the shortest number of its float32; 0 is a baseline",
         null="an operation that has none",
     ),
-    Column("positions", STRING, "which tokens are steered: all, after_prompt, ...; empty for a baseline"),
+    Column(
+        "positions",
+        STRING,
+        "which tokens are steered: all, after_prompt, ..., and under which condition on the prompt, as in "
+        "`all when harm at layer 8, mean above 0.05`; empty for a baseline",
+    ),
     Column("system", STRING, "the system prompt's name; empty: none"),
 )
 
@@ -115,6 +120,13 @@ ROWS = (
     Column("completion_tokens", INT, "tokens generated", null="failed"),
     Column("cached_tokens", INT, "prompt tokens served from the prefix cache", null="failed"),
     Column("steered_tokens", INT, "positions that were steered, counted in the engine", null="failed"),
+    Column(
+        "condition_met",
+        BOOL,
+        "whether the configuration's condition holds on the prompt; where not, nothing was steered and the "
+        "row has what the baseline's row has",
+        null="no condition, or it could not be decided",
+    ),
     Column("started_at", TIME, "when the row was handed to the engine, UTC"),
     Column("finished_at", TIME, "when its result came back, UTC"),
     Column("attempt", INT, "how many times this row was tried, this one included"),
@@ -141,6 +153,11 @@ CONFIGS = (
     Column(
         "vector_recipe", STRING, "how the vector is made, or its file's hash, as JSON; empty for a baseline"
     ),
+    Column("when_vector", STRING, "the name of the condition's vector", null="no condition"),
+    Column("when_layer", INT, "the layer whose stream is compared with it", null="no condition"),
+    Column("when_token", STRING, "which of the prompt's tokens: mean, last", null="no condition"),
+    Column("when_side", STRING, "on which side of the threshold it holds: above, below", null="no condition"),
+    Column("when_threshold", FLOAT, "what the cosine must be above or below", null="no condition"),
     Column("max_tokens", INT, "how many tokens are generated at most"),
     Column("temperature", FLOAT, "the sampling temperature; 0 is greedy"),
     Column("top_p", FLOAT, "the sampling's nucleus; 1 is all"),
@@ -173,6 +190,24 @@ def arrow_schema(name: str, columns: Sequence[Column]) -> pa.Schema:
         [pa.field(c.name, c.type, bool(c.null), {"about": c.about}) for c in columns],
         metadata={"vsteer": f"{name} {SCHEMA_VERSION}"},
     )
+
+
+# What files of earlier versions lack. It is null there, and such a file stays as it is.
+ADDED = frozenset({"condition_met", "when_vector", "when_layer", "when_token", "when_side", "when_threshold"})
+
+
+def as_written(schema: pa.Schema, names: Iterable[str]) -> pa.Schema:
+    """The schema as a file with columns of these names must have it, which may be of an earlier version."""
+    there = set(names)
+    return pa.schema([field for field in schema if field.name in there or field.name not in ADDED])
+
+
+def with_added(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """A table as the schema has it, with nulls in what its file lacks."""
+    for field in schema:
+        if field.name not in table.column_names:
+            table = table.append_column(field, pa.nulls(len(table), field.type))
+    return table.select(schema.names).cast(schema)
 
 
 ROWS_SCHEMA = arrow_schema("rows", ROWS)

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from vsteer.files import TEMPORARY, sync
 from vsteer.store.files import as_parquet, disk_errors
 from vsteer.store.ids import PACKED, Packed, RowIds, pack_column
-from vsteer.store.schema import ROWS_SCHEMA
+from vsteer.store.schema import ROWS_SCHEMA, as_written, with_added
 from vsteer.store.seal import broken
 
 ROWS_FOLDER = "rows"
@@ -89,7 +89,7 @@ def fault_of(shard: Path, *, whole: bool = True) -> str | None:
         raise
     except (pa.ArrowException, OSError, ValueError) as error:
         return f"it can't be read: {str(error).splitlines()[0][:120]}"
-    if not schema.equals(ROWS_SCHEMA):
+    if not schema.equals(as_written(ROWS_SCHEMA, schema.names)):
         return "it has other columns than rows have"
     if (schema.metadata or {}).get(b"vsteer") != ROWS_SCHEMA.metadata[b"vsteer"]:
         return "it is not of this version of vsteer's rows"
@@ -195,7 +195,7 @@ def good_rows(file: Path) -> pa.Table:
     try:
         if fault_of(file, whole=False) is None and not broken(file):
             rows = pq.read_table(file, page_checksum_verification=True)
-            return rows.filter(pc.equal(rows["status"], "ok"))
+            return with_added(rows.filter(pc.equal(rows["status"], "ok")), ROWS_SCHEMA)
     except (pa.ArrowException, OSError):
         pass
     return ROWS_SCHEMA.empty_table()

@@ -30,6 +30,7 @@ from vsteer.store.database import file_list, in_memory
 from vsteer.store.events import append_event
 from vsteer.store.files import disk_errors, refuse_name
 from vsteer.store.lock import FolderLock
+from vsteer.store.schema import as_written
 from vsteer.store.seal import broken
 
 log = logging.getLogger(__name__)
@@ -90,6 +91,7 @@ def _other_columns(path: Path, wanted: pa.Schema | None) -> str | None:
         found = pq.read_schema(path)
     except (pa.ArrowException, OSError, ValueError) as error:
         return _unreadable(error)
+    wanted = as_written(wanted, found.names)
     if [(field.name, field.type) for field in found] == [(field.name, field.type) for field in wanted]:
         return None
     return "it has other columns than it should"

@@ -167,7 +167,7 @@ class Store:
                 self._oldest = time.monotonic()
 
     def append_rows(self, rows: pa.Table) -> None:
-        """Take the choice rows of a block, as columns. Where this raises, none was taken."""
+        """Take rows as columns. Where this raises, none was taken."""
         with self._mutex:
             self._refuse_if_closed()
             if self._due():

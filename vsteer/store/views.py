@@ -12,9 +12,12 @@ from pathlib import Path
 
 import duckdb
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from vsteer.store import shards as sh
 from vsteer.store.database import file_list, in_memory
+from vsteer.store.schema import ROWS_SCHEMA, SQL_TYPES
 from vsteer.store.sound import note_distinct, noted_distinct, sound_shards, steadily
 
 CONFIGS, PROMPTS = "configs.parquet", "prompts.parquet"
@@ -29,7 +32,7 @@ def rows_sql(folder: Path) -> str:
 
 def _rows_sql(folder: Path, shards: Sequence[Path]) -> str:
     if sh.is_compact(shards) or _distinct(folder, shards):
-        return f"select * from read_parquet({file_list(shards)})"
+        return f"select * from {read_rows(shards)}"
     return (
         f"select * exclude (filename, file_row_number) from {placed(shards)}"
         f" anti join ({superseded_sql(shards)}) using (filename, file_row_number)"
@@ -38,7 +41,28 @@ def _rows_sql(folder: Path, shards: Sequence[Path]) -> str:
 
 def placed(shards: Sequence[Path]) -> str:
     """What SQL selects from to know where each row stands: `filename` and `file_row_number`."""
-    return f"read_parquet({file_list(shards)}, filename = true, file_row_number = true)"
+    return read_rows(shards, ", filename = true, file_row_number = true")
+
+
+def read_rows(shards: Sequence[Path], options: str = "") -> str:
+    """What SQL selects all rows of these shards from, those of an earlier version too."""
+    parts: dict[str, list[Path]] = {}
+    for shard in shards:
+        # A file is written by a later version than those of a smaller number.
+        lacks = "" if "" in parts else lacking_sql(shard, ROWS_SCHEMA)
+        parts.setdefault(lacks, []).append(shard)
+    read = [f"select *{lacks} from read_parquet({file_list(some)}{options})" for lacks, some in parts.items()]
+    if list(parts) == [""]:
+        return f"read_parquet({file_list(shards)}{options})"
+    return f"({' union all by name '.join(read)})"
+
+
+def lacking_sql(path: Path, schema: pa.Schema) -> str:
+    """What a file of an earlier version lacks, for a SELECT: `, null::BOOLEAN as condition_met`."""
+    there = set(pq.read_schema(path).names)
+    return "".join(
+        f", null::{SQL_TYPES[field.type]} as {field.name}" for field in schema if field.name not in there
+    )
 
 
 def superseded_sql(shards: Sequence[Path]) -> str:
