@@ -64,7 +64,7 @@ behaviours as (
     select e.* from config_effects e anti join chosen using (condition) anti join tasks using (condition)
 )
 select c.run, c.model, c.evaluation as capability, k.metric, c.vector, c.norm, c.positions, c.operation, c.layers,
-       c.depth, c.multiplier, c.relative_norm, k.items, accuracy, baseline_accuracy, cost, cost_se,
+       c.depth, c.multiplier, c.kl, c.relative_norm, k.items, accuracy, baseline_accuracy, cost, cost_se,
        cost - 1.96 * cost_se as cost_low, cost + 1.96 * cost_se as cost_high, p_right, cost_p,
        k.mass, k.baseline_mass, e.evaluation, e.system, e.effect, e.effect_se, e.effect_p
 from costs k

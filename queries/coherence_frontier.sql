@@ -33,7 +33,7 @@ together as (
     where c.vector <> ''
 )
 select run, model, evaluation as texts_of, system, vector, norm, positions, operation, layers, depth, multiplier,
-       relative_norm, scorer, scorer_hash, texts, score, score_se, baseline_score, asked as evaluation,
+       kl, relative_norm, scorer, scorer_hash, texts, score, score_se, baseline_score, asked as evaluation,
        asked_system, effect, effect_se, effect_p,
        case when push is not null then push > coalesce(max(push) over (
            partition by setting, vector, norm, positions, operation, direction, asked, asked_system,

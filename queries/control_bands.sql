@@ -6,6 +6,7 @@
 --   control_low, control_high  the least and the greatest of the control vectors' mean effects there
 --   control_mean, control_sd   their mean and standard deviation
 --   controls                   how many control vectors there are, of those that count (see `controls`)
+--   kl                         the KL dose of the vector and of each control there; null where multipliers were given
 --   norm, relative_norm        the vector's norm; |multiplier| x its length / the stream's, null where not measured
 -- Caveat: for drawing, not for a verdict. Of 30 layers some leave a band by chance: `controls` compares each
 --   vector's own largest effect, which is what a claim of a peak needs.
@@ -15,7 +16,7 @@ with bands as (
     from control_effects where counted and effect is not null group by place, control
 )
 select e.run, e.model, e.evaluation, e.system, e.vector, e.norm, e.positions, e.operation, e.layers, e.depth,
-       e.multiplier, e.relative_norm, e.effect, b.control, b.control_low, b.control_high, b.control_mean,
+       e.multiplier, e.kl, e.relative_norm, e.effect, b.control, b.control_low, b.control_high, b.control_mean,
        b.control_sd, b.controls
 from config_effects e
 join conditions c using (condition)

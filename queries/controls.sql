@@ -4,6 +4,7 @@
 -- Needs: statistics
 -- Columns:
 --   largest, layers, multiplier   the vector's largest |mean effect on the logit difference|, and where
+--   kl                            the KL dose that it and its controls have there; null where multipliers were given
 --   controls                      how many control vectors count: those that are whole, with an effect in every row in
 --                                 which the vector has one, at all of its layers and multipliers; and distinct, stored
 --                                 as another vector than the steered one and than every other one that counts
@@ -25,15 +26,15 @@
 --   vectors do as much, any contrast may do it, and nothing is shown of this one. A verdict says nothing of size:
 --   for that see layer_peaks. Of the two verdicts `outside` is the one that has looked everywhere.
 with there as (
-    select c.family, b.control, b.multiplier, b.p_value, b.outside
+    select c.family, b.control, c.kl, c.level, b.p_value, b.outside
     from bands b join conditions c using (run, evaluation, config_id) where b.measure = 'logit_diff'
 )
 select c.run, c.model, c.evaluation, c.system, c.vector, c.norm, c.positions, c.operation, v.control,
-       v.largest, c.layers, c.multiplier, c.relative_norm, v.controls, v.controls_left_out, v.control_largest,
+       v.largest, c.layers, c.multiplier, c.kl, c.relative_norm, v.controls, v.controls_left_out, v.control_largest,
        v.control_median, v.exceeded_by, v.p_value, v.outside, v.verdict, v.headline,
        t.p_value as p_value_there, t.outside as outside_there
 from control_verdicts v
 join conditions c using (condition)
 left join there t on t.family = v.family and t.control = v.control
-                 and t.multiplier is not distinct from c.multiplier and len(c.layers) = 1
+                 and t.kl is not distinct from c.kl and t.level is not distinct from c.level and len(c.layers) = 1
 order by all;

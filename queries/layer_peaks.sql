@@ -8,6 +8,7 @@
 --   effect, effect_se        mean over items of the logit difference less the baseline's there; its standard error
 --   effect_p                 the same of p(matching)
 --   effect_headroom          effect_p over the room it had: 1 - p upwards, p downwards
+--   kl                       the KL dose that each layer has, by a multiplier of its own; null where it was given
 --   norm, relative_norm      the vector's norm; |multiplier| x its length / the stream's at that layer, null
 --                            where not measured
 --   heldout_effect           mean effect on one half of the items at the layer that the other half chose, over
@@ -45,7 +46,7 @@ outside as (
     from bands where measure = 'logit_diff' group by all
 )
 select c.run, c.model, c.evaluation, c.system, c.vector, c.norm, c.positions, c.operation, c.multiplier,
-       c.layer as peak_layer, c.depth as peak_depth, c.effect, c.effect_se, c.effect_p, c.effect_headroom,
+       c.kl, c.layer as peak_layer, c.depth as peak_depth, c.effect, c.effect_se, c.effect_p, c.effect_headroom,
        c.relative_norm, h.heldout_effect, h.low as heldout_low, h.high as heldout_high, h.heldout_layer,
        h.heldout_share, h.near_layers, o.outside_random, o.outside_shuffled,
        o.outside_unrelated, c.layers_swept, c.wrong_way_layers, c.items, c.total_mass, c.baseline_mass,

@@ -23,6 +23,6 @@ from per_config e
 left join per_config o on o.made_here and o.model = e.model and o.evaluation = e.evaluation
                       and o.system = e.system and o.norm = e.norm and o.positions = e.positions
                       and o.operation = e.operation and o.layers = e.layers
-                      and o.multiplier is not distinct from e.multiplier
+                      and o.kl is not distinct from e.kl and o.level is not distinct from e.level
 where not e.made_here
 order by all;

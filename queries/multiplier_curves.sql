@@ -14,6 +14,7 @@
 --                            interval; line_r2 how much of its course the line explains
 --   p_slope, p_midpoint      of the logistic curve through p_match, in logits; the multiplier of even odds
 --   norm, relative_norm      the vector's norm; |multiplier| x its length / the stream's, null where not measured
+--   kl                       the KL dose that the multiplier was found by, alike at each layer; null where it was given
 --   total_mass               probability of all answers together
 --   why                      why intervals and fits are null, and what to beware of
 -- Caveat: never fit through the end points alone, and look at total_mass before a large multiplier's p_match:
@@ -27,7 +28,7 @@ with steered as (
 curves as (
     select condition, dose, run, model, evaluation, system, vector, norm, positions, operation, layers, depth,
            multiplier, p_match, logit_diff, effect, effect_se, effect_p, effect_p_se, effect_headroom,
-           relative_norm, items, total_mass
+           relative_norm, items, total_mass, kl
     from steered
     union all by name
     select distinct on (dose) dose, run, model, evaluation, system, vector, norm, positions, operation, layers,
@@ -54,7 +55,7 @@ logistics as (
 )
 select s.run, s.model, s.evaluation, s.system, s.vector, s.norm, s.positions, s.operation, s.layers, s.depth,
        s.multiplier, s.p_match, s.logit_diff, s.effect, s.effect_se, w.effect_low, w.effect_high, s.effect_p,
-       s.effect_p_se, w.effect_p_low, w.effect_p_high, s.effect_headroom, s.relative_norm,
+       s.effect_p_se, w.effect_p_low, w.effect_p_high, s.effect_headroom, s.relative_norm, s.kl,
        bool_and(s.step >= 0) over (partition by s.dose) or bool_and(s.step <= 0) over (partition by s.dose)
            as monotone,
        l.isotonic_r2, l.slope, l.slope_low, l.slope_high, l.fit_r2 as line_r2, p.slope as p_slope,

@@ -9,6 +9,7 @@
 --   effect, effect_se       mean over items of the logit difference less the baseline's; its standard error
 --   effect_p, effect_headroom   the same of p(matching); over the room it had: 1 - p upwards, p downwards
 --   norm, relative_norm     the vector's norm; |multiplier| x its length / the stream's at the peak
+--   kl                      the KL dose, with which models compare; null where multipliers were given
 --   heldout_effect          mean effect on one half of the items at the layer that the other half chose: what the
 --                           fits go through; heldout_low, heldout_high are its 95% interval over items
 --   exponential, power, log_linear   each family's curve through the models' heldout_effect, x in billions, with
@@ -34,7 +35,7 @@ curve_texts as (
     from scaling where measure = 'logit_diff'
 ),
 fits as (
-    select run, evaluation, system, vector, norm, positions, operation, multiplier,
+    select run, evaluation, system, vector, norm, positions, operation, kl, level,
            any_value(text) filter (family = 'exponential') as exponential,
            any_value(text) filter (family = 'power') as power,
            any_value(text) filter (family = 'log_linear') as log_linear,
@@ -43,7 +44,7 @@ fits as (
     from curve_texts group by all
 )
 select c.model, billions_in(c.model) as billions, c.run, c.evaluation, c.system, c.vector, c.norm, c.positions,
-       c.operation, c.multiplier, c.layers_swept, c.layer as peak_layer, c.depth as peak_depth, c.effect,
+       c.operation, c.multiplier, c.kl, c.layers_swept, c.layer as peak_layer, c.depth as peak_depth, c.effect,
        c.effect_se, c.effect_p, c.effect_p_se, c.effect_headroom, c.relative_norm, h.heldout_effect,
        h.low as heldout_low, h.high as heldout_high, f.exponential, f.power, f.log_linear, f.preferred,
        case when f.evaluation is null then no_statistics() else f.why end as fit_why, c.items, c.total_mass,
@@ -53,5 +54,6 @@ left join held h using (curve)
 -- fits over several runs belong to no single one
 left join fits f on coalesce(f.run, c.run) = c.run and f.evaluation = c.evaluation and f.system = c.system
                 and f.vector = c.vector and f.norm = c.norm and f.positions = c.positions
-                and f.operation = c.operation and f.multiplier is not distinct from c.multiplier
+                and f.operation = c.operation and f.kl is not distinct from c.kl
+                and f.level is not distinct from c.level
 order by c.evaluation, c.system, c.vector, c.norm, c.positions, c.operation, c.multiplier, billions, c.model, c.run;

@@ -14,11 +14,12 @@
 --                           from the others: for both, less is better
 --   why                     why a column is null
 --   billions, effects, depths   the points: sizes, held-out peaks and their depths
+--   kl, level               the KL dose and its sign, where each model has a multiplier of its own
 --   norm, relative_norms    the vector's norm; |multiplier| x its length / the stream's at each peak
 --   models_left_out         models without a held-out peak, or whose name doesn't say its size
 -- Caveat: each model counts alike, whatever its own interval. A fit through as many points as it has parameters
 --   goes through all of them, and says nothing. Where relative_norms differ, size is not all that does.
-select run, evaluation, measure, system, vector, norm, positions, operation, multiplier, family,
+select run, evaluation, measure, system, vector, norm, positions, operation, multiplier, kl, level, family,
        formula(family, "offset", scale, rate) as curve, preferred, points, residual_df, "offset", offset_low,
        offset_high, scale, scale_low, scale_high, rate, rate_low, rate_high, aicc, loo_rmse, why, models,
        billions, effects, depths, relative_norms, models_left_out

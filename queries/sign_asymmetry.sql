@@ -1,9 +1,10 @@
 -- Does negative steering act more strongly than positive?
 --
--- Parameters: none. A row for each layer at which both m and -m were run, everything else being the same.
+-- Parameters: none. A row for each layer at which both m and -m were run, or a KL dose to both sides.
 -- Needs: statistics
 -- Columns:
---   multiplier                  |m|
+--   multiplier                  |m|; with a KL dose that of the positive side
+--   kl                          the KL dose of both sides; null where multipliers were given
 --   effect_minus, effect_plus   mean change of the logit difference at -m and at +m, on items that have both
 --   asymmetry, asymmetry_se     -effect_minus - effect_plus, and its standard error over items, paired:
 --                               above 0 where negative steering acts more strongly in its own direction
@@ -22,8 +23,8 @@ with per_item as materialized (select * from item_effects),
 pairs as (
     select n.condition as minus, p.condition as plus, p.*
     from conditions p
-    join conditions n on n.dose = p.dose and n.multiplier = -p.multiplier
-    where p.multiplier > 0 and p.control = ''
+    join conditions n on n.dose = p.dose and n.kl is not distinct from p.kl and n.level = -p.level
+    where p.level > 0 and p.control = ''
 ),
 paired as (
     select q.minus, q.plus, count(*) as items, avg(n.effect) as effect_minus, avg(p.effect) as effect_plus,
@@ -48,7 +49,7 @@ within as (
     from asymmetries join conditions c using (run, evaluation, config_id) group by c.condition
 )
 select q.run, q.model, q.evaluation, q.system, q.vector, q.norm, q.positions, q.operation, q.layers, q.depth,
-       q.multiplier, q.relative_norm, items, baseline_p, effect_minus, effect_plus, asymmetry, asymmetry_se,
+       q.multiplier, q.kl, q.relative_norm, items, baseline_p, effect_minus, effect_plus, asymmetry, asymmetry_se,
        w.logit_low as asymmetry_low, w.logit_high as asymmetry_high, effect_p_minus, effect_p_plus, asymmetry_p,
        asymmetry_p_se, w.p_low as asymmetry_p_low, w.p_high as asymmetry_p_high,
        over_headroom(effect_p_minus, baseline_p) as headroom_minus,

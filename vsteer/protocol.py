@@ -194,6 +194,8 @@ class Block:
     # the proper prefixes of the answers, and behind each the tokens whose log-probabilities are wanted
     asked: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
     steerings: tuple[Steering | None, ...]  # their positions are on the prompt without its answers
+    # whether it is also asked how far each steering is from the unsteered pass: as forks alone
+    divergence: bool = False
 
     def spans(self) -> list[tuple[int, int]]:
         """Each steering's span of absolute positions, which an answer behind the prompt doesn't move."""
@@ -226,6 +228,9 @@ class BlockScores:
     # the steerings that failed, by their place, and why; their lines above mean nothing
     errors: Mapping[int, str] = field(default_factory=dict)
     forked: bool = False  # as in `Result`
+    # Where the block asks for it: the KL divergence of the next-token distribution from the unsteered one, in
+    # nats, over the whole vocabulary: [steering, prefix]
+    kl: NDArray[np.floating] | None = None
 
     @classmethod
     def of(cls, block: Block, results: Mapping[str, Result]) -> BlockScores:

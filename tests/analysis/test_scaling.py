@@ -144,6 +144,8 @@ def peak(model: str, billions: float | None, effect: float | None, **changes: An
         "operation": "add",
         "system": "",
         "multiplier": 1.0,
+        "kl": None,
+        "level": changes.get("multiplier", 1.0),
         "model": model,
         "billions": billions,
         "heldout_effect": effect,
@@ -177,6 +179,15 @@ def test_records_are_of_peaks_that_differ_in_the_model_alone() -> None:
 def test_an_ablation_has_no_multiplier_and_its_own_fit() -> None:
     peaks = [peak("a-1b", 1, 0.5, multiplier=None), peak("a-1b", 1, 0.7, multiplier=0.5)]
     assert [one["multiplier"] for one in scaling_records(peaks)[:: len(FAMILIES)]] == [None, 0.5]
+
+
+def test_models_are_compared_at_one_dose_whatever_their_multipliers() -> None:
+    peaks = [peak("a-1b", 1, 0.5, multiplier=0.7), peak("a-7b", 7, 0.4, multiplier=3.0)]
+    dosed = [one | {"kl": 0.2, "level": 1} for one in peaks]
+    assert {(one["points"], one["multiplier"], one["kl"]) for one in scaling_records(dosed)} == {
+        (2, None, 0.2)
+    }
+    assert {one["points"] for one in scaling_records(peaks)} == {1}
 
 
 def test_no_peaks_no_records() -> None:

@@ -160,12 +160,13 @@ def test_a_block_travels_by_the_places_of_its_steerings() -> None:
     other = Steering((Term("w", 1),), (3, 5))
 
     def through(*chosen: Steering | None) -> tuple[Steering | None, ...]:
-        block = Block("b", Prompt.plain((1,)), (((), (1,)),), chosen)
+        block = Block("b", Prompt.plain((1,)), (((), (1,)),), chosen, divergence=len(chosen) == 1)
         packed = Unit(0, block, {"b": block}).sent(packing).work
         assert not isinstance(packed, tuple)
         assert isinstance(packed.steerings, tuple) == (other in chosen)
         found = unpacking.block(packed)
         assert (found.id, found.prompt, found.asked) == (block.id, block.prompt, block.asked)
+        assert found.divergence == block.divergence
         return found.steerings
 
     every = (None, *STEERINGS)

@@ -6,7 +6,7 @@ import pytest
 
 from vsteer.evaluations.choice import ChoiceEvaluation
 from vsteer.evaluations.open_ended import OpenEndedEvaluation
-from vsteer.grid.axes import parse_layers, parse_multipliers
+from vsteer.grid.axes import Dose, parse_layers, parse_multipliers, written_multipliers
 from vsteer.grid.problems import GridError
 from vsteer.grid.spec import EngineSpec, Grid, read_grid
 from vsteer.grid.yaml_lines import read_yaml
@@ -266,3 +266,15 @@ def test_the_resolved_grid_is_plain_json(tmp_path: Path) -> None:
     dumped = read(tmp_path, GRID).model_dump(mode="json")
     assert dumped["grid"][1]["layers"] == {"from": 1, "to": 5, "step": 2}
     assert dumped["grid"][0]["positions"] == ["all", "after_prompt", [0, 4]]
+
+
+def test_doses() -> None:
+    """A dose has both signs unless the grid says otherwise, and stands among multipliers."""
+    both = [Dose(0.05, -1), Dose(0.05, 1), Dose(0.2, -1), Dose(0.2, 1)]
+    assert parse_multipliers({"kl": [0.05, 0.2]}) == tuple(both)
+    assert parse_multipliers([-1, {"kl": 0.2, "signs": [1], "text": "plain.txt"}, 1]) == (
+        -1.0,
+        Dose(0.2, 1, "plain.txt"),
+        1.0,
+    )
+    assert parse_multipliers(written_multipliers((1.0, *both))) == (1.0, *both)

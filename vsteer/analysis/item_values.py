@@ -1,8 +1,8 @@
 """The effects of a run as arrays, [configuration, item]: one value an item, the mean of its rows.
 
 A *sweep* is what one vector does in one setting: all layers, all multipliers, its controls too (`family` in
-effects.sql). A *block* is a sweep's part at one multiplier; one block is in memory at a time. Reading scans
-the rows once.
+effects.sql). A *block* is a sweep's part at one multiplier or KL dose; one block is in memory at a time.
+Reading scans the rows once.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ with asked as (
     from prompts where kind = 'choice' group by all
 )
 select c.*, billions_in(c.model) as billions, coalesce(a.items, 0) as planned_items,
-       dense_rank() over (order by c.family, c.multiplier) as block, coalesce(e.counted, false) as counted
+       dense_rank() over (order by c.family, c.kl, c.level) as block, coalesce(e.counted, false) as counted
 from conditions c
 left join asked a using (run, evaluation, system)
 left join control_effects e using (condition)
@@ -48,8 +48,8 @@ group by all order by block
 """
 CONDITIONS = """
 select condition, config_id, evaluation, model, billions, vector, norm, control, control_index, layers, layer,
-       depth, operation, multiplier, positions, system, direction, relative_norm, rows, planned_items, family,
-       block, counted
+       depth, operation, multiplier, positions, system, direction, relative_norm, kl, level, rows,
+       planned_items, family, block, counted
 from steered order by family, block, condition
 """
 CONTROL_VECTORS = """
@@ -81,6 +81,8 @@ class Condition:
     system: str
     direction: int
     relative_norm: float | None
+    kl: float | None
+    level: float | None
     rows: int  # planned
     planned_items: int
     family: int

@@ -18,7 +18,7 @@ import numpy as np
 from vsteer.analysis.curves import EXPONENTIAL, FAMILIES, Curve, Family, fit
 from vsteer.analysis.intervals import Numbers
 
-KEYS = ("evaluation", "measure", "vector", "norm", "positions", "operation", "system", "multiplier")
+KEYS = ("evaluation", "measure", "vector", "norm", "positions", "operation", "system", "kl", "level")
 # Twenty to one, in Akaike's criterion.
 CLEARLY = 2 * math.log(20)
 
@@ -106,6 +106,8 @@ def _of_group(peaks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     sizes = np.array([peak["billions"] for peak in chosen], float)
     effects = np.array([peak["heldout_effect"] for peak in chosen], float)
     shared = {name: peaks[0][name] for name in KEYS} | {
+        # each model has its own where they have a dose in common
+        "multiplier": None if peaks[0]["kl"] else peaks[0]["multiplier"],
         "models": [peak["model"] for peak in chosen],
         "billions": sizes.tolist(),
         "effects": effects.tolist(),

@@ -169,6 +169,8 @@ def peak_records(block: Effects) -> Iterator[Record]:
         record = {
             **_head(curve[best], measure),
             "billions": curve[best].billions,
+            "kl": curve[best].kl,
+            "level": curve[best].level,
             "layers_swept": len(curve),
             "items": items,
             "items_left_out": curve[best].planned_items - items,
@@ -247,12 +249,12 @@ def band_records(block: Effects, peak: Record) -> Iterator[Record]:
 
 
 def asymmetry_records(sweep: Effects, measure: str) -> Iterator[Record]:
-    """The asymmetry at each layer that has both m and -m, on items that have both."""
-    at = {(one.layers, one.multiplier): one for one in sweep.conditions}
+    """The asymmetry at each layer that has m and -m, or a KL dose to both sides, on items that have both."""
+    at = {(one.layers, one.kl, one.level): one for one in sweep.conditions}
     pairs = [
         (minus, plus)
         for plus in sweep.conditions
-        if plus.multiplier and plus.multiplier > 0 and (minus := at.get((plus.layers, -plus.multiplier)))
+        if plus.level and plus.level > 0 and (minus := at.get((plus.layers, plus.kl, -plus.level)))
     ]
     values = [-_values(sweep, pair, measure).sum(0) for pair in pairs]
     for (minus, plus), own, found in zip(pairs, values, intervals_of(values), strict=True):

@@ -27,7 +27,7 @@ from config_effects e join conditions c using (condition) where e.items > 0
 order by c.model, c.dtype, c.evaluation, c.system, c.vector, c.norm, c.operation, c.positions
 """
 EFFECTS = """
-select c.family, e.condition, e.layers, e.multiplier, e.effect, e.total_mass, p.prompts
+select c.family, e.condition, e.layers, e.multiplier, e.kl, e.level, e.effect, e.total_mass, p.prompts
 from config_effects e
 join conditions c using (condition)
 join (select condition, count(effect) as prompts from effects where control = '' group by condition) p
@@ -57,9 +57,18 @@ class Effect:
     condition: int
     layers: Layers
     multiplier: float | None  # None: an operation that has none
+    kl: float | None  # the dose that its multiplier was found by
+    level: float | None  # its sign then, else the multiplier
     effect: float
     mass: float
     prompts: int
+
+    @property
+    def written(self) -> tuple[bool, float] | None:
+        """What the grid lists, doses behind multipliers; None: an operation that has none."""
+        if self.level is None:
+            return None
+        return (False, self.level) if self.kl is None else (True, self.level * self.kl)
 
 
 @dataclass(frozen=True)
@@ -141,18 +150,21 @@ def _curve(
 ) -> str:
     counts = sorted({one.prompts for one in effects})
     operation = OPERATIONS[family.operation]
-    # one operation has multipliers, or none
-    multipliers = sorted({one.multiplier for one in effects}, key=lambda m: m or 0)
-    by_place = {(one.layers, one.multiplier): one for one in effects}
+    # one operation has multipliers, or none; with a dose each layer has its own
+    levels = sorted({one.written for one in effects}, key=lambda level: level or (False, 0.0))
+    by_place = {(one.layers, one.written): one for one in effects}
     header = [
         "LAYER",
-        *(f"{m:+g}" if m is not None else operation.done.upper() for m in multipliers),
+        *(
+            operation.done.upper() if level is None else f"{'KL ' * level[0]}{level[1]:+g}"
+            for level in levels
+        ),
         "MASS",
         *(["CONTROLS"] if chance else []),
     ]
     rows = []
     for layers in sorted({one.layers for one in effects}):
-        here = [by_place.get((layers, m)) for m in multipliers]
+        here = [by_place.get((layers, level)) for level in levels]
         row = [at_once(layers), *(f"{one.effect:+.2f}" if one else "" for one in here)]
         row.append(f"{min(one.mass for one in here if one):.3f}")
         if chance:
@@ -185,6 +197,8 @@ def _claims(effects: Sequence[Effect], verdicts: Sequence[Verdict], done: str) -
         key=lambda one: (abs(one.effect), -one.condition),
     )
     how = done if peak.multiplier is None else f"multiplier {peak.multiplier:+g}"
+    if peak.kl is not None:
+        how += f" for a KL dose of {peak.kl:g}"
     lines = [f"largest effect: {peak.effect:+.2f} at layer {at_once(peak.layers)}, {how}"]
     if not verdicts:
         lines.append(

@@ -112,6 +112,7 @@ def _model(one: Budget, standing: int, times: list[TimePart], memory: Memory | N
         ("  to compute", f"{about}{one.computed_tokens:,} (shared prefixes save {about}{saved:.0%})"),
         ("output tokens", f"at most {one.output_tokens:,}"),
         ("steering table", f"{one.cells:,} cells, {one.vector_rows:,} directions of {one.vectors:,} vectors"),
+        *([("doses", f"{one.doses:,} multipliers to find on neutral text")] if one.doses else ()),
         ("disk", f"{about}{_size(one.disk_bytes)} (estimated)"),
     ]
     if one.coherence_tokens:

@@ -27,7 +27,7 @@ FORMATS = ("table", "csv", "json", "md")
 CLI_FLAGS = {"table": "-box", "csv": "-csv", "json": "-json", "md": "-markdown"}
 SHELL_HELP = """\
 The name of a query runs it; anything else is SQL, which ends in a semicolon, over the views
-rows, configs, prompts, norms, scores, cosines, conditions, baselines, effects, item_effects,
+rows, configs, prompts, norms, kl_doses, scores, cosines, conditions, baselines, effects, item_effects,
 item_lines, config_effects, control_effects, control_verdicts, compared, differences, the tables of
 statistics: intervals, peaks, bands, asymmetries, doses, scaling, and those of vsteer mechanism:
 edges, nodes, positions, dimensions, circuits, circuit_overlaps, freezing, head_values, sparsity.

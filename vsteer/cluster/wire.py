@@ -34,6 +34,7 @@ class PackedBlock:
     asked: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
     # places in the table's steerings; what is not among them comes as it is
     steerings: Places | tuple[Steering | None, ...]
+    divergence: bool = False
 
 
 Work = PackedBlock | tuple[Request, ...]
@@ -98,7 +99,7 @@ class Packing:
         # the prompts of an evaluation share one tuple, unless rows of them stand already
         if block.steerings is not self._last:
             self._last, self._packed = block.steerings, self._places(block.steerings)
-        return PackedBlock(block.id, block.prompt, block.asked, self._packed)
+        return PackedBlock(block.id, block.prompt, block.asked, self._packed, block.divergence)
 
     def _places(self, steerings: tuple[Steering | None, ...]) -> Places | tuple[Steering | None, ...]:
         places = np.empty(len(steerings), np.int32)
@@ -119,7 +120,8 @@ class Unpacking:
     _steerings: tuple[Steering | None, ...] = field(default=())
 
     def block(self, packed: PackedBlock) -> Block:
-        return Block(packed.id, packed.prompt, packed.asked, self._unpacked(packed.steerings))
+        steerings = self._unpacked(packed.steerings)
+        return Block(packed.id, packed.prompt, packed.asked, steerings, packed.divergence)
 
     def _unpacked(self, steerings: Places | tuple[Steering | None, ...]) -> tuple[Steering | None, ...]:
         if isinstance(steerings, tuple):

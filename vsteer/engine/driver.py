@@ -37,7 +37,7 @@ from vsteer.engine.support import has_gpu
 from vsteer.engine.table import Capacity, SteeringTable
 from vsteer.engine.worker.capture import CaptureSpec
 from vsteer.engine.worker.step import CellSpan
-from vsteer.errors import EngineError, SteeringFault
+from vsteer.errors import EngineError, SteeringFault, UnsupportedError
 from vsteer.protocol import (
     Block,
     BlockScores,
@@ -97,8 +97,8 @@ class VllmEngine(Engine):
         self.steps = 0
         self._numbers = itertools.count(1)
         # without room it takes no request
-        room = config.scheduler_config.max_num_batched_tokens if self.info.forks else 0
-        self._forks, self._blocks = ForkCollector(room), BlockCollector(room)
+        self._room = config.scheduler_config.max_num_batched_tokens if self.info.forks else 0
+        self._forks, self._blocks = ForkCollector(self._room), BlockCollector(self._room)
         # how many requests were computed as forks
         self.forked = 0
         try:
@@ -168,6 +168,12 @@ class VllmEngine(Engine):
                 taken = BlockForks(block, [self._cell(steering) for steering in block.steerings])
                 limits = self.info.vocab_size, self.info.max_model_len
                 unsteered = itertools.islice(block.requests(), len(block.asked))
+                if block.divergence and not self._blocks.takes(taken):
+                    raise UnsupportedError(
+                        f"{block.id} has {taken.open.nodes:,} tokens, and a forked pass here has room for "
+                        f"{self._room:,}: the KL divergence is taken within one",
+                        hint="take shorter texts, or an engine with forks and more max_num_batched_tokens",
+                    )
                 # a request says why it can't be served
                 if not self._blocks.takes(taken) or any(one.invalid_because(*limits) for one in unsteered):
                     results = {result.id: result for result in self.run(block.requests())}

@@ -41,6 +41,7 @@ class ForkBlock:
     cells: NDArray[np.int32]  # one for each fork; 0 is the unsteered pass itself
     spans: NDArray[np.int64]  # [fork, 2]
     owns: NDArray[np.int64]  # the node from which on a fork computes for itself
+    divergence: NDArray[np.bool_]  # [1]: whether it is asked how far forks are from the unsteered pass
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,13 +52,15 @@ class ForkScores:
     top: NDArray[np.int32]  # [fork, scored]: the most likely token
     top_logprob: NDArray[np.float32]  # [fork, scored]
     steered: NDArray[np.int32]  # [fork, scored]: how many nodes up to there had the fork's cell written
+    # [fork, scored], or [fork, 0] where it isn't asked: KL(unsteered, fork) of the next token, in nats
+    kl: NDArray[np.float32]
 
 
 class OpenBlock:
     """A block while its requests come in."""
 
-    def __init__(self, prompt: tuple[int, ...]) -> None:
-        self.prompt = prompt
+    def __init__(self, prompt: tuple[int, ...], divergence: bool = False) -> None:
+        self.prompt, self.divergence = prompt, divergence
         self.requests: list[tuple[Request, int, int]] = []  # with its fork and its node
         self._forks: dict[tuple[int, Span], int] = {}
         self._tokens, self._parents = list(prompt), list(range(-1, len(prompt) - 1))
@@ -120,6 +123,7 @@ class OpenBlock:
             np.array([cell for cell, _ in forks], np.int32),
             np.array([span for _, span in forks]).reshape(-1, 2),
             np.array([self._owns(start) for _, (start, _) in forks]),
+            np.array([self.divergence]),
         )
 
     def results(self, scores: ForkScores) -> list[Result]:
@@ -174,7 +178,7 @@ class BlockForks:
 
     def __init__(self, block: Block, cells: Sequence[int]) -> None:
         self.block = block
-        self.open = OpenBlock(block.prompt.token_ids)
+        self.open = OpenBlock(block.prompt.token_ids, block.divergence)
         for answer, tokens in block.asked:
             self.open.ask(answer, tokens)
         self._spans = block.spans()
@@ -199,6 +203,7 @@ class BlockForks:
             np.where(self._steered, shared, 0),
             steered.sum(axis=1),
             forked=True,
+            kl=found.kl[self._forks] if self.block.divergence else None,
         )
 
 

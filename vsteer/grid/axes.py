@@ -8,8 +8,9 @@ choice of layers into the layers of a model.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from pydantic_core import PydanticCustomError
@@ -17,6 +18,7 @@ from pydantic_core import PydanticCustomError
 from vsteer.protocol import OPEN_END, POSITION_WORDS, Positions
 from vsteer.validation import did_you_mean, many, shortened, shown, wrong
 
+T = TypeVar("T")
 Group = tuple[int, ...]  # the layers of one steering; mostly one
 
 MOST_VALUES, MOST_NORMS = 10_000, 1_000
@@ -24,7 +26,10 @@ _LAYER_FORMS = (
     "write all, [9, 10], {from: 8, to: 24, step: 2}, {depth: [0.2, 0.6]}, [[10, 14]] for both at once, or "
     "{together: {from: 8, to: 24}}"
 )
-_MULTIPLIER_FORMS = "write numbers such as [-1, 1], or {from: -2, to: 2, step: 0.5}"
+_MULTIPLIER_FORMS = (
+    "write numbers such as [-1, 1], {from: -2, to: 2, step: 0.5}, or {kl: [0.05, 0.2]} for doses"
+)
+_DOSE_FORMS = "write {kl: [0.05, 0.2]}, with signs: [1] for one sign, and text: FILE for texts of your own"
 _POSITION_FORMS = f"known: {', '.join(POSITION_WORDS)}, or a list with a pair [[start, end]]"
 _NORM_FORMS = "write raw, unit, caa, deviation, {residual: 0.1}, or a list of them"
 _REPLICA_FORMS = "write a number, or {min: 1, max: 64} for as many as there is room for"
@@ -77,11 +82,7 @@ def parse_layers(value: Any) -> Layers:
 
 def _together(value: dict[str, Any]) -> Layers:
     """All of what `together` names as one group."""
-    try:
-        each = parse_layers(value["together"])
-    except PydanticCustomError as error:
-        context = error.context or {}
-        raise wrong(context["message"], context["hint"], "together", *context["at"]) from None
+    each = _at("together", parse_layers, value["together"])
     if each.groups is None:
         return Layers(None, each.depth, value, together=True)
     layers = tuple(sorted({n for group in each.groups for n in group}))
@@ -130,13 +131,82 @@ def _depth(value: Any) -> tuple[float, float]:
 # --- multipliers
 
 
-def parse_multipliers(value: Any) -> tuple[float, ...]:
-    if isinstance(value, dict):
+@dataclass(frozen=True)
+class Dose:
+    """In a multiplier's place: that one with which the mean KL divergence on neutral text has this size."""
+
+    kl: float  # of the next token's distribution from the unsteered one, in nats
+    sign: int  # the multiplier's
+    text: str = ""  # a file; empty: the built-in text
+
+
+# What a block's `multipliers` list.
+Level = float | Dose
+LEAST_KL, MOST_KL = 1e-6, 100.0
+_DOSE_KEYS = {"kl", "signs", "text"}
+
+
+def parse_multipliers(value: Any) -> tuple[Level, ...]:
+    if isinstance(value, dict) and not value.keys() & _DOSE_KEYS:
         return _multiplier_range(value)
-    return many(_multiplier)(value)
+    if isinstance(value, dict):
+        return _doses(value)
+    return tuple(dict.fromkeys(one for some in many(_levels)(value) for one in some))
 
 
-def _multiplier(value: Any) -> float:
+def written_multipliers(levels: tuple[Level, ...]) -> list[Any]:
+    """In plain values, which `parse_multipliers` reads again."""
+    return [
+        {"kl": one.kl, "signs": [one.sign]} | ({"text": one.text} if one.text else {})
+        if isinstance(one, Dose)
+        else one
+        for one in levels
+    ]
+
+
+def _levels(value: Any) -> tuple[Level, ...]:
+    if isinstance(value, dict) and value.keys() & _DOSE_KEYS:
+        return _doses(value)
+    return (parse_multiplier(value),)
+
+
+def _doses(value: dict[str, Any]) -> tuple[Dose, ...]:
+    """Both signs by default: which of them is the stronger is mostly what is asked."""
+    if not {"kl"} <= value.keys() <= _DOSE_KEYS:
+        found = shortened(", ".join(map(str, value)))
+        raise wrong(f"expected kl, signs and text, found {found}", _DOSE_FORMS)
+    signs = _at("signs", many(_sign), value.get("signs", [-1, 1]))
+    kls = _at("kl", many(_kl), value["kl"])
+    text = value.get("text", "")
+    if "text" in value and (not isinstance(text, str) or not text.strip()):
+        raise wrong(f"expected a file of texts, found {shown(text)}", "one text a line", "text")
+    return tuple(Dose(kl, sign, text) for kl in kls for sign in signs)
+
+
+def _at(key: str, parse: Callable[[Any], T], value: Any) -> T:
+    """Put the key into the place of whatever is wrong with its value."""
+    try:
+        return parse(value)
+    except PydanticCustomError as error:
+        context = error.context or {}
+        raise wrong(context["message"], context["hint"], key, *context["at"]) from None
+
+
+def _kl(value: Any) -> float:
+    number = parse_number(value, "such as {kl: [0.05, 0.2]}")
+    if not LEAST_KL <= number <= MOST_KL:
+        hint = f"from {LEAST_KL:g} to {MOST_KL:g} nats; 0 is the unsteered model, which each evaluation has"
+        raise wrong(f"{shown(value)} is no KL divergence that can be found", hint)
+    return number
+
+
+def _sign(value: Any) -> int:
+    if isinstance(value, bool) or value not in (-1, 1):
+        raise wrong(f"expected a sign, found {shown(value)}", "signs: [1], [-1], or both: [-1, 1]")
+    return int(value)
+
+
+def parse_multiplier(value: Any) -> float:
     number = parse_number(value, _MULTIPLIER_FORMS)
     # The device multiplies in float32, where such a number would become infinite or 0.
     if number and not float(np.finfo(np.float32).tiny) <= abs(number) <= float(np.finfo(np.float32).max):
@@ -147,13 +217,13 @@ def _multiplier(value: Any) -> float:
 
 def _multiplier_range(value: dict[str, Any]) -> tuple[float, ...]:
     _check_range_keys(value, _MULTIPLIER_FORMS)
-    start, end = (_multiplier(value[key]) for key in ("from", "to"))
-    step = _multiplier(value.get("step", 1))
+    start, end = (parse_multiplier(value[key]) for key in ("from", "to"))
+    step = parse_multiplier(value.get("step", 1))
     if step <= 0 or start > end or (end - start) / step > MOST_VALUES:
         raise wrong(f"expected from, to and a step between them, found {shown(value)}", _MULTIPLIER_FORMS)
     count = math.floor((end - start) / step + 1e-9) + 1
     # 0.1 has no exact binary form: rounding makes the sum of three of them 0.3, as the user would write it.
-    return tuple(dict.fromkeys(_multiplier(round(start + n * step, 10)) for n in range(count)))
+    return tuple(dict.fromkeys(parse_multiplier(round(start + n * step, 10)) for n in range(count)))
 
 
 # --- positions and norms

@@ -29,12 +29,14 @@ from vsteer.engine.options import EngineOptions
 from vsteer.evaluations.kinds import AnyKind, KindName
 from vsteer.grid.axes import (
     Layers,
+    Level,
     Replicas,
     parse_layers,
     parse_multipliers,
     parse_norms,
     parse_positions,
     parse_replicas,
+    written_multipliers,
 )
 from vsteer.grid.names import Named, named_evaluations
 from vsteer.grid.problems import GridError, Loc, Source
@@ -74,7 +76,9 @@ _DUMMY = "dummy"
 
 
 Norms = Annotated[tuple[str, ...], PlainValidator(parse_norms), AS_LIST]
-Multipliers = Annotated[tuple[float, ...], PlainValidator(parse_multipliers), AS_LIST]
+Multipliers = Annotated[
+    tuple[Level, ...], PlainValidator(parse_multipliers), PlainSerializer(written_multipliers)
+]
 PositionList = Annotated[tuple[Positions, ...], PlainValidator(many(parse_positions)), AS_LIST]
 LayerChoice = Annotated[Layers, PlainValidator(parse_layers), PlainSerializer(lambda layers: layers.written)]
 HowMany = Annotated[
@@ -208,7 +212,8 @@ class Axis(Strict):
     layers: LayerChoice
     """Where the vector acts."""
     multipliers: Multipliers | None = None
-    """What the stored vector is multiplied by. `add` and `clamp` need them, and ablations have none."""
+    """What the stored vector is multiplied by, or how far the steering is to move the model: `{kl: 0.2}`.
+    `add` and `clamp` need them, and ablations have none."""
     positions: PositionList = ("all",)
     """Which tokens are steered."""
     operation: OperationName = "add"
@@ -318,7 +323,7 @@ class Exclude(Strict):
     layers: LayerChoice | None = None
     """Layers; several that are steered at once are named together."""
     multipliers: Multipliers | None = None
-    """Multipliers."""
+    """Multipliers, or doses."""
     positions: PositionList | None = None
     """Positions."""
     evaluation: Texts | None = None

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from vsteer.errors import SteeringFault
 from vsteer.evaluations.given_answers import (
     NOT_NUMBERS,
     Floats,
@@ -37,7 +38,7 @@ class ConfigColumns:
     def __init__(self, configs: tuple[Config, ...], made: Callable[[Config], Mapping[str, Any]]) -> None:
         """`made` gives the columns that tell what made the row: see `Provenance`."""
         self.configs = configs
-        self.steerings = tuple(config.steering for config in configs)
+        self.steerings = tuple(None if config.unreachable else config.steering for config in configs)
         self._ids = [config.config_id.encode() for config in configs]
         records = [
             {"config_id": c.config_id, "condition_met": c.condition_met, **c.axes(), **made(c)}
@@ -49,6 +50,8 @@ class ConfigColumns:
 
     def block(self, prompt: PromptRows, name: str, places: NDArray[np.intp]) -> Block:
         """What an engine is asked for the configurations at these places."""
+        if any(self.configs[n].unreachable for n in places):
+            raise SteeringFault(f"the block {name} asks for a dose that no multiplier has")
         rendered = prompt.rendered
         everything = len(places) == len(self.configs)
         chosen = self.steerings if everything else tuple(self.steerings[n] for n in places)

@@ -12,10 +12,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from vsteer.operations import graph_modules
+from vsteer.plan.configurations import Config
 from vsteer.plan.left_out import LeftOut
 from vsteer.plan.plan import Block, Plan
-from vsteer.plan.ways import way
-from vsteer.protocol import OPEN_END, Positions, Prompt
+from vsteer.plan.ways import way, why_not
+from vsteer.protocol import OPEN_END, Positions, Prompt, Term
 
 # Compressed bytes of a row, and of a token's id and text: somewhat more than tests/bench/store.py measures on
 # made-up rows, which are 68 bytes for a choice and 328 for a text of 100 tokens.
@@ -64,6 +65,7 @@ class Budget:
     controls: int
     blocks: tuple[BlockBudget, ...]
     vectors: int
+    doses: int  # multipliers that the run finds on neutral text
     made: tuple[str, ...]  # how each vector of the grid comes about, defaults filled in
     conditions: tuple[str, ...]  # what is compared, and with which thresholds
     cells: int  # for Capacity.for_grid: distinct steerings, distinct directions, most terms a layer
@@ -108,7 +110,9 @@ class Budget:
 
 def budget(plan: Plan) -> Budget:
     configs = plan.configs
-    terms = {config.terms for config in configs.values() if config.terms}
+    cells = {(config.dose, _terms(config)) for config in configs.values() if config.vector}
+    terms = {one for _, one in cells}
+    why = why_not(plan)
     slots = (max(Counter(term.layer for term in one if term.is_added).values(), default=1) for one in terms)
     return Budget(
         model=plan.facts.name,
@@ -116,18 +120,19 @@ def budget(plan: Plan) -> Budget:
         configurations=len(configs),
         product=len(configs) + sum(one.configurations for one in plan.left_out),
         left_out=plan.left_out,
-        baselines=sum(not config.terms and not config.control for config in configs.values()),
+        baselines=sum(config.vector is None and not config.control for config in configs.values()),
         controls=sum(bool(config.control) for config in configs.values()),
         blocks=tuple(_block(plan, block) for block in plan.blocks),
         vectors=len(plan.vectors),
+        doses=(doses := sum(dose is not None for dose, _ in cells)),
         made=tuple(source.describe() for source in plan.sources.values()),
         conditions=tuple(_conditions(plan)),
-        cells=len(terms),
+        cells=len(cells),
         vector_rows=len({(term.vector, term.layer, term.is_added) for one in terms for term in one}),
         terms=max(slots, default=1),
         modules=graph_modules({term.operation for one in terms for term in one}),
         block_size=plan.facts.block_size,
-        notes=plan.notes,
+        notes=(*plan.notes, *([f"doses are found through forks, and {why}"] if doses and why else ())),
     )
 
 
@@ -138,6 +143,13 @@ def _conditions(plan: Plan) -> Iterator[str]:
         found.setdefault(f"{one.stream} {one.side}", []).append(repr(one.threshold))
     for what, thresholds in found.items():
         yield f"{what} {', '.join(thresholds)}"
+
+
+def _terms(config: Config) -> tuple[Term, ...]:
+    """A dose takes one cell, whatever its multiplier will be: here it stands for it."""
+    if config.dose is None:
+        return config.terms
+    return config.terms_at(config.dose.asked.sign * config.dose.asked.kl)
 
 
 def _block(plan: Plan, block: Block) -> BlockBudget:

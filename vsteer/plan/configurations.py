@@ -7,13 +7,15 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+from vsteer.errors import SteeringFault
 from vsteer.evaluations.evaluation import Evaluation
 from vsteer.evaluations.prompt_spec import PromptSpec
-from vsteer.grid.axes import Group
+from vsteer.grid.axes import Dose, Group, Level
 from vsteer.grid.problems import Loc
 from vsteer.grid.spec import Axis, Grid
 from vsteer.identity import VERSION, derived_seed, identify
 from vsteer.operations import OPERATIONS
+from vsteer.plan.doses import PlannedDose, planned_doses
 from vsteer.plan.exclusions import Exclusion, at_layers, at_multiplier, at_positions
 from vsteer.plan.left_out import EXCLUDED, NO_NORM, OTHER_POSITIONS, OTHER_VECTORS, UNSTEERED
 from vsteer.plan.vector_sources import STORED, VectorSource, norm_recipe
@@ -81,19 +83,34 @@ class Config:
     spec: PromptSpec
     vector: VectorUse | None = None
     layers: Group = ()
-    multiplier: float | None = 0.0  # None: an operation that has none
+    multiplier: float | None = 0.0  # None: an operation that has none, or a dose's is not found
     positions: Positions | None = None
     operation: str = "add"
     when: Condition | None = None
     control: str = ""  # "", random, shuffled, unrelated, system
     system: str = ""  # the system prompt's name
     layer_count: int | None = None  # the model's, for depths
+    dose: PlannedDose | None = None  # what its multiplier is found by
+    unreachable: str = ""  # why no multiplier has the dose: its rows fail
+
+    @property
+    def level(self) -> Level | None:
+        """What the grid lists: a multiplier or a dose."""
+        return self.dose.asked if self.dose else self.multiplier
+
+    @property
+    def unfound(self) -> bool:
+        return self.dose is not None and self.multiplier is None
 
     @property
     def terms(self) -> tuple[Term, ...]:
+        if self.unfound:
+            raise SteeringFault(f"the multiplier of {self.config_id} was never found")
+        return self.terms_at(1.0 if self.multiplier is None else self.multiplier)
+
+    def terms_at(self, multiplier: float) -> tuple[Term, ...]:
         if self.vector is None:
             return ()
-        multiplier = 1.0 if self.multiplier is None else self.multiplier
         return tuple(Term(self.vector.key, n, multiplier, self.operation) for n in self.layers)
 
     @property
@@ -114,7 +131,7 @@ class Config:
                 "vector": self.vector.recipe,
                 "layers": list(self.layers),
                 "operation": self.operation,
-                "multiplier": self.multiplier,
+                "multiplier": self.dose.identity() if self.dose else self.multiplier,
                 "positions": list(self.positions) if isinstance(self.positions, tuple) else self.positions,
             }
             if self.when is not None:
@@ -148,7 +165,7 @@ class _Parts(NamedTuple):
     vector: str
     norm: str
     layers: Group
-    multiplier: float | None
+    level: Level | None
     positions: Positions
     operation: str
     when: Condition | None
@@ -171,6 +188,7 @@ class ConfigExpander:
         self.left_out: Counter[tuple[str, str]] = Counter()
         self._uses: dict[str, VectorUse] = {}
         self.conditions = [self._conditions(n, axis) for n, axis in enumerate(grid.grid)]
+        self._doses = planned_doses(grid)
 
     def baseline(self, spec: PromptSpec, control: str, system: str) -> Config:
         model = self.grid.model[self.model].name
@@ -217,7 +235,8 @@ class ConfigExpander:
                 baseline,
                 vector=self.use(parts.vector, parts.norm),
                 layers=parts.layers,
-                multiplier=parts.multiplier,
+                multiplier=None if isinstance(parts.level, Dose) else parts.level,
+                dose=self._doses[parts.level] if isinstance(parts.level, Dose) else None,
                 positions=parts.positions,
                 operation=parts.operation,
                 when=parts.when,
@@ -297,7 +316,7 @@ class ConfigExpander:
         vector, norm = steered.vector.name, steered.vector.norm
         for control, indices in self._controls(vector).items():
             entries = self._exclusions(name, steered.spec.evaluation, vector, norm, control)
-            here = at_multiplier(at_layers(entries, steered.layers), steered.multiplier)
+            here = at_multiplier(at_layers(entries, steered.layers), steered.level)
             if here and (entry := at_positions(here, steered.positions)) is not None:
                 self.excluded[entry] += len(indices)
                 self.left_out[name, EXCLUDED.format(place=self.grid.at(("exclude", entry)))] += len(indices)

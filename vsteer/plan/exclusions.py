@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from vsteer.evaluations.evaluation import Evaluation
-from vsteer.grid.axes import Group
+from vsteer.grid.axes import Group, Level
 from vsteer.grid.spec import Exclude
 from vsteer.protocol import Positions
 
@@ -23,7 +23,7 @@ class Exclusion:
     place: int  # in the grid's list
     entry: Exclude
     layers: frozenset[Group] | None
-    multipliers: frozenset[float | None] | None
+    multipliers: frozenset[Level] | None
     positions: frozenset[Positions] | None
 
     @classmethod
@@ -61,7 +61,7 @@ def at_layers(exclusions: Sequence[Exclusion], group: Group) -> list[Exclusion]:
     return [one for one in exclusions if one.layers is None or group in one.layers]
 
 
-def at_multiplier(exclusions: Sequence[Exclusion], multiplier: float | None) -> list[Exclusion]:
+def at_multiplier(exclusions: Sequence[Exclusion], multiplier: Level | None) -> list[Exclusion]:
     return [one for one in exclusions if one.multipliers is None or multiplier in one.multipliers]
 
 

@@ -106,7 +106,8 @@ class Plan:
 
     def steerings(self) -> Iterator[Steering]:
         """What the engine's table must hold."""
-        return (config.steering for config in self.configs.values() if config.steering is not None)
+        configs = (config for config in self.configs.values() if not config.unreachable)
+        return (config.steering for config in configs if config.steering is not None)
 
     def parts(self) -> Iterator[PlannedPart]:
         """What the store knows of the rows, in the order of `rows`."""

@@ -33,6 +33,7 @@ class Left:
 
     rows: tuple[int, ...]  # of each block
     extractions: tuple[Recipe, ...] = ()
+    dose_tokens: int = 0  # of neutral text, once for each dose that is to be found
 
 
 def times(plan: Plan, budget: Budget, rates: Mapping[str, Rate], left: Left) -> list[TimePart]:
@@ -42,6 +43,8 @@ def times(plan: Plan, budget: Budget, rates: Mapping[str, Rate], left: Left) -> 
     parts = [_part("engine start", {"start": 1.0}, rates)]
     if left.extractions:
         parts.append(_part("extraction", {"characters": sum(map(characters, left.extractions))}, rates))
+    if left.dose_tokens:
+        parts.append(_part("doses", {"dose_tokens": left.dose_tokens}, rates))
     shares = [rows / max(1, block.rows) for rows, block in zip(left.rows, budget.blocks, strict=True)]
     for kind, name in (("choice", "choices"), ("open_ended", "texts")):
         blocks = [

@@ -56,6 +56,11 @@ def render_plain(tokenizer: Any, question: str, system: str | None = None, answe
     return _encode(tokenizer, turn, f"{turn}\nResponse:", answer_prefix, add_special_tokens=True)
 
 
+def plain_text(tokenizer: Any, text: str) -> Prompt:
+    """A text that nobody asks and nobody answers."""
+    return _encode(tokenizer, text, text, "", add_special_tokens=True)
+
+
 def with_gap(tokenizer: Any, question: str, answer: str, system: str | None = None) -> str:
     """The answer as it follows the prompt: behind a space, where the prompt ends in a word or a bracket.
 

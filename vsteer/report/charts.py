@@ -6,6 +6,7 @@ a dash, a place or a label shows too. Data come as `rows` and the like; page/fig
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from typing import Any
 
@@ -16,6 +17,7 @@ from vsteer.report.marks import (
     BANDS,
     DIVERGING,
     FAMILIES,
+    MULTIPLIER,
     SHAPES,
     SIGN_COLOUR,
     SIGN_DASH,
@@ -36,8 +38,8 @@ EXPONENT = "replace(datum.label, 'e-', 'e\u2212')"
 
 
 @cache
-def specs() -> dict[str, Spec]:
-    """Every figure's Vega, by its name."""
+def specs(level: str = MULTIPLIER) -> dict[str, Spec]:
+    """Every figure's Vega, by its name; `level` is what stands where multipliers do."""
     import vl_convert
 
     compiled = {name: vl_convert.vegalite_to_vega(each.to_dict()) for name, each in charts().items()}
@@ -48,7 +50,14 @@ def specs() -> dict[str, Spec]:
     for legend in (legend for spec in compiled.values() for legend in spec.get("legends", ())):
         if "shape" in legend:
             legend.pop("strokeDash", None)
-    return compiled
+    if level == MULTIPLIER:
+        return compiled
+    text = json.dumps(compiled)
+    # of axes and legends, in tooltips, for a screen reader
+    for words in ('"title": "%s"', r"\"%s\": ", r"%s: \""):
+        text = text.replace(words % MULTIPLIER, words % level)
+    found: dict[str, Spec] = json.loads(text)
+    return found
 
 
 def charts() -> dict[str, Any]:
@@ -128,7 +137,7 @@ def heat() -> Any:
     """Layer by multiplier; every cell shows its number."""
     extent = alt.param(name="extent", value=1.0)
     places = chart().encode(
-        alt.X("multiplier:O", title="multiplier", axis=alt.Axis(labelAngle=0, format="+~g", orient="top")),
+        alt.X("multiplier:O", title=MULTIPLIER, axis=alt.Axis(labelAngle=0, format="+~g", orient="top")),
         alt.Y(
             "place:O",
             title="layer",
@@ -164,7 +173,7 @@ def heat() -> Any:
 
 def dose() -> Any:
     """One layer's effect over the multipliers, before the other layers' and the stored fit."""
-    x = alt.X("multiplier:Q", title="multiplier", axis=alt.Axis(format="~g"))
+    x = alt.X("multiplier:Q", title=MULTIPLIER, axis=alt.Axis(format="~g"))
     others = chart("others").encode(x, alt.Y("y:Q", title=""), detail="place:N")
     found = chart().encode(x, alt.Y("y:Q", title=""))
     interval = found.encode(alt.Y("low:Q", title=""), alt.Y2("high:Q"))

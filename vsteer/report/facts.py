@@ -35,11 +35,11 @@ from configs c group by c.run, c.evaluation, c.kind, c.system order by all
 """
 VECTORS = """
 select run, model, vector, norm, operation, positions, list(distinct layers order by layers) as layers,
-       list(distinct multiplier order by multiplier) filter (multiplier is not null) as multipliers,
+       list(distinct {level} order by {level}) filter ({level} is not null) as multipliers,
        count(distinct control_index) filter (control = 'random') as random,
        count(distinct control_index) filter (control = 'shuffled') as shuffled,
        count(distinct control_index) filter (control = 'unrelated') as unrelated
-from configs where vector <> ''
+from conditions where vector <> ''
 group by run, model, vector, norm, operation, positions order by all
 """
 # Configurations that the queries' columns can't tell apart: they are drawn on top of one another.
@@ -52,13 +52,16 @@ select count(*) from (
 """
 
 
-def facts(database: duckdb.DuckDBPyConnection, runs: Mapping[str, Path]) -> list[dict[str, Any]]:
+def facts(
+    database: duckdb.DuckDBPyConnection, runs: Mapping[str, Path], by_dose: bool = False
+) -> list[dict[str, Any]]:
     """One entry for each run, in the order in which they were given."""
     counts = {row[0]: row[1:] for row in database.execute(COUNTS).fetchall()}
     planned = dict(database.execute(PLANNED).fetchall())
+    vectors = VECTORS.format(level="level * kl" if by_dose else "multiplier")
     parts = {
         name: _by_run(database, sql)
-        for name, sql in (("models", MODELS), ("evaluations", EVALUATIONS), ("vectors", VECTORS))
+        for name, sql in (("models", MODELS), ("evaluations", EVALUATIONS), ("vectors", vectors))
     }
     found = []
     for run, folder in runs.items():

@@ -75,7 +75,7 @@ def every_figure(data: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         scripts.eval(PAGE % json.dumps(json.dumps(data, allow_nan=False)))
         for name in FIGURE_SCRIPTS:
             scripts.eval(page_file(name))
-        count = scripts.eval(EVERY_FIGURE % (json.dumps(specs()), json.dumps(light_colours())))
+        count = scripts.eval(EVERY_FIGURE % (json.dumps(specs(data["level"])), json.dumps(light_colours())))
         for number in range(int(str(count))):
             if figure := scripts.eval(f"figureAt({number})"):
                 yield json.loads(str(figure))

@@ -8,6 +8,8 @@ import altair as alt
 
 from vsteer.operations import OPERATIONS
 
+# What is drawn over: multipliers, or the KL doses that they were found for.
+MULTIPLIER, DOSE = "multiplier", "KL dose"
 # A configuration without a multiplier has what its operation did in the sign's place.
 DONE = list(dict.fromkeys(operation.done for operation in OPERATIONS.values() if operation.done))
 SIGNS = ["+", "-", *DONE]
@@ -16,7 +18,7 @@ SIGN_DASHES = [[1, 0], [6, 3], *([2, 2] for _ in DONE)]
 # How a sign is drawn wherever it is.
 SIGN_COLOUR = alt.Color(
     "sign:N",
-    title="multiplier",
+    title=MULTIPLIER,
     scale=alt.Scale(domain=SIGNS, range=["@plus", "@minus", *["@ink"] * len(DONE)]),
     legend=alt.Legend(
         labelExpr="datum.label == '+' ? 'positive' : datum.label == '-' ? 'negative' : datum.label",
@@ -28,13 +30,13 @@ SIGN_COLOUR = alt.Color(
 )
 SIGN_SHAPE = alt.Shape(
     "sign:N",
-    title="multiplier",
+    title=MULTIPLIER,
     scale=alt.Scale(domain=SIGNS, range=SIGN_SHAPES),
     legend=alt.Legend(values=alt.ExprRef("signs")),
 )
 SIGNS_DRAWN = alt.param(name="signs", value=SIGNS)
 SIGN_DASH = alt.StrokeDash(
-    "sign:N", title="multiplier", scale=alt.Scale(domain=SIGNS, range=SIGN_DASHES), legend=None
+    "sign:N", title=MULTIPLIER, scale=alt.Scale(domain=SIGNS, range=SIGN_DASHES), legend=None
 )
 # of positive and negative members in turn
 SHAPES = ["circle", "triangle-down", "square", "diamond", "cross", "triangle-up", "wedge", "stroke"]

@@ -25,6 +25,7 @@ from vsteer.packages import __version__
 from vsteer.report.diagnostics import diagnostics
 from vsteer.report.facts import alike, facts
 from vsteer.report.figures import write_figures
+from vsteer.report.marks import DOSE, MULTIPLIER
 from vsteer.report.projections import projections
 from vsteer.report.scripts import SCRIPTS, page_file
 from vsteer.report.tables import Table, answer, item_slopes, table
@@ -76,12 +77,16 @@ left join intervals p on p.run = c.run and p.evaluation = c.evaluation and p.con
                      and p.measure = 'p_match'
 where e.multiplier is null and e.items > 0
 order by all"""
+# whether every multiplier of a vector was found for a KL dose: then curves are over doses
+ALL_DOSES = """\
+select coalesce(bool_and(kl is not null), false) from conditions
+where vector <> '' and level is not null"""
 # fits over multipliers, from the statistics that are stored beside the rows
 DOSES = """\
 select run, model, evaluation, system, vector, norm, positions, operation, layers, measure,
        multipliers, means, isotonic, isotonic_direction, isotonic_r2, fit, intercept, slope, slope_low,
        slope_high, midpoint, fit_r2, residual_df, relative_norms, items, items_left_out, why
-from doses order by all"""
+from doses where not {by_dose} order by all"""
 
 
 def write_report(folders: Sequence[Path], out: Path | None = None, figures: Path | None = None) -> Path:
@@ -111,12 +116,16 @@ def gathered(folders: Sequence[Path], runs: Mapping[str, Path]) -> dict[str, Any
     with connect_runs(folders) as database, readable(folders[0]):
         if fits := scaling_over_runs(database):
             database.execute(fits)
-        tables: dict[str, Table] = {name: answer(database, name, folders) for name in (*DRAWN, *MORE)}
+        ((by_dose,),) = database.execute(ALL_DOSES).fetchall()
+        tables: dict[str, Table] = {
+            name: answer(database, name, folders, bool(by_dose)) for name in (*DRAWN, *MORE)
+        }
         tables["item_slopes"] = item_slopes(database, folders)
-        tables |= {"doses": table(database, DOSES), "without_multiplier": table(database, WITHOUT_MULTIPLIER)}
+        tables["doses"] = table(database, DOSES.format(by_dose=bool(by_dose)))
+        tables["without_multiplier"] = table(database, WITHOUT_MULTIPLIER)
         tables |= diagnostics(database, runs) | texts(database)
         tables["projections"] = projections(database, runs)
-        found = facts(database, runs)
+        found = facts(database, runs, bool(by_dose))
         twice = alike(database)
     rounded = tables["rounding"].columns
     warnings = [
@@ -139,6 +148,7 @@ def gathered(folders: Sequence[Path], runs: Mapping[str, Path]) -> dict[str, Any
         "why": reasons(found, runs),
         "nostatistics": no_statistics(folders),
         "more": MORE,
+        "level": DOSE if by_dose else MULTIPLIER,
         "operations": {
             name: [of.done, "" if of.has_multiplier else of.noun] for name, of in OPERATIONS.items()
         },
@@ -200,7 +210,7 @@ def page(data: Mapping[str, Any]) -> str:
         css=page_file("page.css"),
         js="\n".join(map(page_file, SCRIPTS)),
         data=script_safe(json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))),
-        runtime=runtime(),
+        runtime=runtime(data["level"]),
     )
 
 
@@ -212,7 +222,7 @@ def script_safe(text: str) -> str:
 
 
 @cache
-def runtime() -> str:
+def runtime(level: str) -> str:
     """Vega and the figures' specifications as one compressed script."""
     import vl_convert
 
@@ -223,5 +233,5 @@ def runtime() -> str:
     bundle = vl_convert.javascript_bundle(
         f"import {{View, parse}} from '{vega}'; window.vega = {{View, parse}};"
     )
-    script = f"(function () {{\n{bundle}\n}})();\nwindow.SPECS = {json.dumps(specs())};"
+    script = f"(function () {{\n{bundle}\n}})();\nwindow.SPECS = {json.dumps(specs(level))};"
     return base64.b64encode(gzip.compress(script.encode(), 9, mtime=0)).decode()

@@ -92,10 +92,24 @@ def table(
     return Table(dict(zip(header, columns, strict=True)), sql, **more)
 
 
-def answer(database: duckdb.DuckDBPyConnection, name: str, folders: Sequence[Path]) -> Table:
-    """A query's answer."""
+# What a curve over KL doses has in the multipliers' place: the dose, with the multiplier's sign.
+BY_DOSE = """\
+select * replace (coalesce(sign({sign}) * kl, multiplier) as multiplier), multiplier as found_multiplier
+from (
+{sql}
+)"""
+
+
+def answer(
+    database: duckdb.DuckDBPyConnection, name: str, folders: Sequence[Path], by_dose: bool = False
+) -> Table:
+    """A query's answer; with `by_dose` KL doses in the place of multipliers."""
     of = query(name)
-    return table(database, of.sql, about=of.about, command=command(name, folders))
+    found = table(database, of.sql, about=of.about, command=command(name, folders))
+    if not by_dose or not {"kl", "multiplier"} <= found.columns.keys():
+        return found
+    sql = BY_DOSE.format(sql=of.sql, sign="level" if "level" in found.columns else "multiplier")
+    return table(database, sql, about=of.about, command=command(name, folders))
 
 
 ITEMS_OF_THE_LARGEST = """

@@ -1,4 +1,5 @@
--- The tables and views that the queries read, over `rows`, `configs`, `prompts`, `norms` and `scores`.
+-- The tables and views that the queries read, over `rows`, `configs`, `prompts`, `norms`,
+-- `kl_doses` and `scores`.
 -- They need DuckDB alone; vsteer/results/views.py runs this, and `vsteer sql --print` prints it.
 
 -- A change of probability relative to the room there was for it: upwards 1 - p, downwards p.
@@ -25,26 +26,33 @@ create or replace temp macro formula(family, c, scale, rate) as case family
 --   condition      its number here; an id may stand in several evaluations
 -- Configurations have the same
 --   family         if they are a vector or its controls, whatever the layers and the multiplier
---   place          if they are a vector or its controls at the same layers and multiplier
---   curve          if they differ in nothing but the layer
+--   place          if they are a vector or its controls at the same layers and multiplier, or the same KL dose
+--   curve          if they differ in nothing but the layer, each with its own multiplier where that has a KL dose
 --   dose           if they differ in nothing but the multiplier
 --   anywhere       if they differ in nothing but the system prompt
 --   steering       if they steer one model alike, whatever it is asked
 -- And further
+--   kl             the KL divergence that the multiplier was found by; null where a multiplier was given
+--   measured_kl    the one that it was found to have; null where that is not known any more
+--   level          what the grid lists: the multiplier, or with a KL dose the multiplier's sign
 --   direction      which way the multiplier pushes, 1 or -1; an ablation takes away
 --   relative_norm  |multiplier| x the vector's norm / the stream's norm at that layer, measured where the
 --                  vector was extracted and in the same model, or by the run at the last token of its prompts where
 --                  the vector came from elsewhere; null where that isn't known
 create or replace temp table conditions as
-with settings as (
-    select *, hash(run, evaluation, kind, model, model_commit, dtype, quantization, kv_cache_dtype, template,
+with asked_doses as (
+    select run, unnest(config_ids) as config_id, kl, sign as dose_sign, measured_kl from kl_doses
+),
+settings as (
+    select *, case when kl is null then multiplier else dose_sign end as level,
+           hash(run, evaluation, kind, model, model_commit, dtype, quantization, kv_cache_dtype, template,
                    system, system_prompt, forced_prefix, max_tokens, temperature, top_p, seed) as setting,
            hash(run, evaluation, kind, model, model_commit, dtype, quantization, kv_cache_dtype,
                 forced_prefix, max_tokens, temperature, top_p, seed) as asked,
            hash(vector, vector_recipe, norm, case when vector <> '' then control end, control_index, operation,
                 positions) as pushed,
            hash(run, model, model_commit, dtype, quantization, kv_cache_dtype) as loaded
-    from configs
+    from configs left join asked_doses using (run, config_id)
 ),
 measured as (
     select run, vector_sha256, layer, made_in_model, made_in_revision, made_in_sha256,
@@ -67,15 +75,15 @@ found as (
 select (row_number() over (order by run, evaluation, config_id))::integer as condition,
        -- two vectors of one name and norm in one run don't exist
        (dense_rank() over (order by setting, vector, norm, positions, operation))::integer as family,
-       (dense_rank() over (order by setting, vector, norm, positions, operation, layers, multiplier))::integer
+       (dense_rank() over (order by setting, vector, norm, positions, operation, layers, kl, level))::integer
            as place,
-       (dense_rank() over (order by setting, pushed, multiplier))::integer as curve,
+       (dense_rank() over (order by setting, pushed, kl, level))::integer as curve,
        (dense_rank() over (order by setting, pushed, layers))::integer as dose,
-       (dense_rank() over (order by asked, pushed, layers, multiplier))::integer as anywhere,
-       (dense_rank() over (order by loaded, pushed, layers, multiplier))::integer as steering,
-       coalesce(nullif(sign(multiplier), 0), -1) as direction,
+       (dense_rank() over (order by asked, pushed, layers, kl, level))::integer as anywhere,
+       (dense_rank() over (order by loaded, pushed, layers, kl, level))::integer as steering,
+       coalesce(nullif(sign(level), 0), -1) as direction,
        abs(multiplier) * vector_norm / nullif(stream_norm, 0) as relative_norm,
-       * exclude (asked, pushed, loaded)
+       * exclude (asked, pushed, loaded, dose_sign)
 from found;
 
 -- What the unsteered model does, one row a prompt: what a row's effect is measured against.
@@ -110,7 +118,7 @@ select c.condition, c.place, b.item, b.prompt, b.question_id, r.control, r.run, 
        case when isfinite(r.logit_diff) then r.logit_diff - b.baseline_logit_diff end as effect,
        r.p_match, b.baseline_p_match, r.p_match - b.baseline_p_match as effect_p,
        over_headroom(r.p_match - b.baseline_p_match, b.baseline_p_match) as effect_headroom,
-       r.total_mass, b.baseline_mass, c.vector_norm, c.stream_norm, c.relative_norm
+       r.total_mass, b.baseline_mass, c.vector_norm, c.stream_norm, c.relative_norm, c.kl, c.level
 from rows r
 join conditions c on c.run = r.run and c.evaluation = r.evaluation and c.config_id = r.config_id
 join baselines b on b.run = c.run and b.evaluation = c.evaluation and b.baseline_id = c.baseline_id
@@ -152,7 +160,7 @@ with means as (
 select c.run, c.evaluation, c.model, c.system, c.vector, c.norm, c.positions, c.operation, c.layer, c.layers,
        c.depth, c.multiplier, c.vector_norm, c.stream_norm, c.relative_norm, m.*,
        over_headroom(m.effect_p, m.baseline_p_match) as effect_headroom, c.curve, c.dose, c.anywhere,
-       c.steering, c.direction, c.made_in_model,
+       c.steering, c.direction, c.kl, c.level, c.made_in_model,
        c.made_here, c.made_at_layer
 from means m join conditions c using (condition);
 
@@ -306,7 +314,7 @@ join conditions b on b.run = p.other_run and b.model = p.other_model and b.evalu
                  and b.system = a.system and b.system_prompt = a.system_prompt
                  and b.forced_prefix = a.forced_prefix and b.vector = a.vector and b.norm = a.norm
                  and b.operation = a.operation and b.positions = a.positions and b.layers = a.layers
-                 and b.multiplier is not distinct from a.multiplier
+                 and b.kl is not distinct from a.kl and b.level is not distinct from a.level
 where a.kind = 'choice' and b.kind = 'choice' and a.vector <> '' and a.control = '' and b.control = '';
 
 -- The metrics of lm-eval's tasks, a line for each of a row's: steered, unsteered, and as a difference.

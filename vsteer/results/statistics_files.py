@@ -22,12 +22,12 @@ from vsteer.store import shards as sh
 from vsteer.store.files import disk_errors, write_sealed
 from vsteer.store.schema import BOOL, FLOAT, FLOATS, INT, INTS, STRING, STRINGS, Column, arrow_schema
 from vsteer.store.sound import faults_of_tables, steadily
-from vsteer.store.views import CONFIGS, PROMPTS
+from vsteer.store.views import CONFIGS, KL_DOSES, PROMPTS
 
 STATISTICS_FOLDER = "statistics"
 METADATA = b"statistics"
 # Changes with what the numbers mean or how they are made: statistics of another version are not read.
-VERSION = 2
+VERSION = 3
 # A vector that exceeds so many control vectors of a kind is outside at the 5% level; fewer allow no claim.
 ENOUGH_CONTROLS = 19
 
@@ -64,6 +64,15 @@ _STEERED = (Column("model", STRING, "the model, as the grid names it"), *_BY_VEC
 _MULTIPLIER = Column(
     "multiplier", FLOAT, "what the vector is multiplied by", null="an operation that has none"
 )
+_LEVEL = (
+    Column("kl", FLOAT, "the KL divergence that multipliers were found by", null="multipliers were given"),
+    Column(
+        "level",
+        FLOAT,
+        "the multiplier that was given, or with kl its sign",
+        null="an operation that has none",
+    ),
+)
 _SEED = Column("seed", INT, "the seed of the random draws")
 _NO_INTERVAL = "no interval: see why"
 
@@ -98,6 +107,7 @@ PEAKS = (
         "billions", FLOAT, "the model's parameters in billions, as its name says", null="the name doesn't say"
     ),
     _MULTIPLIER,
+    *_LEVEL,
     Column(
         "layer",
         INT,
@@ -234,7 +244,13 @@ SCALING = (
     _EVALUATION,
     _MEASURE,
     *_BY_VECTOR,
-    _MULTIPLIER,
+    Column(
+        "multiplier",
+        FLOAT,
+        "what the vector is multiplied by",
+        null="an operation that has none, or each model has its own with the same kl",
+    ),
+    *_LEVEL,
     Column("family", STRING, "exponential: offset + scale x exp(-rate x billions); power: scale x "
            "billions^-rate; log_linear: offset + scale x ln(billions)", values=FAMILIES),
     Column("models", STRINGS, "the models, by size"),
@@ -285,7 +301,7 @@ def fingerprint(folder: Path) -> str:
     shards = steadily(folder, lambda rows: [(one.name, one.stat().st_size) for one in sh.list_shards(rows)])
     found.update(repr(shards).encode())
     with disk_errors(f"reading {folder}"):
-        for name in (CONFIGS, PROMPTS, "vectors/norms.parquet"):
+        for name in (CONFIGS, PROMPTS, "vectors/norms.parquet", KL_DOSES):
             if (folder / name).is_file():
                 with (folder / name).open("rb") as file:
                     found.update(f"\n{name} {hashlib.file_digest(file, 'sha256').hexdigest()}".encode())

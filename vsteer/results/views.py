@@ -5,6 +5,7 @@ All of it is SQL (`setup`), so that DuckDB alone can do the same: `vsteer sql --
 runs                     the runs' names, and their places in the order in which they were given
 rows, configs, prompts   the runs' tables, with a column `run`
 norms, scores            how long the vectors are; what scorers found in the rows as they now stand
+kl_doses                 the multipliers that were found for doses
 rounding                 effects in 16 bits beside the same ones in float32
 cosines                  how far prompts' unsteered streams point along the vectors of conditions
 edges, nodes, positions, dimensions, circuits, circuit_overlaps, freezing, head_values, sparsity   what
@@ -41,6 +42,7 @@ from vsteer.store.schema import (
     CONFIGS_SCHEMA,
     FLOAT,
     INT,
+    KL_DOSES_SCHEMA,
     NORMS_SCHEMA,
     PROMPTS_SCHEMA,
     SQL_TYPES,
@@ -49,7 +51,7 @@ from vsteer.store.schema import (
 )
 from vsteer.store.scores import SCORES, SCORES_SCHEMA, sound_scores
 from vsteer.store.sound import faults_of_tables, require_run, set_aside_damaged
-from vsteer.store.views import CONFIGS, PROMPTS, lacking_sql, rows_sql
+from vsteer.store.views import CONFIGS, KL_DOSES, PROMPTS, lacking_sql, rows_sql
 
 NORMS = "vectors/norms.parquet"
 # What two configurations differ in, which is worked out when it is asked for: see analysis/differences.py.
@@ -71,6 +73,7 @@ SCHEMAS = {
     CONFIGS: CONFIGS_SCHEMA,
     PROMPTS: PROMPTS_SCHEMA,
     NORMS: NORMS_SCHEMA,
+    KL_DOSES: KL_DOSES_SCHEMA,
     ROUNDING_FILE: ROUNDING_SCHEMA,
     COSINES_FILE: COSINES_SCHEMA,
 }
@@ -118,7 +121,8 @@ def setup(folders: Sequence[Path]) -> list[str]:
         "prompts": [(run, _file(folder / PROMPTS)) for run, folder in runs.items()],
         "norms": [(run, _file(folder / NORMS)) for run, folder in runs.items() if _sound(folder, NORMS)],
     }
-    for table, name in (("rounding", ROUNDING_FILE), ("cosines", COSINES_FILE)):
+    derived = (("rounding", ROUNDING_FILE), ("cosines", COSINES_FILE), ("kl_doses", KL_DOSES))
+    for table, name in derived:
         tables[table] = [(run, _file(folder / name)) for run, folder in runs.items() if _sound(folder, name)]
     current = {run: folder for run, folder in runs.items() if statistics_are_current(folder)}
     for table in TABLES:
@@ -136,6 +140,7 @@ def setup(folders: Sequence[Path]) -> list[str]:
     empty |= {name: _no_rows_of(schema) for name, schema in mechanism.SCHEMAS.items()}
     empty |= {"norms": _no_rows_of(NORMS_SCHEMA), "rounding": _no_rows_of(ROUNDING_SCHEMA)}
     empty["cosines"] = _no_rows_of(COSINES_SCHEMA)
+    empty["kl_doses"] = _no_rows_of(KL_DOSES_SCHEMA)
     selects = {name: _together(parts) if parts else empty[name] for name, parts in tables.items()}
     selects["scores"] = _scores(runs)
     selects["differences"] = _no_rows_of(DIFFERENCES_SCHEMA)

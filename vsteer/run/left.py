@@ -9,6 +9,7 @@ import numpy as np
 from vsteer.plan.plan import Plan
 from vsteer.plan.times import Left
 from vsteer.run.folder import run_folder
+from vsteer.run.kl_doses import KlDoses
 from vsteer.run.vectors import RunVectors
 from vsteer.store.planned import Planned, read_standing
 from vsteer.store.shards import OLD_ROWS_FOLDER, ROWS_FOLDER
@@ -22,7 +23,7 @@ def left_of(plans: Sequence[Plan]) -> list[Left]:
     if any(plan.pending for plan in plans) or not any(
         (folder / name).is_dir() for name in (ROWS_FOLDER, OLD_ROWS_FOLDER)
     ):
-        return [Left(tuple(block.rows for block in plan.blocks), _extractions(plan)) for plan in plans]
+        return [Left(tuple(block.rows for block in plan.blocks), *_before_rows(plan)) for plan in plans]
     planned = Planned(part for plan in plans for part in plan.parts())
     standing = steadily(
         folder,
@@ -38,9 +39,12 @@ def left_of(plans: Sequence[Plan]) -> list[Left]:
         for block in plan.blocks:
             rows.append(block.rows - int(np.count_nonzero(stands[start : start + block.rows])))
             start += block.rows
-        found.append(Left(tuple(rows), _extractions(plan)))
+        found.append(Left(tuple(rows), *_before_rows(plan)))
     return found
 
 
-def _extractions(plan: Plan) -> tuple[Recipe, ...]:
-    return tuple(RunVectors(plan, run_folder(plan.grid)).to_extract)
+def _before_rows(plan: Plan) -> tuple[tuple[Recipe, ...], int]:
+    """What is still to be extracted, and the tokens on which doses are to be found."""
+    folder = run_folder(plan.grid)
+    doses = KlDoses(plan, folder)
+    return tuple(RunVectors(plan, folder).to_extract), len(doses.to_find) * doses.tokens

@@ -7,7 +7,7 @@ a prompt with given answers goes as one, and its rows come back together, as col
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -156,6 +156,7 @@ class RowLoop:
     def run(self, prompts: Iterable[Attempts]) -> None:
         """Run every row and store it: as blocks where the engine takes them, and else one by one."""
         blocks = self.engine.info.blocks
+        prompts = self._reachable(prompts)
         for as_blocks, some in groupby(prompts, lambda one: blocks and one[0].is_block):
             if as_blocks:
                 self._run_blocks(some)
@@ -163,6 +164,18 @@ class RowLoop:
                 self.run_rows(rows_of(some))
             if self.stopping():
                 return
+
+    def _reachable(self, prompts: Iterable[Attempts]) -> Iterator[Attempts]:
+        """What can be steered as it says; a row whose dose no multiplier has fails, and no engine sees it."""
+        for prompt, attempts in prompts:
+            unreachable = np.repeat([bool(config.unreachable) for config in prompt.configs], prompt.samples)
+            lost = np.flatnonzero(unreachable & (attempts > 0))
+            for row, attempt in rows_of([(prompt, np.where(unreachable, attempts, 0))] if len(lost) else ()):
+                now = datetime.now(UTC)
+                failed = Result(row.row_id, "error", error=row.config.unreachable)
+                self._write(row, [failed], attempt, now)
+            if (left := np.where(unreachable, 0, attempts)).any():
+                yield prompt, left
 
     def _run_blocks(self, prompts: Iterable[Attempts]) -> None:
         waiting: dict[str, _WaitingBlock] = {}
@@ -224,16 +237,19 @@ class RowLoop:
             if len(results) < len(under_way.results):
                 continue
             del waiting[name]
-            record = {
-                **under_way.row.record(results),
-                **self.provenance.of(under_way.row.config, all(result.forked for result in results)),
-                "started_at": under_way.started,
-                "finished_at": datetime.now(UTC),
-                "attempt": under_way.attempt,
-            }
-            self.store.append(record)
-            self.counts.add(record)
-            self.meter(record)
+            self.meter(self._write(under_way.row, results, under_way.attempt, under_way.started))
             self.on_progress(self.counts, len(waiting))
         if waiting:
             raise SteeringFault(f"{len(waiting)} rows were handed to the engine and never came back")
+
+    def _write(self, row: Row, results: Sequence[Result], attempt: int, started: datetime) -> dict[str, Any]:
+        record = {
+            **row.record(results),
+            **self.provenance.of(row.config, all(result.forked for result in results)),
+            "started_at": started,
+            "finished_at": datetime.now(UTC),
+            "attempt": attempt,
+        }
+        self.store.append(record)
+        self.counts.add(record)
+        return record

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vsteer.errors import EngineError, StoreError
 from vsteer.grid.spec import EngineSpec
@@ -21,6 +21,7 @@ from vsteer.run.conditions import Conditions, write_others
 from vsteer.run.cosines import Cosines
 from vsteer.run.engines_file import engines_shown
 from vsteer.run.interrupt import Interrupt
+from vsteer.run.kl_doses import KlDoses
 from vsteer.run.loading import Load
 from vsteer.run.loop import Counts, Provenance, RowLoop, ToDo
 from vsteer.run.progress import RunProgress, duration
@@ -61,6 +62,7 @@ class ModelRun:
         self.store, self.progress = context.store, context.progress
         self.vectors = RunVectors(plan, context.store.folder)
         self.stream = StreamNorms(plan, context.store.folder)
+        self.doses = KlDoses(plan, context.store.folder, context.retry_errors)
         self.spec = plan.grid.engine_for(plan.grid.model[plan.model])
         self._hung = False
         self._rates: dict[str, Rate | None] = {}  # what this start measured, for later plans
@@ -73,6 +75,7 @@ class ModelRun:
             return
         self.vectors.set_damaged_aside()
         self.vectors.check()
+        self.doses.check()
         self._read_heads()
         spec, restarts = self.spec, 0
         while not self.context.interrupt.stopping:
@@ -150,6 +153,9 @@ class ModelRun:
                 return
         self.progress.phase(f"{len(self.plan.vectors):,} vectors, controls included")
         stored = self.vectors.stored()
+        if not self._find_doses(engine, stored):
+            return
+        to_do = replace(to_do, plan=self.plan)
         self.context.on_vectors(self.plan, stored)
         if self.stream.wanted:
             name = self.plan.facts.name
@@ -200,6 +206,19 @@ class ModelRun:
         if found := measure_rounding(plan, self.store.folder, self._by_vllm, progress, self._stopping):
             progress.say(found)
             keep(plan, {"rounding": one_rate(1, time.monotonic() - began)})
+
+    def _find_doses(self, engine: Engine, stored: StoredVectors) -> bool:
+        """The multipliers that the plan's doses still lack; False where the run is stopped meanwhile."""
+        if count := len(self.doses.to_find):
+            self.progress.counting("finding the multipliers of doses", count)
+            began = time.monotonic()
+            if not self.doses.find(engine, stored.directions, self.progress.step, self._stopping):
+                return False
+            self._rates["dose_tokens"] = one_rate(count * self.doses.tokens, time.monotonic() - began)
+            self.store.event("kl_doses", doses=count)
+        self.plan = self.doses.applied()
+        self.doses.keep()
+        return True
 
     def _score_rows(self) -> None:
         """What evaluations that have a scoring of their own say of the rows as they stand."""

@@ -16,6 +16,7 @@ from vsteer.grid.spec import Grid, as_grid
 from vsteer.plan.left_out import described
 from vsteer.plan.plan import Plan
 from vsteer.plan.rates import keep, one_rate
+from vsteer.run import kl_doses
 from vsteer.run.folder import changes, put_aside, run_folder, run_plans, vector_hashes, write_plan
 from vsteer.run.interrupt import Interrupt
 from vsteer.run.loading import Load, fetch_models, load_vllm
@@ -72,6 +73,8 @@ def run_grid(
     planned = Planned(part for plan in plans for part in plan.parts())
     with open_store(folder) as store:
         before = store.manifest
+        kl_doses.set_damaged_aside(folder)
+        plans = kl_doses.with_known(plans, folder, retry_errors)
         unplanned = taken_back = 0
         if store.session > 1:
             unplanned = store.put_aside_unplanned(planned)
@@ -148,9 +151,12 @@ def _run_models(
     fault: VsteerError | None = None
     hashes: dict[tuple[int, str], str] = {}
 
+    now = list(plans)
+
     def on_vectors(plan: Plan, stored: StoredVectors) -> None:
+        now[plan.model] = plan  # with the multipliers of its doses
         hashes.update({(plan.model, key): sha256 for key, sha256 in stored.content_sha256.items()})
-        write_plan(store, plans, hashes)
+        write_plan(store, now, hashes)
 
     with Interrupt(progress.say) as interrupt:
         context = RunContext(

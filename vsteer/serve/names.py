@@ -17,7 +17,7 @@ from typing import TypeVar
 from pydantic_core import PydanticCustomError
 
 from vsteer.errors import UsageError
-from vsteer.grid.axes import parse_multipliers, parse_positions
+from vsteer.grid.axes import parse_multiplier, parse_positions
 from vsteer.protocol import OPEN_END, POSITION_WORDS, Positions, Steering, Term
 from vsteer.validation import did_you_mean, shown
 
@@ -80,7 +80,7 @@ def _terms(found: re.Match[str]) -> Iterator[Term]:
     last = first if found["last"] is None else int(found["last"])
     if first > last:
         raise UsageError(f"no layer lies in {first}..{last}", "the lower one comes first, both are included")
-    (multiplier,) = _checked(parse_multipliers, float(found["multiplier"] or 1))
+    multiplier = _checked(parse_multiplier, float(found["multiplier"] or 1))
     for layer in range(first, last + 1):
         yield Term(found["vector"], layer, multiplier, found["operation"] or "add")
 

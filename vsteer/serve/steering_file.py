@@ -17,7 +17,7 @@ from typing import Annotated, Any
 from pydantic import Field, PlainValidator, ValidationError
 
 from vsteer.errors import UsageError
-from vsteer.grid.axes import parse_layers, parse_multipliers, parse_positions
+from vsteer.grid.axes import parse_layers, parse_multiplier, parse_positions
 from vsteer.grid.problems import Source
 from vsteer.grid.spec import EngineSpec
 from vsteer.grid.yaml_lines import read_yaml
@@ -45,7 +45,7 @@ def _layers(value: Any) -> tuple[int, ...]:
 def _multiplier(value: Any) -> float:
     if isinstance(value, list | tuple | dict):
         raise wrong(f"expected a number, found {shown(value)}", "a steering has one multiplier a term")
-    return parse_multipliers(value)[0]
+    return parse_multiplier(value)
 
 
 class TermSpec(Strict):

@@ -239,9 +239,9 @@ def axes_contradiction(record: Record) -> str | None:
     if (layer is None) != (record["depth"] is None):
         return "depth is null exactly where layer is"
     if multiplier is None:
-        operation = OPERATIONS.get(record["operation"])
-        if record["operation"] == "" or (operation and operation.has_multiplier):
-            return f"the operation {record['operation']!r} needs a multiplier"
+        # that of a dose is found later, or never
+        if record["operation"] == "":
+            return "a baseline has the multiplier 0"
     elif (multiplier == 0) == bool(layers):
         return f"multiplier 0 is the baseline and has no layers; here {multiplier} goes with {list(layers)}"
     elif multiplier != s.plain_multiplier(multiplier):
@@ -269,6 +269,9 @@ def row_contradiction(record: Record) -> str | None:
     for name in COUNTS:
         if record[name] is None or record[name] < 0:
             return f"a row with status ok has a {name} of 0 or more"
+    operation = OPERATIONS.get(record["operation"])
+    if record["multiplier"] is None and operation and operation.has_multiplier:
+        return f"the operation {record['operation']!r} needs a multiplier"
     if not record["layers"] and record["steered_tokens"]:
         return f"a baseline has {record['steered_tokens']} steered tokens"
     if not record["layers"] and record["condition_met"] is not None:

@@ -63,7 +63,7 @@ AXES = (
         "multiplier",
         FLOAT,
         "what the stored vector is multiplied by, the shortest number of its float32; 0 is a baseline",
-        null="an operation that has none",
+        null="an operation that has none, or a dose that no multiplier has",
     ),
     Column(
         "positions",
@@ -226,6 +226,28 @@ NORMS_SCHEMA = pa.schema(
         "made_in_sha256": STRING,
         "made_at_layer": INT,
         "derived": STRING,
+    }
+)
+
+# The multipliers that were found for doses: vsteer/run/kl_doses.py says how.
+KL_DOSES_SCHEMA = pa.schema(
+    {
+        "dose_id": STRING,
+        "config_ids": STRINGS,
+        "model": STRING,
+        "vector": STRING,
+        "norm": STRING,
+        "control": STRING,
+        "control_index": INT,
+        "layers": INTS,
+        "operation": STRING,
+        "kl": FLOAT,
+        "sign": INT,
+        "text": STRING,
+        "text_sha256": STRING,
+        "multiplier": FLOAT,
+        "measured_kl": FLOAT,
+        "why": STRING,
     }
 )
 

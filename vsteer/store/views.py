@@ -21,6 +21,8 @@ from vsteer.store.schema import ROWS_SCHEMA, SQL_TYPES
 from vsteer.store.sound import note_distinct, noted_distinct, sound_shards, steadily
 
 CONFIGS, PROMPTS = "configs.parquet", "prompts.parquet"
+# beside the vectors
+KL_DOSES = "vectors/kl_doses.parquet"
 # Among the rows of one id: a good one before an error, then the latest.
 BEST_FIRST = "(status = 'ok') desc, attempt desc, finished_at desc"
 

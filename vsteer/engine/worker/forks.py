@@ -56,6 +56,8 @@ class _Asked:
     block: ForkBlock
     scores: ForkScores
     place: int | NDArray[np.bool_]
+    # the unsteered pass's rows at the same nodes, where it is asked how far the fork is from them
+    unsteered: torch.Tensor | None = None
 
 
 class _Batch:
@@ -116,6 +118,8 @@ class ForkedPass:
         self._rows_at_once = max(1, LOGITS_BYTES // (4 * model.config.vocab_size))
         # behind the final norm, and what is asked there
         self._waiting: list[tuple[torch.Tensor, list[_Asked]]] = []
+        # the same of the unsteered pass, by prompt, where forks are held against it
+        self._unsteered_rows: dict[int, torch.Tensor] = {}
         self._kept_bytes = _kept_bytes_a_token(self._layers)
 
     def compute(self, blocks: Sequence[ForkBlock]) -> list[ForkScores]:
@@ -125,7 +129,7 @@ class ForkedPass:
 
     def _computed(self, blocks: Sequence[ForkBlock]) -> list[ForkScores]:
         scores = [_no_scores(block) for block in blocks]
-        self._attention = []
+        self._attention, self._unsteered_rows = [], {}
         forks = [fork for n, block in enumerate(blocks) for fork in self._forks(n, block)]
         prompts = [self._prompt(n, block, forks) for n, block in enumerate(blocks)]
         with torch.inference_mode(), forked_attention.replaced(self._layers, self._attend):
@@ -187,7 +191,11 @@ class ForkedPass:
         )
         own_rows = torch.from_numpy(rows).to(self._device)
         asked = [_Asked(one.block, scores[n], one.block.cells == 0) for n, one in prompts.items()]
-        self._ask(hidden[own_rows], None if residual is None else residual[own_rows], asked)
+        normed = self._ask(hidden[own_rows], None if residual is None else residual[own_rows], asked)
+        lengths = [len(one.block.scored) for one in prompts.values()]
+        for (n, one), scored in zip(prompts.items(), torch.split(normed, lengths), strict=True):
+            if one.block.divergence[0]:
+                self._unsteered_rows[n] = scored
 
     def _forked(
         self, forks: Sequence[_Fork], prompts: Sequence[ForkPrompt], scores: Sequence[ForkScores]
@@ -206,7 +214,8 @@ class ForkedPass:
             raise SteeringFault("a fork went through a layer unsteered at which it is steered")
         assert batch.hidden is not None
         asked = [
-            _Asked(one.block, scores[fork.prompt], fork.place) for fork, one in zip(forks, of, strict=True)
+            _Asked(one.block, scores[fork.prompt], fork.place, self._unsteered_rows.get(fork.prompt))
+            for fork, one in zip(forks, of, strict=True)
         ]
         self._ask(batch.hidden, batch.residual, asked)
         # counted from what the layers' buffer holds
@@ -292,12 +301,17 @@ class ForkedPass:
         self._token_cell[: len(cells)].copy_(cells)
         return hidden, self._layers[layer].steered(hidden, residual)
 
-    def _ask(self, hidden: torch.Tensor, residual: torch.Tensor | None, asked: list[_Asked]) -> None:
-        """Keep what is asked until there is enough; the scored nodes are the rows, one after another."""
+    def _ask(self, hidden: torch.Tensor, residual: torch.Tensor | None, asked: list[_Asked]) -> torch.Tensor:
+        """Keep what is asked until there is enough; the scored nodes are the rows, one after another.
+
+        Returns them behind the final norm.
+        """
         normed = self._model.model.norm(hidden, residual)
-        self._waiting.append((normed if residual is None else normed[0], asked))
+        found: torch.Tensor = normed if residual is None else normed[0]
+        self._waiting.append((found, asked))
         if sum(len(rows) for rows, _ in self._waiting) >= self._rows_at_once:
             self._answer()
+        return found
 
     def _answer(self) -> None:
         waiting, self._waiting = self._waiting, []
@@ -310,10 +324,20 @@ class ForkedPass:
         before = np.cumsum([0, *(len(block.scored) for block in blocks)])
         row_of = np.concatenate([block.asked_at + at for block, at in zip(blocks, before, strict=False)])
         parts = []
-        for begin in range(0, len(rows), self._rows_at_once):
-            some = rows[begin : begin + self._rows_at_once]
+        kl = np.zeros(len(rows), np.float32)
+        held = np.concatenate([np.full(len(one.block.scored), one.unsteered is not None) for one in every])
+        against = [one.unsteered for one in every if one.unsteered is not None]
+        unsteered = torch.cat(against) if against else rows[:0]
+        # what forks are held against takes its room too
+        at_once = max(1, self._rows_at_once // 4) if against else self._rows_at_once
+        for begin in range(0, len(rows), at_once):
+            some = rows[begin : begin + at_once]
+            places = begin + np.flatnonzero(held[begin : begin + at_once])
             with reusing_logits(self._model):
+                # each rank takes part in each product
+                base = self._log_probabilities(unsteered[: len(places)]) if len(places) else None
                 logits = self._model.compute_logits(some)
+            unsteered = unsteered[len(places) :]
             if logits is None:
                 # under tensor parallelism some devices gather them on the first rank alone
                 continue
@@ -321,10 +345,15 @@ class ForkedPass:
             first, last = np.searchsorted(row_of, [begin, begin + len(some)])
             at = torch.from_numpy(row_of[first:last] - begin).to(self._device)
             wanted = logits[at, tokens[first:last]]
+            compared = torch.from_numpy(places - begin).to(self._device)
+            steered = logits[compared] if base is not None else None
             largest, top = logits.max(dim=-1)
             # in place, since a second tensor of that size takes longer than the sum
             sums = logits.sub_(largest[:, None]).exp_().sum(dim=-1).log()
             total = largest + sums
+            if base is not None and steered is not None:
+                steered = base - steered.sub_(total[compared, None])
+                kl[places] = (base.exp_() * steered).sum(dim=-1).cpu().numpy()
             parts.append((wanted - total[at], top.int(), -sums))
         if not parts:
             return
@@ -335,7 +364,13 @@ class ForkedPass:
             one.scores.logprobs[one.place] = logprobs[own]
             one.scores.top[one.place] = tops[nodes]
             one.scores.top_logprob[one.place] = top_logprobs[nodes]
+            if one.unsteered is not None:
+                one.scores.kl[one.place] = kl[nodes]
             done += len(one.block.asked)
+
+    def _log_probabilities(self, rows: torch.Tensor) -> torch.Tensor | None:
+        logits = self._model.compute_logits(rows)
+        return None if logits is None else torch.log_softmax(logits.float(), dim=-1)
 
 
 def _kept_bytes_a_token(layers: Sequence[Any]) -> int:
@@ -348,11 +383,14 @@ def _kept_bytes_a_token(layers: Sequence[Any]) -> int:
 
 def _no_scores(block: ForkBlock) -> ForkScores:
     forks, scored = len(block.cells), len(block.scored)
+    kl = np.full((forks, scored if block.divergence[0] else 0), np.nan, np.float32)
+    kl[block.cells == 0] = 0.0
     return ForkScores(
         np.full((forks, len(block.asked)), np.nan, np.float32),
         np.full((forks, scored), -1, np.int32),
         np.full((forks, scored), np.nan, np.float32),
         np.zeros((forks, scored), np.int32),
+        kl,
     )
 
 

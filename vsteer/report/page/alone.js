@@ -65,7 +65,7 @@ function fileOf(name, state) {
     const varied = different(FAMILIES.map((each) => each.system)).length > 1;
     const names = FIGURES[name].vector ? ['model', 'vector'] : DIMENSIONS.slice(1).filter((each) => each !== 'system' || varied);
     parts.push(...(DATA.facts.length > 1 ? [family.run] : []), ...names.map((each) => family[each]).filter((each) => each !== 'add'));
-    if (FIGURES[name].sized && size !== null) parts.push(`multiplier${size}`);
+    if (FIGURES[name].sized && size !== null) parts.push(`${DATA.level}${size}`);
   }
   if (FIGURES[name].layered && layer !== null) parts.push(`layer${layer}`);
   if (state.measure !== 'effect' && inMeasures(name)) parts.push(state.measure);

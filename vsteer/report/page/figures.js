@@ -8,7 +8,7 @@ const signOf = (row) => (row.multiplier === null ? doneOf(row) : row.multiplier 
 const named = (family) => `the vector ${family.vector}`;
 const zero = [{y: 0}];
 const at = (state) => (state.layer === null ? [] : [{layer: state.layer}]);
-const sizeText = ({family, size}) => (size === null ? doneOf(family) : `multiplier ±${size}`);
+const sizeText = ({family, size}) => (size === null ? doneOf(family) : `${DATA.level} ±${size}`);
 const systemText = (family) => {
   const prompt = DATA.facts.find((run) => run.run === family.run)?.evaluations.find((each) => each.evaluation === family.evaluation && each.system === family.system)?.system_prompt;
   const quoted = (text) => `“${text.length > 80 ? `${text.slice(0, 80)}…` : text}”`;
@@ -116,7 +116,7 @@ const FIGURES = {
       const places = Math.min(6, Math.max(2, 1 - Math.floor(Math.log10(extent))));
       const words = (each) => (isNumber(each.y) ? rounded(each.y, places) : '');
       return {data: {rows: points.map((each) => ({...each, words: words(each)}))}, signals: {extent},
-        title: `Effect of ${named(state.family)} by layer and multiplier`,
+        title: `Effect of ${named(state.family)} by layer and ${DATA.level}`,
         says: [`Each cell shows the ${MEASURES[state.measure].says}. Its tint repeats the number, equally strong for either sign.`, measured(found), sentence(itemsText(found))]};
     },
   },
@@ -132,7 +132,7 @@ const FIGURES = {
       const here = all.filter((row) => place(row) === mine[0].place);
       const dose = doseFit(state, here);
       return {data: {rows: mine.sort((a, b) => a.multiplier - b.multiplier), others: lines, fit: dose.points, zero},
-        title: `Effect of ${named(state.family)} by multiplier, at layer ${mine[0].place}`,
+        title: `Effect of ${named(state.family)} by ${DATA.level}, at layer ${mine[0].place}`,
         says: [measured(here.filter((row) => row.multiplier !== 0)), intervalWords(mine, value), dose.says,
           `${different(lines.map((row) => row.place)).length > 1 ? 'Thin lines are the other layers. ' : ''}${here.some((row) => row.multiplier === 0) ? 'Multiplier 0 is the unsteered model.' : 'No multiplier is the unsteered model.'} ${here[0].monotone ? 'The curve never turns back over these multipliers.' : 'The curve turns back somewhere: don’t fit through its end points.'}`]};
     },

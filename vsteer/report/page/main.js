@@ -81,7 +81,7 @@ function buildBar() {
     }}, values.map((value) => element('option', {selected: value === state.family?.[name]}, value === '' ? 'none' : String(value)))));
   });
   const sizes = state.family === null ? [] : ascending(ofFamily('multiplier_curves', state.family).map((row) => Math.abs(row.multiplier)).filter((size) => size > 0));
-  const sizeSelect = sizes.length < 2 ? null : element('label', {}, '|multiplier|', element('select', {'data-choice': 'size', onchange: (event) => {
+  const sizeSelect = sizes.length < 2 ? null : element('label', {}, `|${DATA.level}|`, element('select', {'data-choice': 'size', onchange: (event) => {
     state.size = sizes[event.target.selectedIndex];
     soon();
   }}, sizes.map((size) => element('option', {selected: size === state.size}, `±${size}`))));

@@ -34,7 +34,7 @@ function duration(began, ended) {
 function factsOf(run) {
   const facts = [
     ['model', run.models.map((one) => `${one.model}, ${one.dtype}${one.quantization ? `, ${one.quantization}` : ''}, ${one.model_commit.slice(0, 12)}`)],
-    ['vectors', run.vectors.map((one) => `${one.vector}${run.models.length > 1 ? ` in ${one.model}` : ''}: norm ${one.norm}, ${one.operation} at ${one.positions}, layers ${one.layers}, multipliers ${(one.multipliers ?? []).map((value) => multiplierText(value, one.operation)).join(', ') || 'none'}; `
+    ['vectors', run.vectors.map((one) => `${one.vector}${run.models.length > 1 ? ` in ${one.model}` : ''}: norm ${one.norm}, ${one.operation} at ${one.positions}, layers ${one.layers}, ${DATA.level}s ${(one.multipliers ?? []).map((value) => multiplierText(value, one.operation)).join(', ') || 'none'}; `
       + ([one.random ? plural(one.random, 'random vector') : '', one.shuffled ? plural(one.shuffled, 'vector') + ' of shuffled labels' : '', one.unrelated ? plural(one.unrelated, 'unrelated vector') : ''].filter(Boolean).join(', ') || 'no control vectors'))],
     ['evaluations', run.evaluations.map((one) => `${one.evaluation}: ${plural(one.items, one.kind === 'choice' ? 'question with given answers' : 'open question').replace(/question(.*)s$/, 'questions$1s').replace('questions with given answerss', 'questions with given answers').replace('open questionss', 'open questions')}${one.orders > 1 ? ', both letter orders' : ''}, ${plural(one.configs, 'configuration')}${one.system_prompt ? `, system prompt “${one.system_prompt}”` : ''}`)],
     ['computed by', [`${run.engines.join(', ')}${run.hardware ? ` on ${run.hardware}` : ''}${run.vsteer ? `, vsteer ${run.vsteer}` : ''}`]],
@@ -63,7 +63,7 @@ function verdicts(family) {
   return [...found].sort((a, b) => b.headline - a.headline).map((row) => {
     const words = row.headline && found.length > 1 ? `by the strictest control: ${row.verdict}` : row.verdict;
     const verdict = `${words[0].toUpperCase()}${words.slice(1)}.`;
-    const own = `The vector’s largest |effect| is ${number(row.largest, 2)} (layer ${place(row)}, ${row.multiplier === null ? '' : 'multiplier '}${multiplierText(row.multiplier, row.operation)}, ${relative([row])})`;
+    const own = `The vector’s largest |effect| is ${number(row.largest, 2)} (layer ${place(row)}, ${row.multiplier === null ? '' : `${DATA.level} `}${multiplierText(row.multiplier, row.operation)}, ${relative([row])})`;
     const theirs = row.controls ? `, the largest of ${plural(row.controls, `${row.control} vector`)} is ${number(row.control_largest, 2)} (p = ${number(row.p_value)})` : '';
     const left = row.controls_left_out ? ` ${plural(row.controls_left_out, `${row.control} vector`)} left out: rows are missing, or another vector is repeated.` : '';
     return `${verdict} ${own}${theirs}.${left}`;
@@ -77,7 +77,7 @@ function peaksSection(state, choose) {
   const heldout = found.some((row) => isNumber(row.heldout_effect));
   const banded = found.some((row) => ['outside_random', 'outside_shuffled', 'outside_unrelated'].some((name) => typeof row[name] === 'boolean'));
   const outside = (row) => [['random', row.outside_random], ['shuffled', row.outside_shuffled], ['unrelated', row.outside_unrelated]].filter(([, each]) => typeof each === 'boolean').map(([kind, each]) => `${kind}: ${each ? 'yes' : 'no'}`).join(', ') || '–';
-  const header = ['peak layer (depth)', 'multiplier', ...varying.map((name) => WORDS[name]), 'effect on the logit difference', ...(heldout ? ['held-out effect (95%)'] : []), 'Δ p', 'indistinguishable layers', ...(banded ? ['outside the controls, this row alone'] : []), 'injected norm / stream norm', 'mass (unsteered)', 'items'];
+  const header = ['peak layer (depth)', DATA.level, ...varying.map((name) => WORDS[name]), 'effect on the logit difference', ...(heldout ? ['held-out effect (95%)'] : []), 'Δ p', 'indistinguishable layers', ...(banded ? ['outside the controls, this row alone'] : []), 'injected norm / stream norm', 'mass (unsteered)', 'items'];
   const lines = found.map((row) => [element('button', {type: 'button', onclick: () => choose(row), 'aria-label': `show ${row.vector} at layer ${row.peak_layer}`}, `${row.peak_layer} (${number(row.peak_depth, 2)})`),
     multiplierText(row.multiplier, row.operation), ...varying.map((name) => String(row[name])),
     `${signed(row.effect)} ± ${number(row.effect_se, 2)} se`,
