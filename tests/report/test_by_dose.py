@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.run.test_kl_doses import Runs
+from vsteer.analysis.statistics import write_statistics
 from vsteer.cli.layer_curve import layer_curves
 from vsteer.report.figures import every_figure
 from vsteer.report.page import gathered
@@ -26,13 +27,19 @@ def test_curves_are_over_doses(tmp_path: Path) -> None:
     runs = Runs(tmp_path)
     runs.write(kl=[0.02, 0.05])
     folder = runs.run().folder
+    write_statistics(folder)
     data = gathered([folder], run_names([folder]))
     assert data["level"] == "KL dose"
     doses = {-0.05, -0.02, 0.0, 0.02, 0.05}
     assert set(values(data, "multiplier_curves", "multiplier")) == doses
     assert set(values(data, "layer_peaks", "multiplier")) == doses - {0.0}
     assert set(values(data, "control_bands", "multiplier")) == doses - {0.0}
+    # a line through multipliers is none through doses
     assert data["tables"]["doses"]["length"] == 0
+    assert runs.ask("select distinct kl, level from peaks order by all") == [
+        (kl, sign) for kl in (0.02, 0.05) for sign in (-1, 1)
+    ]
+    assert runs.ask("select count(*) from asymmetries where measure = 'logit_diff'") == [(4,)]
     # the SQL behind a figure gives what is drawn
     sql = data["tables"]["multiplier_curves"]["sql"]
     assert {row[0] for row in runs.ask(f"select multiplier from ({sql})")} == doses
@@ -55,6 +62,7 @@ def test_multipliers_beside_doses_are_drawn_over(tmp_path: Path) -> None:
     runs = Runs(tmp_path)
     runs.path.write_text(runs.path.read_text().replace("{kl: [0.01, 0.03]}", "[1, {kl: 0.02}]"))
     folder = runs.run().folder
+    write_statistics(folder)
     data = gathered([folder], run_names([folder]))
     assert data["level"] == "multiplier"
     found = runs.ask("select distinct multiplier from conditions where control = '' and vector <> ''")
