@@ -31,7 +31,9 @@ def chatted(server: FakeServer, *lines: str, colours: bool = False) -> tuple[str
             await chat.go_on()
             return chat
 
-    console = Console(file=io.StringIO(), width=120, force_terminal=colours, color_system=system)
+    console = Console(
+        file=io.StringIO(), width=120, force_terminal=colours, color_system=system, no_color=False
+    )
     chat = asyncio.run(talk())
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue(), chat
