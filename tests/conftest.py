@@ -31,6 +31,8 @@ SHARE_ENGINES = {
     for name in (
         "capture",
         "coherence",
+        "conditions",
+        "divergence",
         "driver",
         "extraction",
         "forks",
