@@ -9,6 +9,7 @@ from typing import Literal
 import httpx
 import pytest
 from rich.console import Console
+from rich.style import Style
 
 from tests.serve.fake import FakeServer
 from vsteer.errors import UsageError
@@ -92,6 +93,8 @@ def test_a_command_that_is_none_changes_nothing(line: str, says: str) -> None:
 
 
 def test_each_token_is_coloured_by_what_the_stream_has_of_the_vector() -> None:
+    # rich keeps a style as the first terminal had it, which may have been another test's, of fewer colours
+    Style.parse.cache_clear()
     server = FakeServer(projects=True)
     shown, _ = chatted(server, "/project 2", "Hello", "/off", "/project off", "Again", colours=True)
     assert [name for name, _ in server.projected] == ["base+joy@3:after_prompt", "base"]
