@@ -35,6 +35,7 @@ class Kept:
         pass
 
 
+@pytest.mark.long
 @on(ONE)
 def test_cosines_and_rows_are_hugging_faces(
     engine: VllmEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -40,6 +40,7 @@ def steerings_of(engine: VllmEngine, vector: str) -> list[Steering]:
     return made
 
 
+@pytest.mark.long
 @on(ONE, CAPTURING[1], slow=CAPTURING[2:])
 def test_divergences_are_hugging_faces(engine: VllmEngine, reference: ReferenceEngine) -> None:
     vectors = make_vectors(reference)
@@ -73,6 +74,7 @@ def distributions(reference: ReferenceEngine, ids: tuple[int, ...], steering: St
     return found
 
 
+@pytest.mark.long
 @on(ONE)
 def test_a_text_that_a_pass_has_no_room_for_is_refused(engine: VllmEngine) -> None:
     ids = (3,) * 200

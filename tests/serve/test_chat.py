@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import io
-from typing import Literal
 
 import httpx
 import pytest
 from rich.console import Console
-from rich.style import Style
 
 from tests.serve.fake import FakeServer
 from vsteer.errors import UsageError
@@ -17,8 +15,7 @@ from vsteer.serve.chat import Chat, first_dial, vectors_of
 from vsteer.serve.dial import Dial
 
 
-def chatted(server: FakeServer, *lines: str, colours: bool = False) -> tuple[str, Chat]:
-    system: Literal["truecolor"] | None = "truecolor" if colours else None
+def chatted(server: FakeServer, *lines: str) -> tuple[str, Chat]:
     waiting = list(lines)
 
     async def read() -> str | None:
@@ -32,9 +29,7 @@ def chatted(server: FakeServer, *lines: str, colours: bool = False) -> tuple[str
             await chat.go_on()
             return chat
 
-    console = Console(
-        file=io.StringIO(), width=120, force_terminal=colours, color_system=system, no_color=False
-    )
+    console = Console(file=io.StringIO(), width=120)
     chat = asyncio.run(talk())
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue(), chat
@@ -93,20 +88,23 @@ def test_a_command_that_is_none_changes_nothing(line: str, says: str) -> None:
 
 
 def test_each_token_is_coloured_by_what_the_stream_has_of_the_vector() -> None:
-    # rich keeps a style as the first terminal had it, which may have been another test's, of fewer colours
-    Style.parse.cache_clear()
     server = FakeServer(projects=True)
-    shown, _ = chatted(server, "/project 2", "Hello", "/off", "/project off", "Again", colours=True)
+    shown, chat = chatted(server, "/project 2", "Hello", "/off", "/project off")
     assert [name for name, _ in server.projected] == ["base+joy@3:after_prompt", "base"]
     for _, request in server.projected:
         assert (request["vector"], request["layer"]) == ("joy", 2)
         assert [message["role"] for message in request["messages"]] == ["user", "assistant"]
-    # 1 above the mean of 2 is full blue, 1 below it full orange, and what is written is harmless
-    assert "48;2;15;95;168mgood" in shown
-    assert "48;2;194;80;10m bad" in shown
-    assert "\\x1b[31m" in shown
-    assert "\x1b[31m" not in shown
-    words = " ".join(chatted(FakeServer(projects=True), "/project 2", "Hello")[0].split())
+    for side in (chat._steered, chat._unsteered):
+        text = side.coloured
+        assert text is not None
+        # 1 above the mean of 2 is full blue, 1 below it full orange, and what is written is harmless
+        assert [(text.plain[span.start : span.end], span.style) for span in text.spans] == [
+            ("good", "white on rgb(15,95,168)"),
+            (" \\x1b[31m", "black on rgb(255,255,255)"),
+            (" bad", "white on rgb(194,80,10)"),
+        ]
+    assert "\\x1b[31m bad" in shown
+    words = " ".join(shown.split())
     # a note stands in two columns, so its words are looked for one by one
     for part in ("along joy", "mean 2", "0.816", "0.408"):
         assert part in words
