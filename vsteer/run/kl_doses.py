@@ -20,8 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vsteer.datasets.neutral import NeutralText
-from vsteer.errors import DataError, SteeringFault, UnsupportedError
-from vsteer.files import new_file
+from vsteer.errors import SteeringFault, UnsupportedError
 from vsteer.identity import VERSION, identify
 from vsteer.operations import OPERATIONS
 from vsteer.plan.configurations import Config
@@ -30,7 +29,7 @@ from vsteer.plan.ways import why_not
 from vsteer.prompts.template import plain_text
 from vsteer.protocol import Block, Engine, Prompt, Steering, Vectors
 from vsteer.run.dose_search import DoseSearch
-from vsteer.store.files import write_parquet
+from vsteer.store.files import write_sealed
 from vsteer.store.schema import KL_DOSES_SCHEMA
 from vsteer.store.shards import ROWS_FOLDER
 from vsteer.store.sound import faults_of_tables, set_aside_damaged
@@ -142,8 +141,7 @@ class KlDoses:
         before = {one["dose_id"]: one for one in self._read()}
         if self._records and self._records != before:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with new_file(self.path, DataError, overwrite=True) as temporary:
-                write_parquet(temporary, pa.Table.from_pylist(list(self._records.values()), KL_DOSES_SCHEMA))
+            write_sealed(self.path, pa.Table.from_pylist(list(self._records.values()), KL_DOSES_SCHEMA))
 
     def _id(self, config: Config) -> str:
         """What a dose is known by: all that decides its multiplier."""
